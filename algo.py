@@ -1,0 +1,324 @@
+"""One class per objective; the mathematics only. The shared steps (time, corrupt,
+denoise, reduce) are in `diffusion.py` and `trainer_base.py`.
+
+Shapes: B batch, L length, K vocabulary; alpha_t, dalpha_t (B, 1). (B, L, K) work is
+in the dtype of log_x_theta, (B, L) work in that of alpha_t (float64 where there is
+one), which keeps the losses exact where 1 - alpha_t or alpha_t is tiny.
+"""
+
+import math
+from typing import Any
+
+import hydra
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion import AbsorbingState, UniformState
+from trainer_base import TrainerBase, vocabulary_with_mask
+from utils import ConfigError
+
+NEG_INFINITY = -1e6  # finite, so that 0 * log 0 stays 0
+
+
+def algorithm_class(config: DictConfig) -> type[TrainerBase]:
+    """The class that `algo=...` names.
+
+    Raises:
+        ConfigError: If this version has no such class.
+    """
+    try:
+        return hydra.utils.get_class(config.algo._target_)
+    except Exception as error:
+        names = ", ".join(
+            sorted(c.__name__ for c in globals().values() if _is_algorithm(c))
+        )
+        raise ConfigError(
+            f"algo={config.algo.name}: {config.algo._target_} is not available "
+            f"({str(error).splitlines()[0]}); classes here: {names}."
+        ) from None
+
+
+def _is_algorithm(value: Any) -> bool:
+    return isinstance(value, type) and value.__module__ == __name__
+
+
+class AR(TrainerBase):
+    """Autoregressive model: cross entropy of each token given those before it."""
+
+    is_autoregressive = True
+
+    @staticmethod
+    def vocabulary(tokenizer: Any) -> tuple[int, int]:
+        return vocabulary_with_mask(tokenizer)
+
+    def nll(self, x0: Tensor, batch_idx: int = 0) -> Tensor:
+        """-log p(x_i | x_<i) for positions 1 .. L - 1, nats, (B, L - 1)."""
+        log_probs = self.log_probs(self.backbone.trunk(x0[:, :-1]))
+        return -pick(log_probs, x0[:, 1:])
+
+    def valid_tokens(self, attention_mask: Tensor) -> Tensor:
+        return attention_mask[:, 1:]
+
+    def log_probs(self, hidden: Tensor) -> Tensor:
+        """Next-token log-probabilities, never the mask, (..., D) -> (..., K)."""
+        logits = without_mask(self.logits_for_loss(hidden), self.mask_index)
+        return logits.log_softmax(dim=-1)
+
+    def next_token(self, x: Tensor) -> Tensor:
+        """Log-probabilities of the token after x, (B, l) -> (B, K)."""
+        return self.log_probs(self.backbone.trunk(x)[:, -1])
+
+    def prior_sample(
+        self, num_samples: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        shape = (num_samples, 1)
+        return torch.full(shape, self.tokenizer.bos_token_id, device=self.device)
+
+
+class MDLM(AbsorbingState):
+    """Masked diffusion with the SUBS parameterisation.
+
+    Reference: MDLM (arXiv:2406.07524), section 3.
+    """
+
+    is_discrete_time = True
+
+    def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
+        return subs(logits, xt, self.mask_index)
+
+    def nll_per_token(
+        self,
+        log_x_theta: Tensor,
+        *,
+        xt: Tensor,
+        x0: Tensor,
+        alpha_t: Tensor,
+        dalpha_t: Tensor,
+    ) -> Tensor:
+        """Weighted cross entropy of masked tokens.
+
+            loss = dalpha_t / (1 - alpha_t) * log p_theta(x_0 | x_t)
+
+        dalpha_t <= 0, so each term is >= 0. Revealed tokens contribute exactly zero,
+        because carry-over fixes their log-probability at 0. With T > 0, dalpha_t is
+        a difference and the sum is the discrete-time bound.
+        """
+        return dalpha_t / (1 - alpha_t) * pick(log_x_theta, x0)
+
+
+class SEDDAbsorb(AbsorbingState):
+    """Score entropy; the network gives log p_t(y) / p_t(x_t), not log p(x_0 | x_t).
+
+    Reference: SEDD (arXiv:2310.16834), score entropy with an absorbing state.
+    """
+
+    def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
+        """log s(y) = logits - log(e^sigma - 1) - log(K - 1), and 0 at y = x_t."""
+        K = logits.shape[-1]
+        offset = torch.log(torch.expm1(sigma)) + math.log(K - 1)
+        log_score = logits - offset[..., None].to(logits.dtype)
+        return log_score.scatter(-1, xt[..., None], 0.0)
+
+    def nll_per_token(
+        self,
+        log_x_theta: Tensor,
+        *,
+        xt: Tensor,
+        x0: Tensor,
+        alpha_t: Tensor,
+        dalpha_t: Tensor,
+    ) -> Tensor:
+        """Score entropy at masked positions, 0 elsewhere.
+
+            loss = dsigma (sum_{y != m} s(y) - r log s(x_0) + r (log r - 1))
+
+        with r = 1 / (e^sigma - 1) = alpha_t / (1 - alpha_t) the true score of x_0 and
+        dsigma = -dalpha_t / alpha_t. `log_x_theta` holds log s.
+        """
+        log_score = log_x_theta
+        r = alpha_t / (1 - alpha_t)
+        dsigma = -dalpha_t / alpha_t
+        positive = log_score.masked_fill(self._is_mask(log_score), -torch.inf)
+        total = positive.exp().sum(dim=-1)  # (B, L)
+        entropy = total - r * pick(log_score, x0) + r * (r.log() - 1)
+        return torch.where(xt == self.mask_index, dsigma * entropy, 0.0)
+
+    def predict_x0(self, xt: Tensor, alpha_t: Tensor) -> Tensor:
+        """At a mask the score of a token is proportional to its probability."""
+        return subs(self.log_score(xt, alpha_t), xt, self.mask_index)
+
+    def log_score(self, xt: Tensor, alpha_t: Tensor) -> Tensor:
+        return self(xt, self.sigma(alpha_t))
+
+
+class D3PMAbsorb(AbsorbingState):
+    """Discrete-time absorbing diffusion over T steps, mean parameterisation.
+
+    Reference: D3PM (arXiv:2107.03006); the bound as in MDLM (arXiv:2406.07524).
+    """
+
+    is_discrete_time = True
+
+    def __init__(self, config: DictConfig, tokenizer: Any) -> None:
+        super().__init__(config, tokenizer)
+        self.subs_masking: bool = config.algo.subs_masking
+        self.redraws_revealed = config.algo.compat == "reference"
+
+    @classmethod
+    def validate_config(cls, config: DictConfig) -> None:
+        super().validate_config(config)
+        if config.algo.T == 0:
+            raise ConfigError("algo.T=0: algo=d3pm is discrete-time; give T > 0.")
+        if config.noise.type != "log-linear":
+            raise ConfigError(
+                f"noise={config.noise.type}: algo=d3pm is defined for noise=log-linear."
+            )
+
+    def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
+        if self.subs_masking:
+            logits = without_mask(logits, self.mask_index)
+        return logits.log_softmax(dim=-1)
+
+    def nll_per_token(
+        self,
+        log_x_theta: Tensor,
+        *,
+        xt: Tensor,
+        x0: Tensor,
+        alpha_t: Tensor,
+        dalpha_t: Tensor,
+    ) -> Tensor:
+        """T times the KL term of one step at masked positions, 0 elsewhere.
+
+            t = 1 - alpha_t, s = t - dt, dt = 1 / T, q = p(m)
+            term1 = dt / t * (log(alpha_t q / t + 1) - log p(x_0))
+            term2 = s / t * (log(alpha_t q / t + 1) - log(alpha_s q / s + 1))
+            loss = T (term1 + term2)
+
+        term2 tends to 0 with s, its value at the first time of the grid.
+
+        NOTE(compat): the reference takes alpha_s = t - dt for 1 - (t - dt), which
+        makes its loss unbounded below; there is no switch back to that.
+        """
+        dt = 1 / self.T
+        t = (1 - alpha_t).clamp(0.0, 1 - 1e-4)
+        s = (t - dt).clamp(min=0.0)
+        alpha_s = 1 - s
+        # (1 - eps) of the schedule puts the first t slightly below dt.
+        safe_s = torch.where(s > 0, s, 1.0)
+        q = log_x_theta[..., self.mask_index].exp().to(alpha_t.dtype)  # (B, L)
+        log_xt = torch.log1p(alpha_t * q / t)
+        term1 = dt / t * (log_xt - pick(log_x_theta, x0))
+        term2 = (1 - dt / t) * (log_xt - torch.log1p(alpha_s * q / safe_s))
+        loss = self.T * (term1 + torch.where(s > 0, term2, 0.0))
+        return torch.where(xt == self.mask_index, loss, 0.0)
+
+    def reconstruction_nll(self, x0: Tensor) -> Tensor:
+        """-log p_theta(x_0 | x_0 as input, t = 0), for every token."""
+        log_x_theta = self(x0, x0.new_zeros(len(x0), 1, dtype=torch.float32))
+        return -pick(log_x_theta, x0)
+
+    def posterior(
+        self, x_theta: Tensor, *, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor
+    ) -> Tensor:
+        if not self.redraws_revealed:
+            return super().posterior(x_theta, xt=xt, alpha_t=alpha_t, alpha_s=alpha_s)
+        # NOTE(compat): the reference draws revealed tokens anew at every step and
+        # leaves rows unnormalised where p has mass on the mask.
+        stay = ((1 - alpha_s) / (1 - alpha_t))[..., None].to(x_theta.dtype)
+        masked = torch.where(self._is_mask(x_theta), stay, (1 - stay) * x_theta)
+        return torch.where((xt == self.mask_index)[..., None], masked, x_theta)
+
+
+class DUO_BASE(UniformState):
+    """Uniform-state diffusion trained on its Rao-Blackwellised bound.
+
+    Reference: UDLM (arXiv:2412.10193); DUO (arXiv:2506.10892), section on the
+    uniform-state NELBO.
+    """
+
+    def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
+        return logits.log_softmax(dim=-1)
+
+    def nll_per_token(
+        self,
+        log_x_theta: Tensor,
+        *,
+        xt: Tensor,
+        x0: Tensor,
+        alpha_t: Tensor,
+        dalpha_t: Tensor,
+    ) -> Tensor:
+        """The continuous-time bound, from three numbers per token.
+
+            xbar(y) = K alpha_t x_0(y) + 1 - alpha_t,   xbar_theta likewise with p
+            loss = dalpha_t / (K alpha_t) * [ K / xbar(xt) - K / xbar_theta(xt)
+              - sum_y xbar(y) / xbar(xt) log(xbar_theta(xt) xbar(y)
+                                             / (xbar_theta(y) xbar(xt))) ]
+
+        With c = K alpha_t / (1 - alpha_t) and u(y) = log(1 + c p(y)), so that
+        xbar_theta(y) = (1 - alpha_t) e^u(y), and D = sum_y u(y) - K u(xt), this is
+
+            x0 == xt: K / (1 - alpha_t) (1 / (1 + c) - e^-u(xt))
+                      + (D + (K - 1) log(1 + c)) / (1 + c)
+            x0 != xt: K / (1 - alpha_t) (1 - e^-u(xt))
+                      + D + c (u(x0) - u(xt)) - (1 + c) log(1 + c)
+
+        inside the bracket. No 1 - alpha_t is subtracted from anything of size 1, so
+        float32 logits are enough at both ends of the schedule.
+        """
+        K = log_x_theta.shape[-1]
+        c = K * alpha_t / (1 - alpha_t)  # (B, 1)
+        log_c = c.log()
+        # u = softplus(log c + log p); past the threshold softplus(z) = z to rounding.
+        shifted = log_x_theta + log_c[..., None].to(log_x_theta.dtype)
+        u_sum = F.softplus(shifted, threshold=40).sum(dim=-1)  # (B, L)
+        u_xt = F.softplus(log_c + pick(log_x_theta, xt), threshold=40)
+        u_x0 = F.softplus(log_c + pick(log_x_theta, x0), threshold=40)
+        D = u_sum - K * u_xt
+        log1p_c = torch.log1p(c)
+        same = K / (1 - alpha_t) * (1 / (1 + c) - torch.exp(-u_xt)) + (
+            D + (K - 1) * log1p_c
+        ) / (1 + c)
+        other = (
+            -K / (1 - alpha_t) * torch.expm1(-u_xt)
+            + D
+            + c * (u_x0 - u_xt)
+            - (1 + c) * log1p_c
+        )
+        return dalpha_t / (K * alpha_t) * torch.where(x0 == xt, same, other)
+
+
+# ---------------------------------------------------------------- shared formulas
+
+
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """values[..., index], (B, L, K) and (B, L) -> (B, L)."""
+    return values.gather(-1, index[..., None]).squeeze(-1)
+
+
+def without_mask(logits: Tensor, mask_index: int) -> Tensor:
+    """Logits whose mask entry has next to no probability, (..., K)."""
+    is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_index
+    return torch.where(is_mask, logits + NEG_INFINITY, logits)
+
+
+def subs(logits: Tensor, xt: Tensor, mask_index: int) -> Tensor:
+    """The SUBS parameterisation: no mass on the mask, and revealed tokens stay.
+
+    Reference: MDLM (arXiv:2406.07524), section 3.2.3 (zero masking, carry-over).
+
+    Args:
+        logits: (B, L, K).
+        xt: Noisy ids, (B, L).
+        mask_index: Id of the mask.
+
+    Returns:
+        Log-probabilities of clean tokens, (B, L, K).
+    """
+    log_x_theta = without_mask(logits, mask_index).log_softmax(dim=-1)
+    carried = torch.full_like(log_x_theta, NEG_INFINITY)
+    carried = carried.scatter(-1, xt[..., None], 0.0)
+    return torch.where((xt == mask_index)[..., None], log_x_theta, carried)

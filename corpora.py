@@ -1,0 +1,184 @@
+"""Where documents come from: synthetic sequences of known entropy, the standard
+library's documentation, and the user's files. Tokenizing and batching them is the
+work of `dataloader.py`.
+"""
+
+import ast
+import glob
+import re
+import string
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from omegaconf import ListConfig
+
+from utils import ConfigError, choose, require
+
+
+def synthetic_rows(
+    num_rows: int, length: int, vocab_size: int, seed: int
+) -> np.ndarray:
+    """Sequences of known entropy: bos, a chain written from right to left, eos.
+
+    The chain starts at a uniform draw from 0 .. K - 3; after x comes x // 4, and
+    after 0 a new draw. NOTE(compat): same numbers as the reference's, which loops
+    over tokens with numpy's legacy generator and, after a row that ends on 0, draws
+    once more in vain.
+
+    Args:
+        num_rows: N.
+        length: L, bos and eos included.
+        vocab_size: K; bos is K - 2, eos K - 1.
+        seed: Of numpy's legacy generator.
+
+    Returns:
+        (N, L).
+    """
+    size = length - 2  # tokens of the chain in a row
+    random = np.random.RandomState(seed)
+    draws = np.empty(0, dtype=np.int64)
+    ends = np.empty(0, dtype=np.int64)  # ends[k]: tokens of the first k + 1 draws
+    starts = np.empty(num_rows, dtype=np.int64)  # a row's first token in the stream
+    row, draw = 0, 0
+    while row < num_rows:
+        more = random.randint(vocab_size - 2, size=max(1024, num_rows * size // 3))
+        draws = np.concatenate([draws, more])
+        ends = np.cumsum(_chain_lengths(draws))
+        while row < num_rows:
+            start = ends[draw - 1] if draw else 0
+            last = int(np.searchsorted(ends, start + size))
+            if last + 1 >= len(ends):
+                break  # more draws are needed
+            starts[row] = start
+            draw = last + 1 + int(ends[last] == start + size)
+            row += 1
+    lengths = _chain_lengths(draws)
+    digit = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
+    stream = np.repeat(draws, lengths) >> (2 * digit)
+    rows = np.empty((num_rows, length), dtype=np.min_scalar_type(vocab_size))
+    rows[:, 0], rows[:, -1] = vocab_size - 2, vocab_size - 1
+    rows[:, 1:-1] = stream[starts[:, None] + np.arange(size)][:, ::-1]
+    return rows
+
+
+def _chain_lengths(draws: np.ndarray) -> np.ndarray:
+    """Tokens from a draw down to 0: 1 for 0, else 1 + the number of base-4 digits."""
+    lengths = np.ones_like(draws)
+    while (draws > 0).any():
+        lengths += draws > 0
+        draws = draws // 4
+    return lengths
+
+
+def synthetic_entropy(length: int, vocab_size: int) -> float:
+    """Exact entropy of a synthetic row, nats per sequence.
+
+    log(K - 2) times the expected number of draws among L - 2 tokens, by the renewal
+    equation m(n) = 1 + E[m(n - chain length)].
+    """
+    size = length - 2
+    lengths, counts = np.unique(
+        _chain_lengths(np.arange(vocab_size - 2)), return_counts=True
+    )
+    p = counts / counts.sum()
+    m = np.zeros(size + 1)
+    for n in range(1, size + 1):
+        m[n] = 1 + np.dot(p, m[np.maximum(n - lengths, 0)])
+    return float(np.log(vocab_size - 2) * m[size])
+
+
+def standard_library_docstrings() -> Iterator[tuple[str, str]]:
+    """(module path, its docstrings joined), read from source without importing."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skipped = {"test", "tests", "idlelib", "lib2to3", "pydoc_data"}
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for path in sorted(root.rglob("*.py")):
+        folders = path.relative_to(root).parts
+        if skipped & set(folders) or any("-" in folder for folder in folders):
+            continue  # tests, vendored tools, site-packages, config-* build folders
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError, OSError):
+            continue
+        nodes = (node for node in ast.walk(tree) if isinstance(node, documented))
+        texts = [text for node in nodes if (text := ast.get_docstring(node))]
+        if texts:
+            yield path.relative_to(root).as_posix(), "\n\n".join(texts)
+
+
+_DIGITS = dict(
+    zip(
+        string.digits,
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+        ],
+        strict=True,
+    )
+)
+
+
+def text8_normalize(text: str) -> str:
+    """Lower case, digits spelled out, everything else one space: text8's rules."""
+    text = re.sub(r"\d", lambda digit: f" {_DIGITS[digit[0]]} ", text.lower())
+    return re.sub(r"[^a-z]+", " ", text).strip()
+
+
+# Suffix -> builder of the `datasets` library, and its arguments. `.gz` may follow.
+TEXT_FORMATS = {
+    ".txt": ("text", {"sample_by": "document"}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {}),
+}
+
+
+def read_texts(
+    paths: str | ListConfig | None, key: str, column: str, cache_dir: str
+) -> list[str]:
+    """Documents of files, in the order of their sorted names.
+
+    Args:
+        paths: File, glob, or a list of them.
+        key: Config key that held `paths`, for messages.
+        column: Text column of .jsonl and .parquet files.
+        cache_dir: Where the `datasets` library keeps its Arrow copy.
+
+    Raises:
+        ConfigError: If nothing matches, or a file is of no known format, or lacks
+            the column.
+    """
+    import datasets
+
+    if paths is None:
+        raise ConfigError(f"{key} is empty: give a file or glob, {key}='corpus/*.txt'.")
+    patterns = [paths] if isinstance(paths, str) else list(paths)
+    files = sorted(
+        {file for pattern in patterns for file in glob.glob(pattern, recursive=True)}
+    )
+    if not files:
+        raise ConfigError(f"{key}={paths!r} matches no file.")
+    texts: list[str] = []
+    for file in files:
+        suffix = Path(file.removesuffix(".gz")).suffix
+        builder, options = choose(TEXT_FORMATS, suffix, f"suffix of {key} ({file})")
+        try:
+            rows = datasets.load_dataset(
+                builder, data_files=file, split="train", cache_dir=cache_dir, **options
+            )
+        except datasets.exceptions.DatasetGenerationError as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            raise ConfigError(f"{key}: {file} cannot be read: {reason}") from None
+        column_here = "text" if builder == "text" else column
+        require(column_here, rows.column_names, f"data.text_column ({file})")
+        texts += rows[column_here]
+    return [text for text in texts if text]

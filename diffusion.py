@@ -1,0 +1,297 @@
+"""The diffusion skeleton batch -> corrupt -> denoise -> loss (`Diffusion`) and the two
+forward processes (`AbsorbingState`, `UniformState`). The objectives are in `algo.py`.
+
+Shapes: B batch, L length, K vocabulary. `alpha_t`, `dalpha_t` are (B, 1), in float64
+where the device has it; (B, L, K) tensors are float32.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from models.noise import SCHEDULES
+from trainer_base import TrainerBase, vocabulary_with_mask
+from utils import ConfigError, require, wide_dtype
+
+
+class Latent(NamedTuple):
+    """A corrupted batch."""
+
+    xt: Tensor  # noisy ids, (B, L)
+    alpha_t: Tensor  # (B, 1)
+    dalpha_t: Tensor  # (B, 1)
+
+
+class Diffusion(TrainerBase):
+    """Time, corruption and the negative ELBO of every diffusion model.
+
+    A subclass supplies the forward process (`q_xt`, `prior_sample`, `posterior`), the
+    parameterisation (`process_logits`) and the objective (`nll_per_token`).
+    """
+
+    def __init__(self, config: DictConfig, tokenizer: Any) -> None:
+        super().__init__(config, tokenizer)
+        self.T: int = config.algo.T
+        self.time_conditioning: bool = config.algo.time_conditioning
+        self.ignore_bos: bool = config.algo.ignore_bos
+        self.sampling_eps: float = config.training.sampling_eps
+        self.antithetic_sampling: bool = config.training.antithetic_sampling
+        self.noise = SCHEDULES[config.noise.type](config.noise.eps)
+
+    @classmethod
+    def validate_config(cls, config: DictConfig) -> None:
+        super().validate_config(config)
+        require(config.noise.type, SCHEDULES, "noise.type")
+        if config.algo.subs_masking and not cls.is_discrete_time:
+            raise ConfigError(
+                f"algo.subs_masking=True is for algo=d3pm, not {config.algo.name}; "
+                "the only value is False."
+            )
+
+    def nll(self, x0: Tensor, batch_idx: int = 0) -> Tensor:
+        """One-sample estimate of the negative ELBO of each token, nats, (B, L)."""
+        t = self.sample_t(len(x0), batch_idx)
+        z = self.corrupt(x0, t, batch_idx)
+        log_x_theta = self(z.xt, self.sigma(z.alpha_t))
+        nll = self.nll_per_token(
+            log_x_theta, xt=z.xt, x0=x0, alpha_t=z.alpha_t, dalpha_t=z.dalpha_t
+        )
+        return nll + self.reconstruction_nll(x0)
+
+    def valid_tokens(self, attention_mask: Tensor) -> Tensor:
+        if not self.ignore_bos:
+            return attention_mask
+        first = torch.arange(attention_mask.shape[1], device=attention_mask.device) == 0
+        return attention_mask.masked_fill(first, 0)
+
+    # ---- time
+
+    def sample_t(self, batch_size: int, batch_idx: int = 0) -> Tensor:
+        """Times of this batch's sequences, (B,), stratified over n of them.
+
+            u_i ~ U(0, 1);  u_i <- (u_i / n + i / n) mod 1  if antithetic
+            t = (1 - sampling_eps) u + sampling_eps
+
+        In training n is the global batch: all ranks draw the same n times and take
+        theirs by node, then device, then accumulation step. In validation n = B.
+        With T > 0, t moves up to the next multiple of 1/T.
+        """
+        if self.training:
+            loader, trainer = self.config.loader, self.config.trainer
+            num_times = loader.global_batch_size
+            per_device = num_times // (trainer.num_nodes * trainer.devices)
+            micro = batch_idx % trainer.accumulate_grad_batches
+            start = self.global_rank * per_device + micro * loader.batch_size
+            generator = self.generator("train/time", self.global_step, device="cpu")
+        else:
+            num_times, start = batch_size, 0
+            generator = self._batch_generator("time", batch_idx, device="cpu")
+        u = torch.rand(num_times, dtype=torch.float64, generator=generator)
+        if self.antithetic_sampling:
+            u = (u / num_times + torch.arange(num_times) / num_times) % 1
+        t = (1 - self.sampling_eps) * u + self.sampling_eps
+        if self.T > 0:
+            t = (t * self.T).floor() / self.T + 1 / self.T
+        t = t[start : start + batch_size]
+        return t.to(self.device, wide_dtype(self.device), non_blocking=True)
+
+    # ---- corrupt
+
+    def corrupt(self, x0: Tensor, t: Tensor, batch_idx: int = 0) -> Latent:
+        """Noisy tokens at times t (B,), with the schedule there.
+
+        With T > 0, dalpha_t is the backward difference T (alpha_t - alpha_s), s =
+        t - 1/T, which turns the continuous-time weight into the discrete-time one.
+        """
+        alpha_t, dalpha_t = self.noise(t[:, None])
+        if self.T > 0:
+            alpha_s = self.noise((t[:, None] - 1 / self.T).clamp(min=0)).alpha_t
+            dalpha_t = self.T * (alpha_t - alpha_s)
+        xt = self.q_xt(x0, alpha_t, self._batch_generator("noise", batch_idx))
+        if self.ignore_bos:
+            xt = torch.cat([x0[:, :1], xt[:, 1:]], dim=1)
+        return Latent(xt, alpha_t, dalpha_t)
+
+    def q_xt(
+        self, x0: Tensor, alpha_t: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draws x_t ~ q(x_t | x_0), (B, L)."""
+        raise NotImplementedError
+
+    # ---- denoise
+
+    def sigma(self, alpha_t: Tensor) -> Tensor:
+        """Total noise -log(alpha_t), (B, 1), float32-safe near alpha_t = 1."""
+        return -torch.log(alpha_t)
+
+    def forward(self, xt: Tensor, sigma: Tensor) -> Tensor:
+        """Denoiser output for noisy ids, (B, L) and (B, 1) -> (B, L, K).
+
+        Log-probabilities of clean tokens; for SEDD, log-scores.
+        """
+        condition = sigma.mean(dim=-1).float()
+        if not self.time_conditioning:
+            condition = torch.zeros_like(condition)
+        hidden = self.backbone.trunk(xt, condition)
+        return self.process_logits(self.logits_for_loss(hidden), xt=xt, sigma=sigma)
+
+    def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
+        """The parameterisation: raw logits to `forward`'s output, (B, L, K)."""
+        raise NotImplementedError
+
+    # ---- loss
+
+    def nll_per_token(
+        self,
+        log_x_theta: Tensor,
+        *,
+        xt: Tensor,
+        x0: Tensor,
+        alpha_t: Tensor,
+        dalpha_t: Tensor,
+    ) -> Tensor:
+        """The diffusion term of the negative ELBO, nats, (B, L).
+
+        Args:
+            log_x_theta: Output of `forward`, (B, L, K).
+            xt, x0: Noisy and clean ids, (B, L).
+            alpha_t, dalpha_t: Schedule and its time derivative, (B, 1).
+        """
+        raise NotImplementedError
+
+    def reconstruction_nll(self, x0: Tensor) -> Tensor | float:
+        """-log p(x_0 | x at the first time), nats; 0 in continuous time."""
+        return 0.0
+
+    # ---- what samplers ask for
+
+    def predict_x0(self, xt: Tensor, alpha_t: Tensor) -> Tensor:
+        """Log-probabilities of clean tokens, (B, L, K)."""
+        return self(xt, self.sigma(alpha_t))
+
+    def posterior(
+        self, x_theta: Tensor, *, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor
+    ) -> Tensor:
+        """q(x_s | x_t, x_theta) for s < t, normalised, (B, L, K).
+
+        Args:
+            x_theta: Probabilities of clean tokens, (B, L, K).
+            xt: Noisy ids, (B, L).
+            alpha_t, alpha_s: Signal levels, (B, 1), alpha_t < alpha_s.
+        """
+        raise NotImplementedError
+
+    def most_likely_x0(self, x_theta: Tensor, xt: Tensor) -> Tensor:
+        """Greedy clean tokens, (B, L)."""
+        return x_theta.argmax(dim=-1)
+
+
+class AbsorbingState(Diffusion):
+    """Each token turns into the mask with probability 1 - alpha_t.
+
+    Reference: D3PM (arXiv:2107.03006), absorbing state; MDLM (arXiv:2406.07524).
+    """
+
+    has_score = True
+
+    @staticmethod
+    def vocabulary(tokenizer: Any) -> tuple[int, int]:
+        return vocabulary_with_mask(tokenizer)
+
+    def q_xt(
+        self, x0: Tensor, alpha_t: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        u = torch.rand(x0.shape, device=x0.device, generator=generator)
+        return torch.where(u < 1 - alpha_t, self.mask_index, x0)
+
+    def prior_sample(
+        self, num_samples: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        shape = (num_samples, self.num_tokens)
+        return torch.full(shape, self.mask_index, device=self.device)
+
+    def posterior(
+        self, x_theta: Tensor, *, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor
+    ) -> Tensor:
+        """Revealed tokens stay; a mask stays with probability (1 - alpha_s) /
+        (1 - alpha_t), else becomes a draw from x_theta without its mask entry."""
+        stay = ((1 - alpha_s) / (1 - alpha_t))[..., None].to(x_theta.dtype)  # (B, 1, 1)
+        is_mask = self._is_mask(x_theta)
+        tokens = x_theta.masked_fill(is_mask, 0)
+        tokens = tokens / tokens.sum(dim=-1, keepdim=True)
+        masked = torch.where(is_mask, stay, (1 - stay) * tokens)
+        revealed = nn.functional.one_hot(xt, x_theta.shape[-1]).to(x_theta.dtype)
+        return torch.where((xt == self.mask_index)[..., None], masked, revealed)
+
+    def most_likely_x0(self, x_theta: Tensor, xt: Tensor) -> Tensor:
+        best = x_theta.masked_fill(self._is_mask(x_theta), -1).argmax(dim=-1)
+        return torch.where(xt == self.mask_index, best, xt)
+
+    def log_score(self, xt: Tensor, alpha_t: Tensor) -> Tensor:
+        """log p_t(y) / p_t(x_t) for one-token changes x_t -> y, (B, L, K).
+
+        With k = alpha_t / (1 - alpha_t): at a mask, k p(y) for tokens and 1 for the
+        mask; at a token, 1 for itself, 1 / k for the mask, 0 for the rest.
+        """
+        log_x_theta = self.predict_x0(xt, alpha_t)
+        log_k = torch.log(alpha_t / (1 - alpha_t))[..., None].to(log_x_theta.dtype)
+        is_mask = self._is_mask(log_x_theta)
+        masked = torch.where(is_mask, 0.0, log_x_theta + log_k)
+        revealed = log_x_theta.new_full(log_x_theta.shape, -1e6)
+        revealed = torch.where(is_mask, -log_k, revealed)
+        revealed = revealed.scatter(-1, xt[..., None], 0.0)
+        return torch.where((xt == self.mask_index)[..., None], masked, revealed)
+
+    def _is_mask(self, like: Tensor) -> Tensor:
+        """(K,) bool: the mask's entry of the vocabulary."""
+        return torch.arange(like.shape[-1], device=like.device) == self.mask_index
+
+
+class UniformState(Diffusion):
+    """Each token becomes a uniform draw over all K with probability 1 - alpha_t.
+
+    Reference: D3PM (arXiv:2107.03006), uniform; UDLM (arXiv:2412.10193).
+    """
+
+    @staticmethod
+    def vocabulary(tokenizer: Any) -> tuple[int, None]:
+        return len(tokenizer), None
+
+    def q_xt(
+        self, x0: Tensor, alpha_t: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        u = torch.rand(x0.shape, device=x0.device, generator=generator)
+        random_tokens = self._uniform_tokens(x0.shape, generator)
+        return torch.where(u < 1 - alpha_t, random_tokens, x0)
+
+    def prior_sample(
+        self, num_samples: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        return self._uniform_tokens((num_samples, self.num_tokens), generator)
+
+    def _uniform_tokens(
+        self, shape: tuple[int, ...], generator: torch.Generator | None
+    ) -> Tensor:
+        return torch.randint(
+            self.vocab_size, shape, device=self.device, generator=generator
+        )
+
+    def posterior(
+        self, x_theta: Tensor, *, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor
+    ) -> Tensor:
+        """A mixture, with p = x_theta and alpha_ts = alpha_t / alpha_s:
+
+        [ (K alpha_t p[xt] + alpha_ts - alpha_t) onehot(xt)
+          + (alpha_s - alpha_t) p + (1 - alpha_ts) (1 - alpha_s) / K ]
+        / (K alpha_t p[xt] + 1 - alpha_t)
+        """
+        K = x_theta.shape[-1]
+        alpha_t, alpha_s = (a[..., None].to(x_theta.dtype) for a in (alpha_t, alpha_s))
+        alpha_ts = alpha_t / alpha_s  # (B, 1, 1)
+        p_xt = x_theta.gather(-1, xt[..., None])  # (B, L, 1)
+        stay = K * alpha_t * p_xt + alpha_ts - alpha_t
+        mixture = (alpha_s - alpha_t) * x_theta + (1 - alpha_ts) * (1 - alpha_s) / K
+        mixture = mixture.scatter_add(-1, xt[..., None], stay)
+        return mixture / (K * alpha_t * p_xt + 1 - alpha_t)

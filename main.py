@@ -1,0 +1,402 @@
+"""Entry point: compose the config, check it, do what `mode` says.
+
+    python main.py mode=train|ppl_eval|sample_eval key=value ...
+
+A mistake of the user's ends with one line and exit status 2, before any heavy work;
+anything else that raises is a fault of the code and keeps its traceback.
+"""
+
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from algo import algorithm_class
+from dataloader import DataModule, get_tokenizer
+from metrics import GenerativePerplexity, sample_entropy, unigram_nll
+from models import BACKBONES
+from trainer_base import TrainerBase
+from utils import (
+    ConfigError,
+    choose,
+    one_line,
+    path_exists,
+    read_checkpoint,
+    register_resolvers,
+    require,
+    unknown_value,
+    uses_cuda,
+    write_json,
+)
+
+log = logging.getLogger(__name__)
+console = Console()
+
+
+# ---------------------------------------------------------------- modes
+
+
+def train(config: DictConfig) -> None:
+    """Trains, resuming from `checkpointing.resume_ckpt_path` if it exists."""
+    algorithm = checked_algorithm(config, splits=("train", "valid"))
+    finetune = config.training.finetune_path
+    if finetune:
+        weights = read_checkpoint(finetune, "training.finetune_path")
+    tokenizer = get_tokenizer(config)
+    _, mask_index = algorithm.vocabulary(tokenizer)
+    data = DataModule(config, tokenizer, mask_index)
+    data.load("train")
+    data.load("valid")
+    wants_judge = config.eval.compute_generative_perplexity
+    judge = load_judge(config) if wants_judge else None
+    model = algorithm(config, tokenizer)
+    model.judge = judge
+    if finetune:
+        model.load_weights(weights, "training.finetune_path")
+    resume = config.checkpointing.resume_ckpt_path
+    if not (config.checkpointing.resume_from_ckpt and path_exists(resume)):
+        resume = None
+    callbacks = [hydra.utils.instantiate(c) for c in config.callbacks.values()]
+    trainer = build_trainer(config, callbacks=callbacks, logger=build_loggers(config))
+    trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
+    trainer.save_checkpoint(
+        f"{config.checkpointing.save_dir}/checkpoints/last.ckpt", False
+    )
+    report_likelihood(config, model, data)
+    report_samples(model.valid_texts[: config.sampling.num_sample_log])
+    report_files(config, trainer)
+
+
+def ppl_eval(config: DictConfig) -> None:
+    """Prints val/nll, val/bpd and val/ppl of a checkpoint, with standard errors."""
+    algorithm = checked_algorithm(config, splits=("valid",))
+    checkpoint = read_checkpoint(config.eval.checkpoint_path, "eval.checkpoint_path")
+    tokenizer = get_tokenizer(config)
+    _, mask_index = algorithm.vocabulary(tokenizer)
+    data = DataModule(config, tokenizer, mask_index)
+    data.load("valid")
+    model = algorithm(config, tokenizer)
+    model.load_weights(checkpoint, "eval.checkpoint_path")
+    trainer = build_trainer(config, callbacks=[], logger=build_loggers(config))
+    trainer.validate(model, datamodule=data, verbose=False)
+    report_likelihood(config, model, data)
+
+
+def sample_eval(config: DictConfig) -> None:
+    """Draws samples from a checkpoint, judges them, writes them as JSON."""
+    algorithm = checked_algorithm(config, splits=())
+    path = config.eval.generated_samples_path
+    if path_exists(path):
+        raise ConfigError(
+            f"eval.generated_samples_path={path!r} exists; it is not overwritten. "
+            "Move it away or give another path."
+        )
+    checkpoint = read_checkpoint(config.eval.checkpoint_path, "eval.checkpoint_path")
+    judge = load_judge(config)
+    tokenizer = get_tokenizer(config)
+    model = algorithm(config, tokenizer)
+    model.load_weights(checkpoint, "eval.checkpoint_path")
+    model.to(device_of(config))
+    log.info("categorical draws in %s", model.sampler.draw_dtype(model.device))
+    texts, entropies = [], []
+    with model.eval_weights():
+        for index in range(config.sampling.num_sample_batches):
+            x = model.generate_samples(
+                config.loader.eval_batch_size,
+                generator=model.generator("sample_eval", index),
+                show_progress=True,
+            )
+            texts += tokenizer.batch_decode(x)
+            entropies += sample_entropy(x).tolist()
+    results = {
+        "generative_ppl": judge(texts) if judge is not None else None,
+        "entropy": sum(entropies) / len(entropies) if entropies else None,
+        "generated_seqs": texts,
+    }
+    write_json(path, results)
+    report_samples(texts[: config.sampling.num_sample_log])
+    table = Table("metric", "value", title=f"{len(texts)} samples")
+    for name in ("generative_ppl", "entropy"):
+        value = results[name]
+        table.add_row(name, "-" if value is None else f"{value:.4f}")
+    table.add_row("file", escape(path))
+    console.print(table)
+
+
+MODES = {"train": train, "ppl_eval": ppl_eval, "sample_eval": sample_eval}
+
+
+# ---------------------------------------------------------------- checks
+
+
+def checked_algorithm(config: DictConfig, splits: tuple[str, ...]) -> type[TrainerBase]:
+    """The algorithm's class, once everything that can be refused early has been.
+
+    Args:
+        config: The run's config.
+        splits: Splits of the data that the mode reads.
+    """
+    algorithm = algorithm_class(config)
+    require(config.algo.backbone, BACKBONES, "algo.backbone")
+    algorithm.validate_config(config)
+    DataModule.validate_config(config, splits)
+    check_devices(config)
+    check_batches(config)
+    return algorithm
+
+
+def check_devices(config: DictConfig) -> None:
+    """Refuses accelerators and strategies that this machine cannot run."""
+    accelerator = config.trainer.accelerator
+    require(accelerator, ("auto", "cpu", "cuda", "gpu", "mps"), "trainer.accelerator")
+    if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"trainer.accelerator={accelerator!r}: no CUDA device is visible; "
+            "choose auto or cpu."
+        )
+    if "fsdp" in config.strategy._target_.lower() and not uses_cuda(accelerator):
+        raise ConfigError(
+            "strategy=fsdp needs CUDA devices, and none is in use; choose strategy=ddp."
+        )
+
+
+def check_batches(config: DictConfig) -> None:
+    """Refuses batch sizes whose product is not the global batch."""
+    loader, trainer = config.loader, config.trainer
+    factors = {
+        "loader.batch_size": loader.batch_size,
+        "trainer.devices": trainer.devices,
+        "trainer.num_nodes": trainer.num_nodes,
+        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+    }
+    product = 1
+    for key, value in factors.items():
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{key}={value!r} is not a positive whole number.")
+        product *= value
+    if product != loader.global_batch_size:
+        terms = " x ".join(f"{key}={value}" for key, value in factors.items())
+        raise ConfigError(
+            f"loader.global_batch_size={loader.global_batch_size} does not divide: "
+            f"{terms} is {product}."
+        )
+
+
+# ---------------------------------------------------------------- building blocks
+
+
+def build_trainer(
+    config: DictConfig, *, callbacks: list[lightning.Callback], logger: list[Logger]
+) -> lightning.Trainer:
+    """The Lightning trainer of every mode."""
+    alone = config.trainer.devices * config.trainer.num_nodes == 1
+    # One process needs no process group, and Apple GPUs cannot have one.
+    strategy = "auto" if alone else hydra.utils.instantiate(config.strategy)
+    precision = str(config.trainer.precision)
+    return hydra.utils.instantiate(
+        config.trainer,
+        precision={"bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision),
+        default_root_dir=os.getcwd(),
+        strategy=strategy,
+        callbacks=callbacks,
+        logger=logger,
+        use_distributed_sampler=False,
+        _convert_="all",
+    )
+
+
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """The loggers of `logger`; giving any wandb key on the command line adds wandb."""
+    names = config.logger if isinstance(config.logger, ListConfig) else [config.logger]
+    names = [name for name in names if name not in (None, "none")]
+    overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    asked = any(re.match(r"\+*wandb\.", override) for override in overrides)
+    if asked and "wandb" not in names:
+        names.append("wandb")
+    return [choose(LOGGERS, name, "logger")(config) for name in names]
+
+
+def csv_logger(config: DictConfig) -> Logger:
+    """CSV files under `checkpointing.save_dir`/csv."""
+    return CSVLogger(config.checkpointing.save_dir, name="csv")
+
+
+def wandb_logger(config: DictConfig) -> Logger:
+    """Weights & Biases; offline if asked to, or if this machine has no account."""
+    import wandb
+
+    settings = OmegaConf.to_container(config.wandb, resolve=True)
+    if settings["name"] is None:  # the default id is made from the name
+        settings["id"] = None
+    offline = settings.pop("offline", False)
+    if not offline and "WANDB_MODE" not in os.environ and not wandb.api.api_key:
+        log.info("no wandb account on this machine: logging offline")
+        offline = True
+    return WandbLogger(
+        save_dir=config.checkpointing.save_dir,
+        config=OmegaConf.to_container(config, resolve=True),
+        offline=offline,
+        **settings,
+    )
+
+
+LOGGERS = {"csv": csv_logger, "wandb": wandb_logger}
+
+
+def load_judge(config: DictConfig) -> GenerativePerplexity | None:
+    """The model that scores samples, or None where it is off or cannot be had.
+
+    Raises:
+        ConfigError: If it cannot be had and `eval.compute_generative_perplexity`.
+    """
+    name = config.eval.gen_ppl_eval_model_name_or_path
+    if name is None:
+        return None
+    try:
+        return GenerativePerplexity(
+            name,
+            batch_size=config.eval.perplexity_batch_size,
+            max_length=config.model.length,
+            device=device_of(config),
+        )
+    except ConfigError as error:
+        if config.eval.compute_generative_perplexity:
+            raise
+        log.warning("%s Going on without it.", error)
+        return None
+
+
+def device_of(config: DictConfig) -> torch.device:
+    """The device of `trainer.accelerator` for work outside of a trainer."""
+    accelerator = config.trainer.accelerator
+    if uses_cuda(accelerator):
+        return torch.device("cuda")
+    apple = accelerator in ("auto", "mps") and torch.backends.mps.is_available()
+    return torch.device("mps" if apple else "cpu")
+
+
+# ---------------------------------------------------------------- reports
+
+
+@rank_zero_only
+def report_config(config: DictConfig) -> None:
+    """Prints the composed config as a tree and saves it as config_tree.txt."""
+    tree = Tree("config")
+    for key in config:
+        value = config[key]
+        if OmegaConf.is_config(value):
+            text = OmegaConf.to_yaml(value, resolve=True).rstrip()
+            tree.add(key).add(escape(text))
+        else:
+            tree.add(escape(f"{key}: {value}"))
+    console.print(tree)
+    folder = Path(config.checkpointing.save_dir)
+    if "://" not in str(config.checkpointing.save_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "config_tree.txt", "w") as file:
+            Console(file=file, width=100).print(tree)
+
+
+@rank_zero_only
+def report_likelihood(config: DictConfig, model: TrainerBase, data: DataModule) -> None:
+    """A table of the last validation, beside a unigram model if asked for."""
+    results = model.valid_results
+    if not results:
+        return
+    weights = "raw" if model.ema is None or config.eval.disable_ema else "EMA"
+    rows = data.load("valid")
+    title = f"validation on {config.data.valid}: {len(rows)} rows, {weights} weights"
+    table = Table("metric", "value", "standard error", title=title)
+    for name in ("nll", "bpd", "ppl"):
+        error = results[f"{name}_stderr"]
+        table.add_row(f"val/{name}", f"{results[name]:.4f}", f"{error:.4f}")
+    if config.eval.unigram_baseline:
+        tokens = rows.ids if rows.num_valid is None else rows.ids[rows.ids >= 0]
+        nll = unigram_nll(data.load("train").ids, tokens, model.vocab_size)
+        ppl = torch.tensor(nll).exp()
+        table.add_row("val/ppl of a unigram model", f"{ppl:.4f}", "")
+    console.print(table)
+
+
+@rank_zero_only
+def report_samples(texts: list[str]) -> None:
+    for index, text in enumerate(texts):
+        console.rule(f"sample {index + 1}")
+        console.print(text, markup=False, highlight=False)
+
+
+@rank_zero_only
+def report_files(config: DictConfig, trainer: lightning.Trainer) -> None:
+    """Where the run left its files."""
+    save_dir = config.checkpointing.save_dir
+    table = Table("what", "where", title="files of this run")
+    table.add_row("checkpoints", escape(f"{save_dir}/checkpoints"))
+    table.add_row("config", escape(f"{save_dir}/config_tree.txt"))
+    for logger in trainer.loggers:
+        where = logger.log_dir if isinstance(logger, CSVLogger) else logger.save_dir
+        table.add_row(f"{type(logger).__name__} log", escape(f"{where}"))
+    if path_exists(f"{save_dir}/samples"):
+        table.add_row("samples", escape(f"{save_dir}/samples"))
+    console.print(table)
+
+
+# ---------------------------------------------------------------- entry point
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="config")
+def run(config: DictConfig) -> None:
+    try:
+        mode = choose(MODES, config.mode, "mode")
+        OmegaConf.resolve(config)
+        lightning.seed_everything(config.seed, workers=True, verbose=False)
+        report_config(config)
+        mode(config)
+    except (ConfigError, OmegaConfBaseException) as error:
+        fail(str(error))
+
+
+def fail(message: str) -> None:
+    """Ends the program with one line on stderr."""
+    sys.stderr.write(f"error: {one_line(message)}\n")
+    sys.exit(2)
+
+
+def explain(error: HydraException) -> str:
+    """Hydra's complaint about the command line as one line with the choices."""
+    missing = re.search(r"Could not find '([^']+)/([^'/]+)'", str(error))
+    if isinstance(error, MissingConfigException) and missing:
+        group, value = missing.groups()
+        folder = Path(__file__).parent / "configs" / group
+        names = (path.stem for path in folder.glob("*.yaml"))
+        choices = [name for name in names if not name.startswith("_")]
+        return unknown_value(group, value, choices)
+    return str(error)
+
+
+def main() -> Any:
+    register_resolvers()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us
+    try:
+        return run()
+    except HydraException as error:
+        return fail(explain(error))
+
+
+if __name__ == "__main__":
+    main()

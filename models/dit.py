@@ -1,0 +1,321 @@
+"""The transformer backbone: a DiT with adaptive layer norm, or a causal transformer.
+
+One family: `causal=True` drops the noise conditioning and masks the future. A
+backbone is a `trunk` (everything up to the hidden states) and a `head` (one linear
+map onto the vocabulary), callable apart, so that losses and samplers can ask for
+hidden states without paying for (B, L, K) logits.
+
+Shapes: B batch, L length, K vocabulary, D hidden size, C conditioning size,
+H heads. Parameter names are those of the released checkpoints.
+
+Precision: embedding, noise embedding, rotary tables, layer norms and the residual
+stream are float32 under autocast; matrix products follow autocast.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from models.attention import KERNELS, attend, flash_is_installed
+from utils import ConfigError, choose
+
+
+class DIT(nn.Module):
+    """Diffusion transformer.
+
+    Args:
+        vocab_size: K, a mask entry included where there is one.
+        hidden_size: D; a multiple of 2 n_heads.
+        cond_dim: C; unused when causal.
+        n_blocks: Number of transformer blocks.
+        n_heads: H.
+        dropout: Rate on both residual branches.
+        causal: Left-to-right attention and no noise conditioning.
+        attention: Kernel, a key of `models.attention.KERNELS`.
+
+    Reference: DiT (arXiv:2212.09748), adaLN-Zero; used for text by SEDD
+    (arXiv:2310.16834), MDLM (arXiv:2406.07524) and DUO (arXiv:2506.10892).
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        hidden_size: int,
+        cond_dim: int,
+        n_blocks: int,
+        n_heads: int,
+        dropout: float,
+        causal: bool = False,
+        attention: str = "auto",
+    ) -> None:
+        super().__init__()
+        choose(KERNELS, attention, "model.attention")
+        if attention == "flash" and not flash_is_installed():
+            raise ConfigError(
+                "model.attention='flash' needs the flash-attn package, which is not "
+                "installed; choose auto or sdpa."
+            )
+        if hidden_size % (2 * n_heads):
+            raise ConfigError(
+                f"model.hidden_size={hidden_size} is not a multiple of "
+                f"2 x model.n_heads={n_heads}."
+            )
+        self.causal = causal
+        self.vocab_embed = Embedding(vocab_size, hidden_size)
+        if not causal:
+            self.sigma_map = NoiseEmbedding(cond_dim)
+        self.rotary_emb = Rotary(hidden_size // n_heads)
+        block_cond_dim = None if causal else cond_dim
+        self.blocks = nn.ModuleList(
+            Block(hidden_size, n_heads, block_cond_dim, dropout, causal, attention)
+            for _ in range(n_blocks)
+        )
+        self.output_layer = OutputLayer(hidden_size, vocab_size, block_cond_dim)
+
+    @classmethod
+    def from_config(cls, config: DictConfig, vocab_size: int) -> "DIT":
+        """Builds the backbone that `config.model` and `config.algo` describe."""
+        model = config.model
+        if model.type != "ddit":
+            raise ConfigError(
+                f"model={model.name!r} is of type {model.type!r}, which "
+                f"algo.backbone={config.algo.backbone!r} cannot build; "
+                "choose model=tiny, small or medium."
+            )
+        return cls(
+            vocab_size=vocab_size,
+            hidden_size=model.hidden_size,
+            cond_dim=model.cond_dim,
+            n_blocks=model.n_blocks,
+            n_heads=model.n_heads,
+            dropout=model.dropout,
+            causal=config.algo.causal_attention,
+            attention=model.attention,
+        )
+
+    def forward(
+        self, x: Tensor, sigma: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
+        """Logits over clean tokens, (B, L, K). Arguments as for `trunk`."""
+        return self.head(self.trunk(x, sigma, weights))
+
+    def trunk(
+        self, x: Tensor, sigma: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states that `head` maps to logits.
+
+        Args:
+            x: Token ids (B, L); or soft inputs (B, L, K) whose softmax mixes the
+                embedding rows; or, with `weights`, ids (B, L, k).
+            sigma: Noise level -log(alpha_t) of each sequence, (B,); None when causal.
+            weights: Weights of the k embedding rows, (B, L, k).
+
+        Returns:
+            (B, L, D), final norm and modulation included.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            h = self.vocab_embed(x, weights)  # (B, L, D)
+            c = None if self.causal else F.silu(self.sigma_map(sigma))  # (B, C)
+            rotary = self.rotary_emb(h.shape[1])  # 2 x (L, D / H)
+        for block in self.blocks:
+            h = block(h, c, rotary)
+        return self.output_layer.modulated_norm(h, c)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states, (..., D) -> (..., K)."""
+        return self.output_layer.linear(hidden)
+
+    def compile_blocks(self) -> None:
+        """Compiles each block in place; parameter names stay as they are."""
+        for block in self.blocks:
+            block.compile()
+
+
+class Embedding(nn.Module):
+    """Embedding rows, averaged where the input is not a plain id."""
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
+
+    def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        if weights is not None:  # ids (B, L, k): no (B, L, k, D) tensor is formed
+            rows = F.embedding_bag(
+                x.flatten(0, 1),
+                self.embedding,
+                per_sample_weights=weights.flatten(0, 1).to(self.embedding.dtype),
+                mode="sum",
+            )
+            return rows.unflatten(0, x.shape[:2])
+        if x.is_floating_point():
+            return x.to(self.embedding.dtype).softmax(dim=-1) @ self.embedding
+        return F.embedding(x, self.embedding)
+
+
+class NoiseEmbedding(nn.Module):
+    """Sinusoids of the noise level, then a two-layer MLP: (B,) -> (B, C)."""
+
+    num_features = 256
+    max_period = 10_000
+
+    def __init__(self, cond_dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(self.num_features, cond_dim),
+            nn.SiLU(),
+            nn.Linear(cond_dim, cond_dim),
+        )
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        return self.mlp(self.features(sigma))
+
+    @classmethod
+    def features(cls, sigma: Tensor) -> Tensor:
+        """cos and sin of sigma at geometrically spaced frequencies, (B, 256)."""
+        half = cls.num_features // 2
+        exponent = torch.arange(half, dtype=torch.float32, device=sigma.device) / half
+        frequency = torch.exp(-math.log(cls.max_period) * exponent)
+        angle = sigma.float()[:, None] * frequency
+        return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+class Rotary(nn.Module):
+    """Tables of the rotary position embedding over the whole head dimension.
+
+    Reference: RoFormer (arXiv:2104.09864), in the half-split layout.
+    """
+
+    def __init__(self, head_dim: int, base: float = 10_000.0) -> None:
+        super().__init__()
+        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        self.register_buffer("inv_freq", 1.0 / base**exponent)
+
+    def forward(self, length: int) -> tuple[Tensor, Tensor]:
+        """cos and sin, each (L, head_dim)."""
+        position = torch.arange(
+            length, dtype=torch.float32, device=self.inv_freq.device
+        )
+        angle = torch.outer(position, self.inv_freq.float()).repeat(1, 2)
+        return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotates queries or keys by their position, (B, L, H, head_dim)."""
+    cos, sin = (table[:, None, :] for table in rotary)  # (L, 1, head_dim)
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat([-second, first], dim=-1)
+    return (x * cos + turned * sin).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with a weight and no bias, in float32."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            return F.layer_norm(x, self.weight.shape, self.weight, eps=1e-5)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return x * (1 + scale) + shift
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP; with conditioning, adaLN-Zero around both.
+
+    Args:
+        hidden_size: D.
+        n_heads: H.
+        cond_dim: C, or None for no conditioning.
+        dropout: Rate on both residual branches.
+        causal: Whether attention is causal.
+        attention: Attention kernel.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        n_heads: int,
+        cond_dim: int | None,
+        dropout: float,
+        causal: bool,
+        attention: str,
+    ) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.causal = causal
+        self.attention = attention
+        self.norm1 = LayerNorm(hidden_size)
+        self.attn_qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
+        self.attn_out = nn.Linear(hidden_size, hidden_size, bias=False)
+        self.norm2 = LayerNorm(hidden_size)
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden_size, 4 * hidden_size),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(4 * hidden_size, hidden_size),
+        )
+        if cond_dim is not None:
+            self.adaLN_modulation = zero_linear(cond_dim, 6 * hidden_size)
+
+    def forward(
+        self, h: Tensor, c: Tensor | None, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        if c is None:
+            h = h + self._drop(self._attention(self.norm1(h), rotary))
+            return h + self._drop(self.mlp(self.norm2(h)))
+        modulation = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)  # (B, 1, D)
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
+        x = modulate(self.norm1(h), shift_attn, scale_attn)
+        h = h + gate_attn * self._drop(self._attention(x, rotary))
+        x = modulate(self.norm2(h), shift_mlp, scale_mlp)
+        return h + gate_mlp * self._drop(self.mlp(x))
+
+    def _attention(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        qkv = self.attn_qkv(x)
+        q, k, v = rearrange(
+            qkv, "b l (three h d) -> three b l h d", three=3, h=self.n_heads
+        )
+        q, k = rotate(q, rotary), rotate(k, rotary)
+        out = attend(q, k, v, causal=self.causal, kernel=self.attention)
+        return self.attn_out(out.flatten(2))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class OutputLayer(nn.Module):
+    """Final norm with modulation, and the linear map onto the vocabulary."""
+
+    def __init__(self, hidden_size: int, vocab_size: int, cond_dim: int | None) -> None:
+        super().__init__()
+        self.norm_final = LayerNorm(hidden_size)
+        self.linear = zero_linear(hidden_size, vocab_size)
+        if cond_dim is not None:
+            self.adaLN_modulation = zero_linear(cond_dim, 2 * hidden_size)
+
+    def modulated_norm(self, h: Tensor, c: Tensor | None) -> Tensor:
+        h = self.norm_final(h)
+        if c is None:
+            return h
+        shift, scale = self.adaLN_modulation(c)[:, None].chunk(2, dim=-1)
+        return modulate(h, shift, scale)
+
+
+def zero_linear(in_features: int, out_features: int) -> nn.Linear:
+    """A linear map that starts at zero."""
+    linear = nn.Linear(in_features, out_features)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear

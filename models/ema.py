@@ -1,0 +1,97 @@
+"""Exponential moving average of a list of parameters."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ExponentialMovingAverage:
+    """Shadow weights, ramped up so that early updates are not held back.
+
+        d = min(decay, (1 + n) / (10 + n)),  n = number of updates, this one included
+        shadow <- shadow - (1 - d) (shadow - parameter)
+
+    Parameters that need no gradient are left out. Under sharded training the list
+    holds each rank's shards, and so does the shadow.
+
+    Args:
+        parameters: Parameters to average, in a fixed order.
+        decay: Upper bound of d, in [0, 1].
+        use_num_updates: False keeps d = decay from the start.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter],
+        decay: float,
+        use_num_updates: bool = True,
+    ) -> None:
+        if not 0.0 <= decay <= 1.0:
+            raise ValueError(f"decay={decay} is outside [0, 1]")
+        self.decay = decay
+        self.num_updates: int | None = 0 if use_num_updates else None
+        self.shadow_params = [p.detach().clone() for p in _trainable(parameters)]
+
+    @torch.no_grad()
+    def update(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Moves the shadow towards `parameters`; call after each optimiser update."""
+        parameters = _trainable(parameters)
+        self._match_device(parameters)
+        decay = self.decay
+        if self.num_updates is not None:
+            self.num_updates += 1
+            decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
+        torch._foreach_lerp_(self.shadow_params, parameters, 1.0 - decay)
+
+    @contextmanager
+    def applied(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        """Puts the shadow into `parameters` for the duration of the block.
+
+        The raw weights come back at the end, also after an exception.
+        """
+        parameters = _trainable(parameters)
+        self._match_device(parameters)
+        raw = [p.detach().clone() for p in parameters]
+        try:
+            _copy(self.shadow_params, parameters)
+            yield
+        finally:
+            _copy(raw, parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        """`decay`, `num_updates` and `shadow_params` in the order of construction."""
+        return {
+            "decay": self.decay,
+            "num_updates": self.num_updates,
+            "shadow_params": self.shadow_params,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over the shadow and the number of updates.
+
+        NOTE(compat): the reference also takes the file's decay, so `training.ema`
+        is ignored there when fine-tuning. Here the configured decay holds.
+        """
+        shapes = [p.shape for p in self.shadow_params]
+        if [p.shape for p in state["shadow_params"]] != shapes:
+            raise ValueError("the EMA weights of the file are of another model")
+        self.num_updates = state["num_updates"]
+        self.shadow_params = [p.detach().clone() for p in state["shadow_params"]]
+
+    def _match_device(self, parameters: list[nn.Parameter]) -> None:
+        self.shadow_params = [
+            shadow.to(p.device, p.dtype)
+            for shadow, p in zip(self.shadow_params, parameters, strict=True)
+        ]
+
+
+def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    return [p for p in parameters if p.requires_grad]
+
+
+@torch.no_grad()
+def _copy(source: list[Tensor], target: list[nn.Parameter]) -> None:
+    torch._foreach_copy_(target, source)

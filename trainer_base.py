@@ -1,0 +1,419 @@
+"""The life cycle of every algorithm under Lightning: optimiser, EMA, randomness,
+logging, validation, samples, checkpoints. The diffusion skeleton is in `diffusion.py`,
+the objectives in `algo.py`.
+
+Shapes: B batch, L length, K vocabulary, D hidden size.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import hydra
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from metrics import GenerativePerplexity, Likelihood, sample_entropy
+from models import build_backbone
+from models.ema import ExponentialMovingAverage
+from samplers import sampler_class
+from utils import (
+    ConfigError,
+    key_report,
+    require,
+    unknown_value,
+    wide_dtype,
+    write_json,
+)
+
+# Keys that exist in published configs and change nothing in the published code. They
+# are accepted at the published value; any other value is refused, not ignored.
+INERT_KEYS = {
+    "training.importance_sampling": False,
+    "training.change_of_variables": False,
+    "model.tie_word_embeddings": False,
+    "model.vocab_lookup": True,
+    "model.scale_by_sigma": True,
+    "model.temb_strategy": "adaln",
+    "prior.type": "none",
+    "prior.latent_width": 0,
+    "prior.latent_height": 0,
+    "sampling.semi_ar": False,
+    "sampling.stride_length": 1,
+    "sampling.num_strides": 1,
+    "sampling.guid_weight": None,
+}
+
+
+class Loss(NamedTuple):
+    """Loss of a batch; every algorithm reports in nats."""
+
+    loss: Tensor  # scalar, per valid token
+    nlls: Tensor  # (B,), summed over each sequence's valid tokens
+    num_tokens: Tensor  # (B,), valid tokens
+
+    @classmethod
+    def reduce(cls, nll: Tensor, valid_tokens: Tensor) -> "Loss":
+        """Sums per-token losses (B, L) over the tokens whose mask (B, L) is 1."""
+        valid_tokens = valid_tokens.to(nll.dtype)
+        nlls = (nll * valid_tokens).sum(dim=-1)
+        num_tokens = valid_tokens.sum(dim=-1)
+        loss = nlls.sum() / num_tokens.sum().clamp(min=1)
+        return cls(loss, nlls, num_tokens)
+
+
+class TrainerBase(lightning.LightningModule):
+    """Life cycle of every algorithm: optimiser, EMA, logging, validation, samples.
+
+    A subclass gives `vocabulary` and `nll`. The class attributes below tell others
+    what to expect of it.
+
+    Args:
+        config: The composed config.
+        tokenizer: Supplies vocabulary size and special ids.
+
+    Raises:
+        ConfigError: If the config asks for what the algorithm does not have.
+    """
+
+    is_autoregressive = False
+    has_score = False
+    is_discrete_time = False  # whether algo.T > 0 has a meaning
+
+    def __init__(self, config: DictConfig, tokenizer: Any) -> None:
+        super().__init__()
+        self.validate_config(config)
+        self.config = config
+        self.tokenizer = tokenizer
+        self.vocab_size, self.mask_index = self.vocabulary(tokenizer)
+        self.num_tokens: int = config.model.length
+        self.backbone = build_backbone(config, self.vocab_size)
+        if config.training.compile:
+            self.backbone.compile_blocks()
+        self.ema: ExponentialMovingAverage | None = None
+        self.train_likelihood = Likelihood()
+        self.valid_likelihood = Likelihood()
+        self.valid_results: dict[str, float] = {}
+        self.valid_texts: list[str] = []
+        self.judge: GenerativePerplexity | None = None
+        self.sampler = sampler_class(config.sampling.predictor, type(self))(
+            config.sampling
+        )
+        self._validating = ExitStack()
+        self._logged_step = 0
+
+    @classmethod
+    def validate_config(cls, config: DictConfig) -> None:
+        """Refuses, before any heavy work, what the algorithm cannot do."""
+        for key, value in INERT_KEYS.items():
+            given = OmegaConf.select(config, key, default=value)
+            if given != value:
+                raise ConfigError(
+                    f"{key}={given!r} is not implemented; the only value is {value!r}."
+                )
+        algo = config.algo
+        if algo.T < 0 or (algo.T > 0 and not cls.is_discrete_time):
+            raise ConfigError(
+                f"algo.T={algo.T}: algo={algo.name} has no discrete-time form; "
+                "the only value is 0."
+            )
+        if algo.causal_attention != cls.is_autoregressive:
+            raise ConfigError(
+                f"algo.causal_attention={algo.causal_attention}: algo={algo.name} "
+                f"needs {cls.is_autoregressive}."
+            )
+        if algo.get("loss_type", "elbo") != "elbo":
+            raise ConfigError(unknown_value("algo.loss_type", algo.loss_type, ["elbo"]))
+        require(algo.compat, ("paper", "reference"), "algo.compat")
+        precisions = ("bf16", "float32", "float64")
+        require(config.training.loss_precision, precisions, "training.loss_precision")
+        sampler = sampler_class(config.sampling.predictor, cls)
+        removals = sampler(config.sampling).removals()
+        require(config.sampling.noise_removal, removals, "sampling.noise_removal")
+
+    # ---- for subclasses
+
+    @staticmethod
+    def vocabulary(tokenizer: Any) -> tuple[int, int | None]:
+        """The model's vocabulary size K and the mask's id (None without a mask)."""
+        raise NotImplementedError
+
+    def nll(self, x0: Tensor, batch_idx: int = 0) -> Tensor:
+        """Loss of each token of x0 (B, L) in nats; AR leaves the first token out."""
+        raise NotImplementedError
+
+    def prior_sample(
+        self, num_samples: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Token ids from which sampling starts."""
+        raise NotImplementedError
+
+    def valid_tokens(self, attention_mask: Tensor) -> Tensor:
+        """Which positions of `nll` count, from the batch's mask (B, L)."""
+        return attention_mask
+
+    # ---- loss
+
+    def loss(self, batch: Mapping[str, Tensor], batch_idx: int = 0) -> Loss:
+        """Loss of a batch of clean `input_ids` and `attention_mask`, each (B, L)."""
+        nll = self.nll(batch["input_ids"], batch_idx)
+        return Loss.reduce(nll, self.valid_tokens(batch["attention_mask"]))
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        losses = self.loss(batch, batch_idx)
+        self.train_likelihood.update(losses.nlls, losses.num_tokens)
+        self.log("trainer/loss", losses.loss, prog_bar=True)
+        return losses.loss
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        losses = self.loss(batch, batch_idx)
+        self.valid_likelihood.update(losses.nlls, losses.num_tokens)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Logs the likelihood over the batches since it was last logged."""
+        step = self.global_step  # stands still while gradients accumulate
+        if step % self.trainer.log_every_n_steps == 0 and step != self._logged_step:
+            self._logged_step = step
+            results = self.train_likelihood.compute()
+            self.log_dict({f"train/{k}": results[k] for k in ("nll", "bpd", "ppl")})
+            self.train_likelihood.reset()
+
+    # ---- randomness: a pure function of the seed and the position in the run
+
+    def generator(
+        self, purpose: str, *position: int, device: torch.device | str | None = None
+    ) -> torch.Generator:
+        """A generator that depends on the run's seed, `purpose` and `position` only."""
+        entropy = [self.config.seed, *purpose.encode(), *position]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+        return torch.Generator(device or self.device).manual_seed(seed % 2**63)
+
+    def _batch_generator(
+        self, purpose: str, batch_idx: int, device: torch.device | str | None = None
+    ) -> torch.Generator:
+        """Draws for one batch of one rank. Those of validation do not depend on the
+        step, so that every validation of a run sees the same noise."""
+        if self.training:
+            position = (self.global_step, batch_idx, self.global_rank)
+            return self.generator(f"train/{purpose}", *position, device=device)
+        position = (batch_idx, self.global_rank)
+        return self.generator(f"valid/{purpose}", *position, device=device)
+
+    def on_train_start(self) -> None:
+        if self.ema is None and self.config.training.ema > 0:
+            self.ema = self._new_ema()
+        # Ranks share the seed up to here, so that they build the same weights.
+        torch.manual_seed(self.config.seed + self.global_rank)
+
+    # ---- optimiser and EMA
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optim = self.config.optim
+        optimizer = torch.optim.AdamW(
+            self.parameters(),
+            lr=optim.lr,
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+        )
+        scheduler = hydra.utils.instantiate(
+            self.config.lr_scheduler, optimizer=optimizer
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": scheduler,
+                "interval": "step",
+                "name": "trainer/lr",
+            },
+        }
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.parameters())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the total norm; sharded gradients need their own wrapper's method."""
+        sharded = getattr(self.trainer.model, "clip_grad_norm_", None)
+        if sharded is None or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            sharded(gradient_clip_val)
+
+    def _new_ema(self) -> ExponentialMovingAverage:
+        return ExponentialMovingAverage(self.parameters(), self.config.training.ema)
+
+    @contextmanager
+    def eval_weights(self) -> Iterator[None]:
+        """EMA weights (unless `eval.disable_ema`) and evaluation mode; both undone."""
+        was_training = self.training
+        use_ema = self.ema is not None and not self.config.eval.disable_ema
+        self.eval()
+        try:
+            with self.ema.applied(self.parameters()) if use_ema else nullcontext():
+                yield
+        finally:
+            self.train(was_training)
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Plain data, so that the file loads without executing code.
+        config = OmegaConf.to_container(self.config, resolve=True)
+        checkpoint["hyper_parameters"] = {"config": config}
+        if self.ema is not None:
+            checkpoint["ema"] = self.ema.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        state = checkpoint.get("ema")
+        if state is not None and self.config.training.ema > 0:
+            self.ema = self._new_ema()
+            self.ema.load_state_dict(state)
+
+    def load_weights(self, checkpoint: Mapping[str, Any], key: str) -> None:
+        """Takes weights and EMA from a checkpoint that `utils.read_checkpoint` read.
+
+        Args:
+            checkpoint: As Lightning writes it.
+            key: Config key that named the file, for messages.
+
+        Raises:
+            ConfigError: If any weight is missing, unexpected or of another shape.
+        """
+        where = f"{key}={OmegaConf.select(self.config, key)!r}"
+        if "state_dict" not in checkpoint:
+            raise ConfigError(f"{where} is not a Lightning checkpoint: no state_dict.")
+        key_report(self, checkpoint["state_dict"]).raise_if_any(where)
+        self.load_state_dict(checkpoint["state_dict"])
+        self.on_load_checkpoint(checkpoint)
+
+    # ---- validation and samples
+
+    def configure_callbacks(self) -> list[lightning.Callback]:
+        return [_LeaveValidationOnError()]
+
+    def on_validation_epoch_start(self) -> None:
+        self.valid_likelihood.reset()
+        self._validating.enter_context(self.eval_weights())
+
+    def on_validation_epoch_end(self) -> None:
+        try:
+            results = self.valid_likelihood.compute()
+            self.valid_results = {name: float(x) for name, x in results.items()}
+            results = {f"val/{name}": x for name, x in results.items()}
+            self.log_dict(results, sync_dist=True)
+            self._log_samples()
+        finally:
+            self._validating.close()  # before callbacks write checkpoints
+
+    def _log_samples(self) -> None:
+        """Samples of a validation during training: a file, and the loggers."""
+        config, trainer = self.config, self.trainer
+        wanted = config.eval.generate_samples or (
+            config.eval.compute_generative_perplexity
+        )
+        skipped = trainer.sanity_checking and not (
+            config.eval.compute_perplexity_on_sanity
+        )
+        num_batches = config.sampling.num_sample_batches
+        if trainer.state.fn != "fit" or skipped or not wanted or not num_batches:
+            return
+        texts, entropies = [], []
+        for index in range(num_batches):
+            position = (self.global_step, index, self.global_rank)
+            x = self.generate_samples(
+                config.loader.eval_batch_size, self.generator("samples", *position)
+            )
+            texts += self.tokenizer.batch_decode(x)
+            entropies.append(sample_entropy(x))
+        results = {"sample_entropy": torch.cat(entropies).mean()}
+        if self.judge is not None:
+            results["gen_ppl"] = torch.tensor(self.judge(texts) or float("nan"))
+        self.log_dict({f"val/{k}": x for k, x in results.items()}, sync_dist=True)
+        self.valid_texts = texts
+        self._save_samples(texts, {k: float(x) for k, x in results.items()})
+
+    @rank_zero_only
+    def _save_samples(self, texts: list[str], numbers: dict[str, float]) -> None:
+        config, step = self.config, self.global_step
+        path = f"{config.checkpointing.save_dir}/samples/step_{step}.json"
+        write_json(path, numbers | {"generated_seqs": texts})
+        for logger in self.loggers:
+            if hasattr(logger, "log_table"):  # wandb
+                shown = [[text] for text in texts[: config.sampling.num_sample_log]]
+                logger.log_table(
+                    f"samples@global_step{step}",
+                    columns=["Generated Samples"],
+                    data=shown,
+                )
+
+    def generate_samples(
+        self,
+        num_samples: int,
+        generator: torch.Generator | None = None,
+        num_steps: int | None = None,
+        show_progress: bool = False,
+    ) -> Tensor:
+        """Draws token ids (num_samples, L) with the configured sampler."""
+        with self.autocast():
+            return self.sampler(
+                self,
+                num_samples,
+                num_steps=num_steps,
+                generator=generator,
+                show_progress=show_progress,
+            )
+
+    def autocast(self) -> torch.autocast:
+        """The precision of `trainer.precision`, also outside of a Lightning trainer."""
+        half = {"bf16": torch.bfloat16, "16": torch.float16}
+        dtype = half.get(str(self.config.trainer.precision).removesuffix("-mixed"))
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def logits_for_loss(self, hidden: Tensor) -> Tensor:
+        """The head in the precision that `training.loss_precision` asks for."""
+        precision = self.config.training.loss_precision
+        if precision == "bf16":  # as the trainer's precision has it, then float32
+            logits = self.backbone.head(hidden)
+            return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = self.backbone.head(hidden.to(self.backbone_dtype))
+        return logits.to(
+            wide_dtype(logits.device) if precision == "float64" else logits.dtype
+        )
+
+    @property
+    def backbone_dtype(self) -> torch.dtype:
+        return next(self.backbone.parameters()).dtype
+
+
+class _LeaveValidationOnError(lightning.Callback):
+    """Restores the raw weights if validation dies, before anything is saved."""
+
+    def on_exception(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        exception: BaseException,
+    ) -> None:
+        pl_module._validating.close()
+
+
+def vocabulary_with_mask(tokenizer: Any) -> tuple[int, int]:
+    """K and mask id: the tokenizer's own mask, or one more entry at the end.
+
+    `tokenizer.vocab_size` and not `len(tokenizer)`: tokens added later do not count.
+    """
+    if tokenizer.mask_token_id is not None:
+        return tokenizer.vocab_size, tokenizer.mask_token_id
+    return tokenizer.vocab_size + 1, tokenizer.vocab_size

@@ -1,0 +1,371 @@
+"""What three or more files need: user errors, table look-up, config resolvers,
+files behind fsspec, and the learning-rate schedules and callbacks that configs name.
+
+Nothing here knows about algorithms or data. Importing it has no side effects;
+`main.py` calls `register_resolvers` once.
+"""
+
+import ast
+import difflib
+import functools
+import json
+import math
+import operator
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import fsspec
+import lightning
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A mistake in what the user asked for; its text is one line that helps.
+
+    `main.py` prints the text without a traceback and exits with status 2.
+    """
+
+
+def choose(table: Mapping[str, T], name: Any, key: str) -> T:
+    """Looks `name` up in a registry.
+
+    Args:
+        table: Registry of choices.
+        name: The value the user gave.
+        key: Config key that held it, for the message.
+
+    Raises:
+        ConfigError: If `name` is not in `table`; the line names key, value, choices.
+    """
+    require(name, table, key)
+    return table[name]
+
+
+def require(value: Any, choices: Iterable[str], key: str) -> None:
+    """Refuses a value outside its choices; see `choose`."""
+    if value not in choices:
+        raise ConfigError(unknown_value(key, value, choices))
+
+
+def unknown_value(key: str, value: Any, choices: Iterable[str]) -> str:
+    """The one line for a value outside its choices, with the nearest as a hint."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"Unknown {key}={value!r}.{hint} Choose from: {', '.join(choices)}."
+
+
+def one_line(text: str) -> str:
+    """Text with its line breaks and runs of blanks made into single blanks."""
+    return " ".join(text.split())
+
+
+def wide_dtype(device: torch.device | str | None = None) -> torch.dtype:
+    """float64, or float32 on Apple GPUs, which have no float64.
+
+    Args:
+        device: Where the numbers will live; None asks for the default accelerator.
+    """
+    if device is None:
+        apple = torch.backends.mps.is_available() and not torch.cuda.is_available()
+    else:
+        apple = torch.device(device).type == "mps"
+    return torch.float32 if apple else torch.float64
+
+
+# ---------------------------------------------------------------- resolvers
+
+_ARITHMETIC = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+
+
+def arithmetic(expression: str | float) -> int | float:
+    """Evaluates +, -, *, /, //, % and parentheses over numbers, and nothing else.
+
+    Raises:
+        ConfigError: If the expression holds anything but arithmetic.
+    """
+
+    def value(node: ast.AST) -> int | float:
+        match node:
+            case ast.Expression(body):
+                return value(body)
+            case ast.Constant(number) if type(number) in (int, float):
+                return number
+            case ast.BinOp(left, op, right) if type(op) in _ARITHMETIC:
+                return _ARITHMETIC[type(op)](value(left), value(right))
+            case ast.UnaryOp(op, operand) if type(op) in _ARITHMETIC:
+                return _ARITHMETIC[type(op)](value(operand))
+        raise ConfigError(f"${{eval:{expression}}} is not arithmetic over numbers.")
+
+    try:
+        return value(ast.parse(str(expression).strip(), mode="eval"))
+    except (SyntaxError, ZeroDivisionError) as error:
+        raise ConfigError(f"${{eval:{expression}}}: {error}.") from None
+
+
+def uses_cuda(accelerator: str = "auto") -> bool:
+    """Whether `trainer.accelerator` means CUDA on this machine."""
+    return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
+def num_cpus() -> int:
+    """CPU cores this process may use (fewer than the machine's under Slurm)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def user_cache_dir() -> str:
+    """Default of `data.cache_dir`; the environment variable DUO_CACHE_DIR wins."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return str(Path(root) / "duo")
+
+
+def register_resolvers() -> None:
+    """Registers the OmegaConf resolvers that the configs use (idempotent)."""
+    resolvers = {
+        "cwd": os.getcwd,
+        "device_count": lambda accelerator="auto": (
+            torch.cuda.device_count() if uses_cuda(accelerator) else 1
+        ),
+        "default_precision": lambda accelerator="auto": (
+            "bf16" if uses_cuda(accelerator) else "32"
+        ),
+        # Worker processes only pay off beside a GPU; on a CPU they take its cores.
+        "default_num_workers": lambda accelerator="auto": (
+            num_cpus() if uses_cuda(accelerator) else 0
+        ),
+        "user_cache_dir": user_cache_dir,
+        "eval": arithmetic,
+        "div_up": lambda x, y: math.ceil(x / y),
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+# ---------------------------------------------------------------- files
+
+
+def path_exists(path: str) -> bool:
+    """Whether a local or fsspec path (s3://, gs://, memory://) exists."""
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    return filesystem.exists(inner)
+
+
+def read_checkpoint(path: str, key: str) -> dict[str, Any]:
+    """Reads a checkpoint to the CPU without executing code from it.
+
+    Args:
+        path: Local or fsspec path.
+        key: Config key that held the path, for the message.
+
+    Raises:
+        ConfigError: If there is no such file, or it holds more than plain data.
+    """
+    if not path:
+        raise ConfigError(f"{key} is empty: give the path of a checkpoint.")
+    if not path_exists(path):
+        raise ConfigError(f"{key}={path!r}: there is no such file.")
+    try:
+        with fsspec.open(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"{key}={path!r} cannot be read safely: {reason}") from None
+
+
+def hub_options(name_or_path: str) -> dict[str, bool]:
+    """Arguments for `from_pretrained`: local files only, if the hub is out of reach.
+
+    Without it an unreachable hub is tried for a minute before anything is said.
+    """
+    return {"local_files_only": os.path.isdir(name_or_path) or not _hub_answers()}
+
+
+@functools.cache
+def _hub_answers() -> bool:
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return False
+    request = urllib.request.Request(ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=5).close()
+    except urllib.error.HTTPError:
+        return True  # an answer all the same
+    except OSError:
+        return False
+    return True
+
+
+def write_json(path: str, data: Any) -> None:
+    """Writes JSON to a local or fsspec path, all of it or nothing."""
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem.makedirs(filesystem._parent(inner), exist_ok=True)
+    partial = f"{inner}.partial"
+    with filesystem.open(partial, "w") as file:
+        json.dump(data, file, indent=1)
+    filesystem.mv(partial, inner)
+
+
+class KeyReport(NamedTuple):
+    """How a state dict fits a module."""
+
+    missing: list[str]
+    unexpected: list[str]
+    reshaped: list[str]
+
+    def raise_if_any(self, where: str) -> None:
+        """Refuses a partial fit, which would silently evaluate random weights."""
+        parts = [
+            f"{len(names)} {kind} (e.g. {names[0]})"
+            for kind, names in self._asdict().items()
+            if names
+        ]
+        if parts:
+            raise ConfigError(
+                f"{where} does not fit this model: {', '.join(parts)}. "
+                "Check algo, model, model.length and data.tokenizer_name_or_path."
+            )
+
+
+def key_report(module: nn.Module, state: Mapping[str, torch.Tensor]) -> KeyReport:
+    """Compares names and shapes of `state` with those of `module`."""
+    own = module.state_dict()
+    return KeyReport(
+        missing=sorted(own.keys() - state.keys()),
+        unexpected=sorted(state.keys() - own.keys()),
+        reshaped=sorted(
+            f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+            for name in own.keys() & state.keys()
+            if own[name].shape != state[name].shape
+        ),
+    )
+
+
+# ---------------------------------------------------------------- learning rate
+
+
+class CosineDecayWarmupLRScheduler(torch.optim.lr_scheduler.LRScheduler):
+    """Linear warm-up, half a cosine, then a floor; counted in optimiser updates.
+
+    With W = warmup_t, D = t_initial, k the update and lr the base rate:
+
+        k < W:          warmup_lr_init + k (lr - warmup_lr_init) / W
+        W <= k < W + D: lr_min + (lr - lr_min) (1 + cos(pi (k - W) / D)) / 2
+        otherwise:      lr_min
+
+    Args:
+        optimizer: Its `lr` is the peak.
+        t_initial: Length D of the cosine, in updates.
+        warmup_t: Length W of the warm-up, in updates.
+        warmup_lr_init: Rate at update 0.
+        lr_min: Floor.
+        t_in_epochs: Must be False: the trainer steps once per update.
+        warmup_prefix: True starts the cosine after the warm-up; False lets the
+            warm-up replace the cosine's beginning.
+        last_epoch: Update to resume after.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        t_initial: float,
+        warmup_t: float = 0,
+        warmup_lr_init: float = 0.0,
+        lr_min: float = 0.0,
+        t_in_epochs: bool = False,
+        warmup_prefix: bool = True,
+        last_epoch: int = -1,
+    ) -> None:
+        if t_in_epochs:
+            raise ConfigError(
+                "lr_scheduler.t_in_epochs=True: the schedule counts updates; "
+                "choose False."
+            )
+        self.t_initial = t_initial
+        self.warmup_t = warmup_t
+        self.warmup_lr_init = warmup_lr_init
+        self.lr_min = lr_min
+        self.warmup_prefix = warmup_prefix
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float]:
+        return [self._rate(lr, self.last_epoch) for lr in self.base_lrs]
+
+    def _rate(self, lr: float, k: int) -> float:
+        if k < self.warmup_t:
+            return self.warmup_lr_init + k * (lr - self.warmup_lr_init) / self.warmup_t
+        if self.warmup_prefix:
+            k = k - self.warmup_t
+        if k >= self.t_initial:
+            return self.lr_min
+        cosine = math.cos(math.pi * k / self.t_initial)
+        return self.lr_min + 0.5 * (lr - self.lr_min) * (1 + cosine)
+
+
+class LRHalveScheduler:
+    """Factor for `LambdaLR`: linear warm-up, then halved every n_halve_steps.
+
+    Args:
+        warmup_steps: Updates until the factor reaches 1.
+        n_halve_steps: Updates between halvings, counted from the warm-up's end.
+    """
+
+    def __init__(self, warmup_steps: int, n_halve_steps: int) -> None:
+        self.warmup_steps = warmup_steps
+        self.n_halve_steps = n_halve_steps
+
+    def __call__(self, current_step: int) -> float:
+        if current_step < self.warmup_steps:
+            return current_step / self.warmup_steps
+        return 0.5 ** ((current_step - self.warmup_steps) // self.n_halve_steps)
+
+
+# ---------------------------------------------------------------- callbacks
+
+
+class GradientInspectionCallback(lightning.Callback):
+    """Logs the norms of the largest parameter gradients, before clipping.
+
+    Args:
+        num_grads_log: How many parameters to log at each logging step.
+    """
+
+    def __init__(self, num_grads_log: int = 10) -> None:
+        self.num_grads_log = num_grads_log
+
+    def on_before_optimizer_step(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        if trainer.global_step % trainer.log_every_n_steps:
+            return
+        named = [
+            (name, parameter.grad)
+            for name, parameter in pl_module.named_parameters()
+            if parameter.grad is not None
+        ]
+        norms = torch.stack([grad.norm() for _, grad in named])
+        top = norms.topk(min(self.num_grads_log, len(named)))
+        for norm, index in zip(top.values, top.indices.tolist(), strict=True):
+            pl_module.log(f"grad_norm/{named[index][0]}", norm)
