@@ -23,20 +23,20 @@ NEG_INFINITY = -1e6  # finite, so that 0 * log 0 stays 0
 
 
 def algorithm_class(config: DictConfig) -> type[TrainerBase]:
-    """The class that `algo=...` names.
+    """The class that `algo=...` names, from here or from the user's own module.
 
     Raises:
-        ConfigError: If this version has no such class.
+        ConfigError: If there is no such class.
     """
+    target = config.algo._target_
     try:
-        return hydra.utils.get_class(config.algo._target_)
-    except Exception as error:
-        names = ", ".join(
-            sorted(c.__name__ for c in globals().values() if _is_algorithm(c))
-        )
+        return hydra.utils.get_class(target)
+    except Exception:  # hydra raises ImportError, ValueError and others
+        here = [name for name, value in globals().items() if _is_algorithm(value)]
+        choices = ", ".join(f"algo.{name}" for name in sorted(here))
         raise ConfigError(
-            f"algo={config.algo.name}: {config.algo._target_} is not available "
-            f"({str(error).splitlines()[0]}); classes here: {names}."
+            f"algo={config.algo.name}: there is no class {target}. "
+            f"Classes in this version: {choices}."
         ) from None
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import ListConfig
 
-from utils import ConfigError, choose, require
+from utils import ConfigError, one_line, require
 
 
 def synthetic_rows(
@@ -42,7 +42,7 @@ def synthetic_rows(
     ends = np.empty(0, dtype=np.int64)  # ends[k]: tokens of the first k + 1 draws
     starts = np.empty(num_rows, dtype=np.int64)  # a row's first token in the stream
     row, draw = 0, 0
-    while row < num_rows:
+    while True:
         more = random.randint(vocab_size - 2, size=max(1024, num_rows * size // 3))
         draws = np.concatenate([draws, more])
         ends = np.cumsum(_chain_lengths(draws))
@@ -54,6 +54,8 @@ def synthetic_rows(
             starts[row] = start
             draw = last + 1 + int(ends[last] == start + size)
             row += 1
+        if row == num_rows:
+            break
     lengths = _chain_lengths(draws)
     digit = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
     stream = np.repeat(draws, lengths) >> (2 * digit)
@@ -142,23 +144,16 @@ TEXT_FORMATS = {
 }
 
 
-def read_texts(
-    paths: str | ListConfig | None, key: str, column: str, cache_dir: str
-) -> list[str]:
-    """Documents of files, in the order of their sorted names.
+def find_files(paths: str | ListConfig | None, key: str) -> list[str]:
+    """The files that a path, a glob or a list of them means, sorted by name.
 
     Args:
         paths: File, glob, or a list of them.
         key: Config key that held `paths`, for messages.
-        column: Text column of .jsonl and .parquet files.
-        cache_dir: Where the `datasets` library keeps its Arrow copy.
 
     Raises:
-        ConfigError: If nothing matches, or a file is of no known format, or lacks
-            the column.
+        ConfigError: If nothing matches, or a file is of no known format.
     """
-    import datasets
-
     if paths is None:
         raise ConfigError(f"{key} is empty: give a file or glob, {key}='corpus/*.txt'.")
     patterns = [paths] if isinstance(paths, str) else list(paths)
@@ -167,18 +162,40 @@ def read_texts(
     )
     if not files:
         raise ConfigError(f"{key}={paths!r} matches no file.")
+    for file in files:
+        require(_suffix(file), TEXT_FORMATS, f"suffix in {key}", file)
+    return files
+
+
+def _suffix(file: str) -> str:
+    return Path(file.removesuffix(".gz")).suffix
+
+
+def read_texts(files: list[str], key: str, column: str, cache_dir: str) -> list[str]:
+    """Documents of files, in order.
+
+    Args:
+        files: From `find_files`.
+        key: Config key that named the files, for messages.
+        column: Text column of .jsonl and .parquet files.
+        cache_dir: Where the `datasets` library keeps its Arrow copy.
+
+    Raises:
+        ConfigError: If a file cannot be parsed or lacks the column.
+    """
+    import datasets
+
     texts: list[str] = []
     for file in files:
-        suffix = Path(file.removesuffix(".gz")).suffix
-        builder, options = choose(TEXT_FORMATS, suffix, f"suffix of {key} ({file})")
+        builder, options = TEXT_FORMATS[_suffix(file)]
         try:
             rows = datasets.load_dataset(
                 builder, data_files=file, split="train", cache_dir=cache_dir, **options
             )
         except datasets.exceptions.DatasetGenerationError as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
+            reason = one_line(str(error.__cause__ or error))
             raise ConfigError(f"{key}: {file} cannot be read: {reason}") from None
         column_here = "text" if builder == "text" else column
-        require(column_here, rows.column_names, f"data.text_column ({file})")
+        require(column_here, rows.column_names, "data.text_column", file)
         texts += rows[column_here]
     return [text for text in texts if text]

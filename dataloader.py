@@ -9,7 +9,7 @@ algorithm; what one needs of the data (its mask id) is passed in.
 import hashlib
 import string
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm.auto import tqdm
 
 from corpora import (
+    find_files,
     read_texts,
     standard_library_docstrings,
     synthetic_rows,
@@ -292,26 +293,43 @@ def load_text_files(config: DictConfig, tokenizer: Any, split: str) -> TokenRows
     data = config.data
     insert_eos = data[f"insert_{split}_eos"]
     key = "valid_path" if split == "valid" and data.valid_path else "path"
-    texts = read_texts(data[key], f"data.{key}", data.text_column, data.cache_dir)
+    files = find_files(data[key], f"data.{key}")
+    texts = read_texts(files, f"data.{key}", data.text_column, data.cache_dir)
     if data.tokenizer_name_or_path == "text8":
         texts = [text8_normalize(text) for text in texts]
     rows = rows_of_texts(texts, config, tokenizer, insert_eos=insert_eos)
     if data.valid_path or not len(rows):
         return rows
-    if not 0 < data.valid_fraction < 1:
-        raise ConfigError(
-            f"data.valid_fraction={data.valid_fraction} is not between 0 and 1; "
-            "or give data.valid_path."
-        )
     head, tail = rows.split_tail(data.valid_fraction)
     return tail if split == "valid" else head
 
 
-# By `data.train` and `data.valid`: (config, tokenizer, split) -> rows.
-DATASETS: dict[str, Callable[[DictConfig, Any, str], TokenRows]] = {
-    "synthetic": load_synthetic,
-    "docstrings": load_docstrings,
-    "text_files": load_text_files,
+def check_text_files(config: DictConfig) -> None:
+    """Refuses missing files and unknown formats before anything is loaded."""
+    data = config.data
+    find_files(data.path, "data.path")
+    if data.valid_path:
+        find_files(data.valid_path, "data.valid_path")
+    elif not 0 < data.valid_fraction < 1:
+        raise ConfigError(
+            f"data.valid_fraction={data.valid_fraction} is not between 0 and 1; "
+            "or give data.valid_path."
+        )
+
+
+class DatasetSpec(NamedTuple):
+    """How a data set is read: (config, tokenizer, split) -> rows."""
+
+    load: Callable[[DictConfig, Any, str], TokenRows]
+    check: Callable[[DictConfig], None] | None = None  # quick, before anything else
+    can_stream: bool = False
+
+
+# By `data.train` and `data.valid`.
+DATASETS = {
+    "synthetic": DatasetSpec(load_synthetic, can_stream=True),
+    "docstrings": DatasetSpec(load_docstrings),
+    "text_files": DatasetSpec(load_text_files, check=check_text_files),
 }
 
 
@@ -385,12 +403,14 @@ class DataModule(lightning.LightningDataModule):
         """Refuses unknown data sets and layouts before anything is read."""
         for split in splits:
             name = config.data[split]
-            choose(DATASETS, name, f"data.{split}")
-            if config.data.streaming and name != "synthetic":
+            spec = choose(DATASETS, name, f"data.{split}")
+            if config.data.streaming and not spec.can_stream:
                 raise ConfigError(
                     f"data.streaming=True is not supported for data.{split}={name!r}; "
                     "the only value is False."
                 )
+            if spec.check is not None:
+                spec.check(config)
         if config.model.length < 3:
             raise ConfigError(
                 f"model.length={config.model.length}: a row holds bos, at least one "
@@ -401,7 +421,7 @@ class DataModule(lightning.LightningDataModule):
         """Rows of `split`, 'train' or 'valid', read once."""
         if split not in self.rows:
             name = self.config.data[split]
-            rows = DATASETS[name](self.config, self.tokenizer, split)
+            rows = DATASETS[name].load(self.config, self.tokenizer, split)
             self._check(rows, split, name)
             self.rows[split] = rows
         return self.rows[split]

@@ -7,9 +7,11 @@ anything else that raises is a fault of the code and keeps its traceback.
 """
 
 import logging
+import math
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ import hydra
 import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -30,11 +33,12 @@ from rich.tree import Tree
 from algo import algorithm_class
 from dataloader import DataModule, get_tokenizer
 from metrics import GenerativePerplexity, sample_entropy, unigram_nll
-from models import BACKBONES
+from models import validate_backbone
 from trainer_base import TrainerBase
 from utils import (
     ConfigError,
     choose,
+    did_you_mean,
     one_line,
     path_exists,
     read_checkpoint,
@@ -54,7 +58,7 @@ console = Console()
 
 def train(config: DictConfig) -> None:
     """Trains, resuming from `checkpointing.resume_ckpt_path` if it exists."""
-    algorithm = checked_algorithm(config, splits=("train", "valid"))
+    algorithm = prepare(config, splits=("train", "valid"))
     finetune = config.training.finetune_path
     if finetune:
         weights = read_checkpoint(finetune, "training.finetune_path")
@@ -72,8 +76,11 @@ def train(config: DictConfig) -> None:
     resume = config.checkpointing.resume_ckpt_path
     if not (config.checkpointing.resume_from_ckpt and path_exists(resume)):
         resume = None
+    loggers = build_loggers(config)
     callbacks = [hydra.utils.instantiate(c) for c in config.callbacks.values()]
-    trainer = build_trainer(config, callbacks=callbacks, logger=build_loggers(config))
+    if not loggers:  # this callback refuses to run without one
+        callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
+    trainer = build_trainer(config, callbacks=callbacks, logger=loggers)
     trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
     trainer.save_checkpoint(
         f"{config.checkpointing.save_dir}/checkpoints/last.ckpt", False
@@ -85,7 +92,7 @@ def train(config: DictConfig) -> None:
 
 def ppl_eval(config: DictConfig) -> None:
     """Prints val/nll, val/bpd and val/ppl of a checkpoint, with standard errors."""
-    algorithm = checked_algorithm(config, splits=("valid",))
+    algorithm = prepare(config, splits=("valid",))
     checkpoint = read_checkpoint(config.eval.checkpoint_path, "eval.checkpoint_path")
     tokenizer = get_tokenizer(config)
     _, mask_index = algorithm.vocabulary(tokenizer)
@@ -100,7 +107,7 @@ def ppl_eval(config: DictConfig) -> None:
 
 def sample_eval(config: DictConfig) -> None:
     """Draws samples from a checkpoint, judges them, writes them as JSON."""
-    algorithm = checked_algorithm(config, splits=())
+    algorithm = prepare(config, splits=())
     path = config.eval.generated_samples_path
     if path_exists(path):
         raise ConfigError(
@@ -145,20 +152,65 @@ MODES = {"train": train, "ppl_eval": ppl_eval, "sample_eval": sample_eval}
 # ---------------------------------------------------------------- checks
 
 
-def checked_algorithm(config: DictConfig, splits: tuple[str, ...]) -> type[TrainerBase]:
+def prepare(config: DictConfig, splits: tuple[str, ...]) -> type[TrainerBase]:
     """The algorithm's class, once everything that can be refused early has been.
 
     Args:
-        config: The run's config.
+        config: The run's config; printed and saved if nothing is wrong with it.
         splits: Splits of the data that the mode reads.
     """
     algorithm = algorithm_class(config)
-    require(config.algo.backbone, BACKBONES, "algo.backbone")
     algorithm.validate_config(config)
     DataModule.validate_config(config, splits)
     check_devices(config)
     check_batches(config)
+    logger_names(config)
+    report_config(config)
     return algorithm
+
+
+# Keys whose value must be a number: (type, smallest, largest).
+NUMBERS = {
+    "model.length": (int, 3, None),
+    "model.hidden_size": (int, 1, None),
+    "model.n_blocks": (int, 1, None),
+    "model.n_heads": (int, 1, None),
+    "model.dropout": (float, 0, 1),
+    "algo.T": (int, 0, None),
+    "noise.eps": (float, 0, 1),
+    "seed": (int, 0, None),
+    "trainer.devices": (int, 1, None),
+    "trainer.num_nodes": (int, 1, None),
+    "trainer.max_steps": (int, 1, None),
+    "loader.global_batch_size": (int, 1, None),
+    "loader.batch_size": (int, 1, None),
+    "loader.eval_batch_size": (int, 1, None),
+    "loader.num_workers": (int, 0, None),
+    "trainer.accumulate_grad_batches": (int, 1, None),
+    "sampling.steps": (int, 1, None),
+    "sampling.p_nucleus": (float, 0, 1),
+    "sampling.num_sample_batches": (int, 0, None),
+    "sampling.num_sample_log": (int, 0, None),
+    "training.ema": (float, 0, 1),
+    "training.sampling_eps": (float, 0, 1),
+    "eval.perplexity_batch_size": (int, 1, None),
+    "optim.lr": (float, 0, None),
+}
+
+
+def check_numbers(config: DictConfig) -> None:
+    """Refuses values that are no number, or out of range."""
+    for key, (kind, low, high) in NUMBERS.items():
+        value = OmegaConf.select(config, key)
+        is_number = isinstance(value, int) or (kind is float and type(value) is float)
+        if value is not None and (
+            not is_number or value < low or (high is not None and value > high)
+        ):
+            name = "whole number" if kind is int else "number"
+            upper = "" if high is None else f" and at most {high}"
+            raise ConfigError(
+                f"{key}={value!r} is not a {name} of at least {low}{upper}."
+            )
 
 
 def check_devices(config: DictConfig) -> None:
@@ -185,11 +237,7 @@ def check_batches(config: DictConfig) -> None:
         "trainer.num_nodes": trainer.num_nodes,
         "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
     }
-    product = 1
-    for key, value in factors.items():
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f"{key}={value!r} is not a positive whole number.")
-        product *= value
+    product = math.prod(factors.values())
     if product != loader.global_batch_size:
         terms = " x ".join(f"{key}={value}" for key, value in factors.items())
         raise ConfigError(
@@ -222,14 +270,19 @@ def build_trainer(
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:
-    """The loggers of `logger`; giving any wandb key on the command line adds wandb."""
+    """The loggers that `logger` and the command line ask for."""
+    return [LOGGERS[name](config) for name in logger_names(config)]
+
+
+def logger_names(config: DictConfig) -> list[str]:
+    """Names of `logger`; giving any wandb key on the command line adds wandb."""
     names = config.logger if isinstance(config.logger, ListConfig) else [config.logger]
     names = [name for name in names if name not in (None, "none")]
+    for name in names:
+        require(name, LOGGERS, "logger")
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
     asked = any(re.match(r"\+*wandb\.", override) for override in overrides)
-    if asked and "wandb" not in names:
-        names.append("wandb")
-    return [choose(LOGGERS, name, "logger")(config) for name in names]
+    return names + ["wandb"] * (asked and "wandb" not in names)
 
 
 def csv_logger(config: DictConfig) -> Logger:
@@ -322,7 +375,8 @@ def report_likelihood(config: DictConfig, model: TrainerBase, data: DataModule) 
     weights = "raw" if model.ema is None or config.eval.disable_ema else "EMA"
     rows = data.load("valid")
     title = f"validation on {config.data.valid}: {len(rows)} rows, {weights} weights"
-    table = Table("metric", "value", "standard error", title=title)
+    columns = ("metric", "value", "standard error")
+    table = Table(*columns, title=title, min_width=len(title) + 2)
     for name in ("nll", "bpd", "ppl"):
         error = results[f"{name}_stderr"]
         table.add_row(f"val/{name}", f"{results[name]:.4f}", f"{error:.4f}")
@@ -363,9 +417,10 @@ def report_files(config: DictConfig, trainer: lightning.Trainer) -> None:
 def run(config: DictConfig) -> None:
     try:
         mode = choose(MODES, config.mode, "mode")
+        validate_backbone(config)
+        check_numbers(config)
         OmegaConf.resolve(config)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
-        report_config(config)
         mode(config)
     except (ConfigError, OmegaConfBaseException) as error:
         fail(str(error))
@@ -379,14 +434,40 @@ def fail(message: str) -> None:
 
 def explain(error: HydraException) -> str:
     """Hydra's complaint about the command line as one line with the choices."""
-    missing = re.search(r"Could not find '([^']+)/([^'/]+)'", str(error))
-    if isinstance(error, MissingConfigException) and missing:
-        group, value = missing.groups()
-        folder = Path(__file__).parent / "configs" / group
-        names = (path.stem for path in folder.glob("*.yaml"))
+    configs = Path(__file__).parent / "configs"
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", str(error)):
+        group, value = found.groups()
+        names = (path.stem for path in (configs / group).glob("*.yaml"))
         choices = [name for name in names if not name.startswith("_")]
         return unknown_value(group, value, choices)
+    if found := re.search(r"Could not override '([^']+)'", str(error)):
+        key = found[1]
+        known = config_keys(configs)
+        if key in known:
+            group = key.split(".")[0]
+            return f"{key} is a key of another {group}=..., not of the chosen one."
+        hint = did_you_mean(key, known)
+        return f"Unknown key {key}.{hint} To add a new key, write +{key}=..."
     return str(error)
+
+
+def config_keys(configs: Path) -> set[str]:
+    """Every dotted key of every config file."""
+
+    def dotted(prefix: str, node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield from dotted(f"{prefix}.{key}" if prefix else str(key), value)
+        yield prefix
+
+    return {
+        key
+        for path in configs.rglob("*.yaml")
+        for key in dotted(
+            ".".join(path.parent.relative_to(configs).parts),
+            OmegaConf.to_container(OmegaConf.load(path)),
+        )
+    }
 
 
 def main() -> Any:

@@ -286,5 +286,4 @@ def sampler_class(predictor: str, algorithm: type) -> type[Sampler]:
         for sampler in samplers
         if sampler.fits(algorithm)
     }
-    key = f"sampling.predictor for {algorithm.__name__}"
-    return choose(fitting, predictor, key)
+    return choose(fitting, predictor, "sampling.predictor", algorithm.__name__)

@@ -34,33 +34,42 @@ class ConfigError(ValueError):
     """
 
 
-def choose(table: Mapping[str, T], name: Any, key: str) -> T:
+def choose(table: Mapping[str, T], name: Any, key: str, where: str = "") -> T:
     """Looks `name` up in a registry.
 
     Args:
         table: Registry of choices.
         name: The value the user gave.
         key: Config key that held it, for the message.
+        where: What else narrows the choices, such as "algo=mdlm".
 
     Raises:
         ConfigError: If `name` is not in `table`; the line names key, value, choices.
     """
-    require(name, table, key)
+    require(name, table, key, where)
     return table[name]
 
 
-def require(value: Any, choices: Iterable[str], key: str) -> None:
+def require(value: Any, choices: Iterable[str], key: str, where: str = "") -> None:
     """Refuses a value outside its choices; see `choose`."""
     if value not in choices:
-        raise ConfigError(unknown_value(key, value, choices))
+        raise ConfigError(unknown_value(key, value, choices, where))
 
 
-def unknown_value(key: str, value: Any, choices: Iterable[str]) -> str:
+def unknown_value(key: str, value: Any, choices: Iterable[str], where: str = "") -> str:
     """The one line for a value outside its choices, with the nearest as a hint."""
     choices = sorted(choices)
-    close = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"Unknown {key}={value!r}.{hint} Choose from: {', '.join(choices)}."
+    context = f" ({where})" if where else ""
+    return (
+        f"Unknown {key}={value!r}{context}.{did_you_mean(value, choices)} "
+        f"Choose from: {', '.join(choices)}."
+    )
+
+
+def did_you_mean(value: Any, choices: Iterable[str]) -> str:
+    """' Did you mean ...?' if a choice is close to `value`, else nothing."""
+    close = difflib.get_close_matches(str(value), list(choices), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def one_line(text: str) -> str:

@@ -5,22 +5,42 @@ To add one: a module with a class that has `from_config(config, vocab_size)`,
 """
 
 from importlib import import_module
+from typing import NamedTuple
 
 from omegaconf import DictConfig
 from torch import nn
 
-from utils import choose
+from utils import choose, require
 
-BACKBONES = {"dit": "models.dit.DIT"}
+
+class Backbone(NamedTuple):
+    """Where a backbone's class is, and which `model.type` describes it."""
+
+    target: str
+    model_type: str
+
+
+BACKBONES = {"dit": Backbone("models.dit.DIT", "ddit")}
+
+
+def validate_backbone(config: DictConfig) -> Backbone:
+    """The entry that `algo.backbone` names.
+
+    Raises:
+        ConfigError: If there is none, or `model` describes another kind of network.
+    """
+    backbone = choose(BACKBONES, config.algo.backbone, "algo.backbone")
+    where = f"model={config.model.name}, algo.backbone={config.algo.backbone}"
+    require(config.model.type, [backbone.model_type], "model.type", where)
+    return backbone
 
 
 def build_backbone(config: DictConfig, vocab_size: int) -> nn.Module:
-    """The backbone that `algo.backbone` names.
+    """The network that `algo.backbone` and `model` describe.
 
     Args:
         config: The run's config.
         vocab_size: K, a mask entry included where there is one.
     """
-    target = choose(BACKBONES, config.algo.backbone, "algo.backbone")
-    module, name = target.rsplit(".", 1)
+    module, name = validate_backbone(config).target.rsplit(".", 1)
     return getattr(import_module(module), name).from_config(config, vocab_size)

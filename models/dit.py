@@ -81,12 +81,6 @@ class DIT(nn.Module):
     def from_config(cls, config: DictConfig, vocab_size: int) -> "DIT":
         """Builds the backbone that `config.model` and `config.algo` describe."""
         model = config.model
-        if model.type != "ddit":
-            raise ConfigError(
-                f"model={model.name!r} is of type {model.type!r}, which "
-                f"algo.backbone={config.algo.backbone!r} cannot build; "
-                "choose model=tiny, small or medium."
-            )
         return cls(
             vocab_size=vocab_size,
             hidden_size=model.hidden_size,

@@ -1,0 +1,34 @@
+# Two commands do all the set-up: `make demo` runs the main job, `make test` the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: demo test lint test-slow bench clean
+.DEFAULT_GOAL := demo
+
+# Installs whatever requirements.txt asks for and is not there yet.
+$(READY): requirements.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	touch $(READY)
+
+demo: $(READY)  ## train a small diffusion model on this machine, and sample from it
+	$(BIN)/python main.py experiment=demo $(ARGS)
+
+test: $(READY) lint  ## the default suite: minutes, no network, no GPU
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test-slow: $(READY)  ## the tests that take minutes each
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+bench: $(READY)  ## train step of every algorithm: ours against plain eager code
+	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) outputs multirun .pytest_cache .ruff_cache .hypothesis
