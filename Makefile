@@ -18,14 +18,14 @@ demo: $(READY)  ## train a small diffusion model on this machine, and sample fro
 	$(BIN)/python main.py experiment=demo $(ARGS)
 
 test: $(READY) lint  ## the default suite: minutes, no network, no GPU
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
 test-slow: $(READY)  ## the tests that take minutes each
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
 bench: $(READY)  ## train step of every algorithm: ours against plain eager code
 	$(BIN)/python benchmarks/bench.py $(ARGS)

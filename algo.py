@@ -203,7 +203,7 @@ class D3PMAbsorb(AbsorbingState):
         makes its loss unbounded below; there is no switch back to that.
         """
         dt = 1 / self.T
-        t = (1 - alpha_t).clamp(0.0, 1 - 1e-4)
+        t = 1 - alpha_t
         s = (t - dt).clamp(min=0.0)
         alpha_s = 1 - s
         # (1 - eps) of the schedule puts the first t slightly below dt.

@@ -4,6 +4,7 @@ work of `dataloader.py`.
 """
 
 import ast
+import functools
 import glob
 import re
 import string
@@ -91,8 +92,13 @@ def synthetic_entropy(length: int, vocab_size: int) -> float:
     return float(np.log(vocab_size - 2) * m[size])
 
 
-def standard_library_docstrings() -> Iterator[tuple[str, str]]:
+@functools.cache
+def standard_library_docstrings() -> tuple[tuple[str, str], ...]:
     """(module path, its docstrings joined), read from source without importing."""
+    return tuple(_standard_library_docstrings())
+
+
+def _standard_library_docstrings() -> Iterator[tuple[str, str]]:
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"test", "tests", "idlelib", "lib2to3", "pydoc_data"}
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

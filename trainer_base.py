@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from metrics import GenerativePerplexity, Likelihood, sample_entropy
 from models import build_backbone
@@ -205,21 +206,29 @@ class TrainerBase(lightning.LightningModule):
 
     def on_train_start(self) -> None:
         if self.ema is None and self.config.training.ema > 0:
-            self.ema = self._new_ema()
+            self.ema = self.make_ema()
         # Ranks share the seed up to here, so that they build the same weights.
         torch.manual_seed(self.config.seed + self.global_rank)
 
     # ---- optimiser and EMA
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW over all parameters."""
         optim = self.config.optim
-        optimizer = torch.optim.AdamW(
+        return torch.optim.AdamW(
             self.parameters(),
             lr=optim.lr,
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,
             weight_decay=optim.weight_decay,
         )
+
+    def make_ema(self) -> ExponentialMovingAverage:
+        """EMA weights that start at the current ones."""
+        return ExponentialMovingAverage(self.parameters(), self.config.training.ema)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = self.make_optimizer()
         scheduler = hydra.utils.instantiate(
             self.config.lr_scheduler, optimizer=optimizer
         )
@@ -250,9 +259,6 @@ class TrainerBase(lightning.LightningModule):
         elif gradient_clip_val:
             sharded(gradient_clip_val)
 
-    def _new_ema(self) -> ExponentialMovingAverage:
-        return ExponentialMovingAverage(self.parameters(), self.config.training.ema)
-
     @contextmanager
     def eval_weights(self) -> Iterator[None]:
         """EMA weights (unless `eval.disable_ema`) and evaluation mode; both undone."""
@@ -265,20 +271,60 @@ class TrainerBase(lightning.LightningModule):
         finally:
             self.train(was_training)
 
+    # ---- sharded training: the wrapper that owns the weights, if there is one
+
+    def _sharded_model(self) -> FullyShardedDataParallel | None:
+        try:
+            model = self.trainer.model
+        except RuntimeError:  # not attached to a trainer
+            return None
+        return model if isinstance(model, FullyShardedDataParallel) else None
+
+    @contextmanager
+    def whole_weights(self, writeback: bool = False) -> Iterator[None]:
+        """Gathers sharded weights for calls from outside of a training step."""
+        sharded = self._sharded_model()
+        if sharded is None:
+            yield
+        else:
+            with FullyShardedDataParallel.summon_full_params(
+                sharded, writeback=writeback
+            ):
+                yield
+
     # ---- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Plain data, so that the file loads without executing code.
         config = OmegaConf.to_container(self.config, resolve=True)
         checkpoint["hyper_parameters"] = {"config": config}
-        if self.ema is not None:
-            checkpoint["ema"] = self.ema.state_dict()
+        if self.ema is None:
+            return
+        checkpoint["ema"] = self.ema.state_dict()
+        if self._sharded_model() is not None:
+            with self.ema.applied(self.parameters()), self.whole_weights():
+                whole = [p.detach().cpu().clone() for p in self.parameters()]
+            checkpoint["ema"] |= {"shadow_params": whole}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         state = checkpoint.get("ema")
-        if state is not None and self.config.training.ema > 0:
-            self.ema = self._new_ema()
+        if state is None or self.config.training.ema == 0:
+            return
+        with self.whole_weights(writeback=True):  # sharded: raw weights step aside
+            self.ema = self.make_ema()
             self.ema.load_state_dict(state)
+            if self._sharded_model() is not None:
+                raw = [p.detach().clone() for p in self.parameters()]
+                self._set_weights(self.ema.shadow_params)
+        if self._sharded_model() is not None:
+            self.ema.shadow_params = self.make_ema().shadow_params  # this rank's shards
+            with self.whole_weights(writeback=True):
+                self._set_weights(raw)
+
+    @torch.no_grad()
+    def _set_weights(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters(), values, strict=True):
+            parameter.copy_(value)
 
     def load_weights(self, checkpoint: Mapping[str, Any], key: str) -> None:
         """Takes weights and EMA from a checkpoint that `utils.read_checkpoint` read.
@@ -365,7 +411,7 @@ class TrainerBase(lightning.LightningModule):
         show_progress: bool = False,
     ) -> Tensor:
         """Draws token ids (num_samples, L) with the configured sampler."""
-        with self.autocast():
+        with self.autocast(), self.whole_weights():
             return self.sampler(
                 self,
                 num_samples,

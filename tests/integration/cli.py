@@ -36,14 +36,18 @@ def command(*overrides: str) -> list[str]:
 
 
 def run(
-    *overrides: str, cwd: Path, status: int = 0, pythonpath: Path | None = None
+    *overrides: str,
+    cwd: Path,
+    status: int = 0,
+    pythonpath: Path | None = None,
+    timeout: float = 240,
 ) -> subprocess.CompletedProcess:
     """Runs main.py in `cwd` with no network and one thread; checks its status."""
     env = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     env["COLUMNS"] = "200"  # rich wraps tables otherwise
     if pythonpath is not None:
         env["PYTHONPATH"] = str(pythonpath)
-    options = {"capture_output": True, "text": True, "timeout": 240}
+    options = {"capture_output": True, "text": True, "timeout": timeout}
     done = subprocess.run(command(*overrides), cwd=cwd, env=env, **options)
     assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
     return done

@@ -1,0 +1,162 @@
+"""Rows of the synthetic data set, packing of documents, and tokenizers."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from golden_cases import Case, for_cases
+from omegaconf import OmegaConf
+
+from dataloader import (
+    get_tokenizer,
+    load_synthetic,
+    pack,
+    synthetic_rows,
+    synthetic_tokenizer,
+    text8_tokenizer,
+)
+
+SPLITS = {"train": "train", "validation": "valid"}  # theirs: ours
+
+
+def synthetic_sizes(case: Case, name: str) -> dict[str, int]:
+    """Rows, vocabulary and seed behind a tensor, as its meaning has them.
+
+    Where it leaves out the vocabulary, the end of every row, K - 1, tells.
+    """
+    text = case.meaning(name)
+    sizes = {
+        key: int(found[1])
+        for key, pattern in {
+            "num_rows": r"rows of (\d+)",
+            "length": r"length (\d+)",
+            "vocab_size": r"vocabulary (\d+)",
+            "seed": r"seed (\d+)",
+        }.items()
+        if (found := re.search(pattern, text))
+    }
+    rows = case[name]
+    told = {"length": rows.shape[1], "vocab_size": int(rows[0, -1]) + 1}
+    assert told | sizes == sizes | told, f"{name}: {text}"
+    return told | sizes
+
+
+@for_cases("data_synthetic")
+def test_synthetic_rows(case):
+    """First rows at the given seeds, however many rows follow, and through the data
+    set, whose seeds are fixed."""
+    assert case.tensors
+    for name, golden in case.tensors.items():
+        sizes = synthetic_sizes(case, name)
+        ours = torch.from_numpy(synthetic_rows(**sizes).astype(np.int64))
+        assert torch.equal(ours[: len(golden)], golden)
+        fewer = synthetic_rows(**sizes | {"num_rows": len(golden)})
+        assert torch.equal(torch.from_numpy(fewer.astype(np.int64)), golden)
+        data = {"vocab_size": sizes["vocab_size"]}
+        data |= {"num_train": sizes["num_rows"], "num_valid": sizes["num_rows"]}
+        model = {"length": sizes["length"]}
+        config = OmegaConf.create({"data": data, "model": model})
+        rows = load_synthetic(config, None, SPLITS[name.split("/")[-1]])
+        ids = rows.__getitems__(list(range(len(golden))))["input_ids"]
+        assert torch.equal(ids, golden)
+
+
+@for_cases("data_group_texts", holding="cases")
+def test_packing(case):
+    """Documents that end in eos, concatenated, cut into blocks between bos and eos.
+
+    The remainder is dropped. `insert_eos` puts the same eos behind documents without.
+    """
+    for given in case.values["cases"]:
+        frame = {key: given[key] for key in ("bos", "eos")}
+        frame["length"] = given["block_size"]
+        documents = [np.array(ids, dtype=np.int32) for ids in given["input_ids"]]
+        rows = pack(documents, insert_eos=False, **frame)
+        assert rows.ids.tolist() == given["output_input_ids"]
+        assert len(rows) == len(given["output_input_ids"])
+        masks = [rows[index]["attention_mask"] for index in range(len(rows))]
+        assert [len(mask) for mask in masks] == given["attention_mask_lengths"]
+        ones = all(bool((mask == 1).all()) for mask in masks)
+        assert ones == given["attention_mask_all_ones"]
+        assert all(document[-1] == given["eos"] for document in documents)
+        bare = [document[:-1] for document in documents]
+        again = pack(bare, insert_eos=True, **frame)
+        assert again.ids.tolist() == given["output_input_ids"]
+
+
+# ---------------------------------------------------------------- tokenizers
+
+
+def data_config(name: str, **data) -> OmegaConf:
+    return OmegaConf.create({"data": {"tokenizer_name_or_path": name, **data}})
+
+
+@for_cases("data_tokenizers", holding="text8")
+def test_text8_vocabulary(case):
+    """Ids of all entries, sizes, special tokens; nothing is added by get_tokenizer."""
+    golden = case.values["text8"]
+    for tokenizer in (text8_tokenizer(), get_tokenizer(data_config("text8"))):
+        assert tokenizer.get_vocab() == golden["vocab"]
+        assert tokenizer.vocab_size == golden["vocab_size"]
+        assert len(tokenizer) == golden["length"]
+        for role, (token, index) in golden["special"].items():
+            assert getattr(tokenizer, f"{role}_token") == token
+            assert getattr(tokenizer, f"{role}_token_id") == index
+    after = case.values["text8_after_get_tokenizer"]
+    assert (tokenizer.vocab_size, len(tokenizer)) == (
+        after["vocab_size"],
+        after["length"],
+    )
+
+
+@for_cases("data_tokenizers", holding="text8")
+def test_text8_encoding(case):
+    """Text to ids, with special tokens in it, and nothing around it."""
+    tokenizer = text8_tokenizer()
+    for example in case.values["text8"]["encode"]:
+        text = example["text"]
+        assert tokenizer.encode(text) == example["ids"]
+        bare = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert bare == example["ids_no_special"]
+
+
+@for_cases("data_tokenizers", holding="text8")
+def test_text8_decoding(case):
+    """Ids to text, one by one and as a batch; spaces as they are."""
+    tokenizer, golden = text8_tokenizer(), case.values["text8"]
+    for example in golden["decode"]:
+        assert tokenizer.decode(example["ids"]) == example["text"]
+    ids = [example["ids"] for example in golden["decode"]]
+    assert tokenizer.batch_decode(ids) == golden["batch_decode"]
+
+
+@for_cases("data_tokenizers", holding="synthetic")
+def test_synthetic_tokenizer(case):
+    """Sizes, special tokens and decoding.
+
+    The reference cannot encode; ours gives the ids back. It also adds a pad token
+    beyond the vocabulary, which no size counts; ours pads with eos.
+    """
+    golden = case.values["synthetic"]
+    config = data_config("synthetic", vocab_size=golden["argument_vocab_size"])
+    after = golden["after_get_tokenizer"]
+    for tokenizer, sizes in (
+        (synthetic_tokenizer(config), golden),
+        (get_tokenizer(config), after),
+    ):
+        assert tokenizer.vocab_size == sizes["vocab_size"]
+        assert len(tokenizer) == sizes["length"]
+        assert tokenizer.bos_token_id == golden["bos"]
+        assert tokenizer.eos_token_id == golden["eos"]
+        assert tokenizer.mask_token_id == golden["mask"]
+        vocab = tokenizer.get_vocab()
+        assert golden["some_tokens"].items() <= vocab.items()
+        for example in golden["decode"]:
+            assert tokenizer.decode(example["ids"]) == example["text"]
+            encoded = tokenizer(example["text"], add_special_tokens=False)
+            assert encoded["input_ids"] == example["ids"]
+    if "encode" in golden:
+        assert "fails" in golden["encode"]
+    assert after["pad_token_id"] >= len(tokenizer)
+    assert tokenizer.pad_token_id == pytest.approx(golden["eos"])

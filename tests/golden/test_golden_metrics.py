@@ -1,0 +1,121 @@
+"""Likelihood over batches, entropy of samples, generative perplexity."""
+
+import pytest
+import torch
+from golden_cases import Case, close, for_cases
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from metrics import GenerativePerplexity, Likelihood, counted_tokens, sample_entropy
+
+
+@for_cases("metrics", holding="batches_nll_sum_and_tokens")
+def test_validation_average(case):
+    """Sum of all losses over number of all valid tokens, in float64; not a mean of
+    batch means. The result does not depend on how batches are made."""
+    batches = case.values["batches_nll_sum_and_tokens"]
+    one_by_one, together = Likelihood(), Likelihood()
+    for nll_sum, num_tokens in batches:
+        one_by_one.update(torch.tensor([nll_sum]), torch.tensor([num_tokens]))
+    nlls, num_tokens = torch.tensor(batches).T
+    together.update(nlls, num_tokens)
+    for likelihood in (one_by_one, together):
+        results = likelihood.compute()
+        for name, golden in case.values["result"].items():
+            ours = results[name.removeprefix("val/")]
+            assert ours.dtype == torch.float64
+            limits = case.tolerance(name)
+            close(ours, torch.tensor(golden, dtype=torch.float64), name, **limits)
+
+
+@for_cases("metrics", holding="entropy")
+def test_entropy(case):
+    """Entropy of each sample's own token frequencies in nats, and its mean."""
+    golden, limits = case.values["entropy"], case.tolerance("entropy")
+    ours = sample_entropy(case["tokens"])
+    close(ours, torch.tensor(golden["per_sample"]), "entropy", **limits)
+    assert float(ours.mean()) == pytest.approx(golden["mean"], rel=limits["rtol"])
+
+
+@for_cases("metrics", holding="eos_token_id")
+def test_counted_tokens(case):
+    """A token counts if it is not eos, or is its text's first eos."""
+    eos = case.values["eos_token_id"]
+    assert torch.equal(counted_tokens(case["tokens"], eos)[:, 1:], case["counted"])
+
+
+@pytest.fixture
+def judge(case, tmp_path) -> GenerativePerplexity:
+    """The case's small GPT-2, loaded from a folder as any judge is. Its tokenizer
+    splits texts at spaces into ids written as numbers."""
+    settings = case.values["gpt2_config"]
+    network = GPT2LMHeadModel(GPT2Config(**settings))
+    missing, unexpected = network.load_state_dict(case.group("gpt2/"), strict=False)
+    assert missing == ["lm_head.weight"]  # tied to the embedding
+    assert not unexpected
+    network.save_pretrained(tmp_path)
+    vocab = {str(token): token for token in range(settings["vocab_size"])}
+    eos = str(case.values["eos_token_id"])
+    core = Tokenizer(models.WordLevel(vocab, unk_token=eos))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos)
+    tokenizer.save_pretrained(tmp_path)
+    context = min(case.values["full_context"]["context"], settings["n_positions"])
+    batch_size = case.values["full_context"]["batch_size"]
+    return GenerativePerplexity(
+        str(tmp_path), batch_size=batch_size, max_length=context
+    )
+
+
+def texts_of(tokens: torch.Tensor) -> list[str]:
+    return [" ".join(map(str, row)) for row in tokens.tolist()]
+
+
+@for_cases("metrics", holding="full_context")
+def test_generative_perplexity(case, judge):
+    """Texts to perplexity, over the rows that the reference counted.
+
+    It dropped the rows beyond the last full batch. Every text belongs to the sample,
+    so ours counts all: the totals over all rows are those of the recorded tokens.
+    """
+    golden, limits = case.values["full_context"], case.tolerance("full_context")
+    texts = texts_of(case["tokens"])
+    perplexity = judge(texts[: golden["rows_used"]])
+    assert judge.num_tokens == golden["token_count"]
+    assert judge.nll_sum == pytest.approx(golden["nll_sum"], rel=limits["rtol"])
+    assert perplexity == pytest.approx(golden["perplexity"], rel=limits["rtol"])
+    judge(texts)
+    counted = case["counted"]
+    assert judge.num_tokens == int(counted.sum())
+    total = float(case["token_nll"].double()[counted].sum())
+    assert judge.nll_sum == pytest.approx(total, rel=limits["rtol"])
+    if golden["rows_used"] < len(texts):
+        assert judge.num_tokens > golden["token_count"]
+
+
+@for_cases("metrics", holding="padded")
+def test_generative_perplexity_of_padded_rows(case, judge):
+    """With an attention mask; what is padding is for the eos rule to say, not for
+    the mask."""
+    golden, limits = case.values["padded"], case.tolerance("padded")
+    rows = slice(golden["rows_used"])
+    judge.add(
+        case["tokens"][rows],
+        case["attention_mask"][rows],
+        case.values["eos_token_id"],
+    )
+    assert judge.num_tokens == golden["token_count"]
+    assert judge.nll_sum == pytest.approx(golden["nll_sum"], rel=limits["rtol"])
+    assert judge.compute() == pytest.approx(golden["perplexity"], rel=limits["rtol"])
+
+
+@for_cases("metrics", holding="chunked")
+def test_generative_perplexity_of_chunks(case, judge):
+    """Rows in chunks, each scored on its own. Ours truncates long texts instead, so
+    the chunks are made here."""
+    golden, limits = case.values["chunked"], case.tolerance("chunked")
+    rows = slice(golden["rows_used"])
+    ids, mask = case["tokens"][rows], case["attention_mask"][rows]
+    for chunk in ids.split(golden["context"], dim=1):
+        judge.add(chunk, torch.ones_like(chunk), case.values["eos_token_id"])
+    assert judge.nll_sum == pytest.approx(golden["nll_sum"], rel=limits["rtol"])

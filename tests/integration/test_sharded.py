@@ -1,0 +1,106 @@
+"""EMA and samples with sharded weights, on two CPU processes.
+
+Lightning runs FSDP on CUDA alone and torch asks for an accelerator, but its sharding
+itself works on CPUs; what the trainer would do is done by hand here.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from cli import ROOT
+
+SCRIPT = """
+import os
+import sys
+from types import SimpleNamespace
+
+import hydra
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel, _common_utils
+from torch.distributed.fsdp import fully_sharded_data_parallel
+
+from algo import MDLM
+from utils import register_resolvers
+
+
+def cpu_handle(state, module, ignored_params, device_id):
+    handle = _common_utils._FSDPDeviceHandle.from_device(torch.device("cpu"))
+    state._device_handle = handle
+    return state
+
+
+def wrapped(model):
+    model.trainer = SimpleNamespace(model=FullyShardedDataParallel(
+        model, device_id=torch.device("cpu"), use_orig_params=True))
+    return model
+
+
+fully_sharded_data_parallel._init_device_handle = cpu_handle
+rank = int(sys.argv[1])
+os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": sys.argv[2]}
+dist.init_process_group("gloo", rank=rank, world_size=2)
+register_resolvers()
+with hydra.initialize_config_dir(sys.argv[3] + "/configs", version_base="1.3"):
+    config = hydra.compose("config", [
+        "algo=mdlm", "data=synthetic", "model=tiny", "model.length=8",
+        "model.n_blocks=1", "model.n_heads=2", "model.hidden_size=8",
+        "trainer.accelerator=cpu", "sampling.steps=2", "training.ema=0.5"])
+tokenizer = SimpleNamespace(vocab_size=10, mask_token_id=None)
+
+torch.manual_seed(0)
+model = wrapped(MDLM(config, tokenizer))
+with model.whole_weights():
+    before = [p.detach().clone() for p in model.parameters()]
+model.ema = model.make_ema()
+with torch.no_grad():
+    for p in model.parameters():
+        p.add_(1.0)
+model.ema.update(model.parameters())
+decay = min(0.5, 2 / 11)
+checkpoint = {}
+model.on_save_checkpoint(checkpoint)
+for shadow, old in zip(checkpoint["ema"]["shadow_params"], before, strict=True):
+    torch.testing.assert_close(shadow, old + (1 - decay))
+
+torch.manual_seed(1)
+other = wrapped(MDLM(config, tokenizer))
+with other.whole_weights():
+    raw = [p.detach().clone() for p in other.parameters()]
+other.on_load_checkpoint(checkpoint)
+assert other.ema.num_updates == 1
+with other.whole_weights():
+    for p, value in zip(other.parameters(), raw, strict=True):
+        assert torch.equal(p, value)
+with other.eval_weights(), other.whole_weights():
+    for p, value in zip(other.parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), value + (1 - decay))
+x = other.generate_samples(3)
+assert x.shape == (3, 8)
+assert (x != other.mask_index).all()
+print("agreed")
+"""
+
+
+def test_ema_survives_sharding(tmp_path: Path, unused_tcp_port: int):
+    script = tmp_path / "sharded.py"
+    script.write_text(SCRIPT)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, script, str(rank), str(unused_tcp_port), str(ROOT)],
+            env={
+                "PYTHONPATH": str(ROOT),
+                "PATH": "/usr/bin:/bin",
+                "OMP_NUM_THREADS": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    for process in ranks:
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, output[-3000:]
+        assert "agreed" in output
