@@ -47,6 +47,7 @@ def _is_algorithm(value: Any) -> bool:
 class AR(TrainerBase):
     """Autoregressive model: cross entropy of each token given those before it."""
 
+    parameterization = "ar"
     is_autoregressive = True
 
     @staticmethod
@@ -83,6 +84,7 @@ class MDLM(AbsorbingState):
     Reference: MDLM (arXiv:2406.07524), section 3.
     """
 
+    parameterization = "subs"
     is_discrete_time = True
 
     def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
@@ -113,6 +115,8 @@ class SEDDAbsorb(AbsorbingState):
 
     Reference: SEDD (arXiv:2310.16834), score entropy with an absorbing state.
     """
+
+    parameterization = "score"
 
     def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
         """log s(y) = logits - log(e^sigma - 1) - log(K - 1), and 0 at y = x_t."""
@@ -203,7 +207,7 @@ class D3PMAbsorb(AbsorbingState):
         makes its loss unbounded below; there is no switch back to that.
         """
         dt = 1 / self.T
-        t = 1 - alpha_t
+        t = (1 - alpha_t).clamp(0.0, 1 - 1e-4)
         s = (t - dt).clamp(min=0.0)
         alpha_s = 1 - s
         # (1 - eps) of the schedule puts the first t slightly below dt.
@@ -230,6 +234,11 @@ class D3PMAbsorb(AbsorbingState):
         stay = ((1 - alpha_s) / (1 - alpha_t))[..., None].to(x_theta.dtype)
         masked = torch.where(self._is_mask(x_theta), stay, (1 - stay) * x_theta)
         return torch.where((xt == self.mask_index)[..., None], masked, x_theta)
+
+    def most_likely_x0(self, x_theta: Tensor, xt: Tensor) -> Tensor:
+        if not self.redraws_revealed:
+            return super().most_likely_x0(x_theta, xt)
+        return x_theta.argmax(dim=-1)  # NOTE(compat): revealed tokens, too
 
 
 class DUO_BASE(UniformState):

@@ -25,7 +25,7 @@ from corpora import (
     synthetic_rows,
     text8_normalize,
 )
-from utils import ConfigError, choose, hub_options
+from utils import ConfigError, choose, hub_options, require
 
 # ---------------------------------------------------------------- tokenizers
 
@@ -174,6 +174,12 @@ class TokenRows(Dataset):
             num_valid = torch.from_numpy(self.num_valid[indices])
             mask = (torch.arange(ids.shape[1]) < num_valid[:, None]).float()
         return {"input_ids": ids, "attention_mask": mask}
+
+    def valid_ids(self) -> np.ndarray:
+        """All token ids but the padding, (number of them,)."""
+        if self.num_valid is None:
+            return self.ids.ravel()
+        return self.ids[np.arange(self.ids.shape[1]) < self.num_valid[:, None]]
 
     def split_tail(self, fraction: float) -> tuple["TokenRows", "TokenRows"]:
         """The first rows, and the last `fraction` of them (at least one)."""
@@ -411,6 +417,7 @@ class DataModule(lightning.LightningDataModule):
                 )
             if spec.check is not None:
                 spec.check(config)
+        require(config.data.modality, ["text"], "data.modality")
         if config.model.length < 3:
             raise ConfigError(
                 f"model.length={config.model.length}: a row holds bos, at least one "

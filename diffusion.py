@@ -90,7 +90,8 @@ class Diffusion(TrainerBase):
             generator = self._batch_generator("time", batch_idx, device="cpu")
         u = torch.rand(num_times, dtype=torch.float64, generator=generator)
         if self.antithetic_sampling:
-            u = (u / num_times + torch.arange(num_times) / num_times) % 1
+            first = torch.arange(num_times, dtype=u.dtype) / num_times
+            u = (u / num_times + first) % 1
         t = (1 - self.sampling_eps) * u + self.sampling_eps
         if self.T > 0:
             t = (t * self.T).floor() / self.T + 1 / self.T
@@ -166,6 +167,13 @@ class Diffusion(TrainerBase):
         return 0.0
 
     # ---- what samplers ask for
+
+    def with_bos(self, xt: Tensor) -> Tensor:
+        """With `algo.ignore_bos` the first token is always a clean bos, (B, L)."""
+        if not self.ignore_bos:
+            return xt
+        bos = torch.full_like(xt[:, :1], self.tokenizer.bos_token_id)
+        return torch.cat([bos, xt[:, 1:]], dim=1)
 
     def predict_x0(self, xt: Tensor, alpha_t: Tensor) -> Tensor:
         """Log-probabilities of clean tokens, (B, L, K)."""

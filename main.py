@@ -177,7 +177,7 @@ NUMBERS = {
     "model.n_heads": (int, 1, None),
     "model.dropout": (float, 0, 1),
     "algo.T": (int, 0, None),
-    "noise.eps": (float, 0, 1),
+    "noise.eps": (float, 1e-9, 0.5),
     "seed": (int, 0, None),
     "trainer.devices": (int, 1, None),
     "trainer.num_nodes": (int, 1, None),
@@ -192,7 +192,7 @@ NUMBERS = {
     "sampling.num_sample_batches": (int, 0, None),
     "sampling.num_sample_log": (int, 0, None),
     "training.ema": (float, 0, 1),
-    "training.sampling_eps": (float, 0, 1),
+    "training.sampling_eps": (float, 1e-9, 0.5),
     "eval.perplexity_batch_size": (int, 1, None),
     "optim.lr": (float, 0, None),
 }
@@ -381,8 +381,8 @@ def report_likelihood(config: DictConfig, model: TrainerBase, data: DataModule) 
         error = results[f"{name}_stderr"]
         table.add_row(f"val/{name}", f"{results[name]:.4f}", f"{error:.4f}")
     if config.eval.unigram_baseline:
-        tokens = rows.ids if rows.num_valid is None else rows.ids[rows.ids >= 0]
-        nll = unigram_nll(data.load("train").ids, tokens, model.vocab_size)
+        train_ids = data.load("train").valid_ids()
+        nll = unigram_nll(train_ids, rows.valid_ids(), model.vocab_size)
         ppl = torch.tensor(nll).exp()
         table.add_row("val/ppl of a unigram model", f"{ppl:.4f}", "")
     console.print(table)

@@ -91,14 +91,14 @@ class Sampler:
             Token ids, (B, L).
         """
         num_steps = self.num_steps if num_steps is None else num_steps
-        xt = model.prior_sample(num_samples, generator)
+        xt = model.with_bos(model.prior_sample(num_samples, generator))
         times = self.time_grid(num_steps).to(model.device, wide_dtype(model.device))
         levels = [model.noise(t.expand(num_samples, 1)).alpha_t for t in times]
         steps = tqdm(pairwise(levels), "sampling", num_steps, disable=not show_progress)
         for alpha_t, alpha_s in steps:
-            xt = self.step(model, xt, alpha_t, alpha_s, generator)
+            xt = model.with_bos(self.step(model, xt, alpha_t, alpha_s, generator))
         finish = choose(self.removals(), self.noise_removal, "sampling.noise_removal")
-        return finish(model, xt, levels[-1], generator)
+        return model.with_bos(finish(model, xt, levels[-1], generator))
 
     def time_grid(self, num_steps: int) -> Tensor:
         """Decreasing times, (num_steps + 1,) float64."""

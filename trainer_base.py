@@ -26,7 +26,6 @@ from utils import (
     ConfigError,
     key_report,
     require,
-    unknown_value,
     wide_dtype,
     write_json,
 )
@@ -81,6 +80,7 @@ class TrainerBase(lightning.LightningModule):
         ConfigError: If the config asks for what the algorithm does not have.
     """
 
+    parameterization = "mean"  # what the network's output means
     is_autoregressive = False
     has_score = False
     is_discrete_time = False  # whether algo.T > 0 has a meaning
@@ -127,8 +127,8 @@ class TrainerBase(lightning.LightningModule):
                 f"algo.causal_attention={algo.causal_attention}: algo={algo.name} "
                 f"needs {cls.is_autoregressive}."
             )
-        if algo.get("loss_type", "elbo") != "elbo":
-            raise ConfigError(unknown_value("algo.loss_type", algo.loss_type, ["elbo"]))
+        require(algo.parameterization, [cls.parameterization], "algo.parameterization")
+        require(algo.get("loss_type", "elbo"), ["elbo"], "algo.loss_type")
         require(algo.compat, ("paper", "reference"), "algo.compat")
         precisions = ("bf16", "float32", "float64")
         require(config.training.loss_precision, precisions, "training.loss_precision")

@@ -98,10 +98,11 @@ class Case:
         to sentences such as 'atol 1e-6, rtol 1e-4 (float32)' or 'exact'.
         """
         kind = self.stated.get(name, {}).get("dtype")
+        parts = {name, name.split("/")[0], name.split("/")[-1]}
         best = None
         for keys, text in self.info["tolerance"].items():
             for key in (key.strip() for key in keys.split(",")):
-                fits = fnmatchcase(name, key) or name.startswith(f"{key}/")
+                fits = any(fnmatchcase(part, key) for part in parts)
                 # of several, the most special one
                 if (fits or key == kind) and (best is None or len(key) > len(best[0])):
                     best = key, text

@@ -188,7 +188,7 @@ def test_d3pm_is_the_dense_divergence_of_one_step(make_model, laws, generator, T
     """Mass on the mask included; hence bounded below, at the first time too."""
     model = make_model("algo=d3pm", f"algo.T={T}", "noise.eps=0")
     x0, _, z, x_theta = draw(model, laws, generator)
-    z = z._replace(alpha_t=z.alpha_t.clamp(min=1e-4))
+    z = z._replace(alpha_t=z.alpha_t.clamp(min=1e-3))
     xt = torch.full_like(x0, model.mask_index)
     expected = d3pm_divergence(model, x_theta, x0, z.alpha_t)
     got = loss(model, x_theta.log(), x0, xt, z)
@@ -218,7 +218,7 @@ def test_d3pm_tends_to_mdlm(make_model, laws, generator):
     torch.testing.assert_close(
         loss(d3pm, log_x_theta, x0, xt, z),
         loss(mdlm, log_x_theta, x0, xt, z),
-        rtol=1e-6,
+        rtol=1e-4,  # D3PM keeps its t below 1 - 1e-4
         atol=1e-6,
     )
 
@@ -227,6 +227,7 @@ def test_d3pm_with_mass_on_the_mask_has_a_limit(make_model, laws, generator):
     """(log(1 + a q / t) - log p) / t + d/dt log(1 + a q / t) with a = 1 - t."""
     model = make_model("algo=d3pm", "algo.T=1000000", "noise.eps=1e-7")
     x0, _, z, x_theta = draw(model, laws, generator)
+    z = z._replace(alpha_t=z.alpha_t.clamp(min=1e-3))
     xt = torch.full_like(x0, model.mask_index)
     t = 1 - z.alpha_t
     q = x_theta[..., model.mask_index]
