@@ -25,7 +25,7 @@ from corpora import (
     synthetic_rows,
     text8_normalize,
 )
-from utils import ConfigError, choose, hub_options, require
+from utils import ConfigError, choose, first_line, hub_options, require
 
 # ---------------------------------------------------------------- tokenizers
 
@@ -64,7 +64,7 @@ def _pretrained_tokenizer(config: DictConfig) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, **hub_options(name))
     except Exception as error:  # the libraries raise OSError, ValueError, and others
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(
             f"data.tokenizer_name_or_path={name!r} cannot be loaded ({reason}). "
             f"Choose {', '.join(TOKENIZERS)}, a local folder, or a reachable hub id."

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import torchmetrics
 from torch import Tensor
 
-from utils import ConfigError, hub_options, wide_dtype
+from utils import ConfigError, first_line, hub_options, wide_dtype
 
 
 class Likelihood(torchmetrics.Metric):
@@ -185,7 +185,7 @@ def _load_judge(name_or_path: str) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
         model = AutoModelForCausalLM.from_pretrained(name_or_path, **options)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(
             f"eval.gen_ppl_eval_model_name_or_path={name_or_path!r} cannot be loaded "
             f"({reason}). Set it to the folder of a causal language model, or to null "

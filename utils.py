@@ -77,6 +77,12 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text, or its type if it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def wide_dtype(device: torch.device | str | None = None) -> torch.dtype:
     """float64, or float32 on Apple GPUs, which have no float64.
 
@@ -194,10 +200,14 @@ def read_checkpoint(path: str, key: str) -> dict[str, Any]:
         raise ConfigError(f"{key}={path!r}: there is no such file.")
     try:
         with fsspec.open(path, "rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ConfigError(f"{key}={path!r} cannot be read safely: {reason}") from None
+    if not isinstance(checkpoint, dict):
+        kind = type(checkpoint).__name__
+        raise ConfigError(f"{key}={path!r} is no checkpoint: it holds a {kind}.")
+    return checkpoint
 
 
 def hub_options(name_or_path: str) -> dict[str, bool]:

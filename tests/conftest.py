@@ -45,6 +45,7 @@ hypothesis.settings.register_profile(
     "replayable", derandomize=True, deadline=None, database=None, max_examples=50
 )
 hypothesis.settings.load_profile("replayable")
+torch.set_num_threads(1)  # more of them only wait for each other on tiny tensors
 
 
 def compose(*overrides: str) -> DictConfig:

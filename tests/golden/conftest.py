@@ -5,7 +5,17 @@ The folder of cases is the environment variable GOLDEN_DIR, by default
 """
 
 import pytest
+import torch
 from golden_replay import Replay
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """The networks are tiny: threads would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The transformer backbone, bidirectional and causal, beside the reference's."""
 
-import pytest
 import torch
 import torch.nn.functional as F
 from golden_cases import FORWARD, Case, close, for_cases
@@ -19,13 +18,6 @@ def backbone(case: Case) -> DIT:
     network = build_backbone(config, theirs.vocab_size)
     network.load_state_dict(case.group("weights/"), strict=True)
     return network.eval()
-
-
-def need(case: Case, *names: str) -> None:
-    """Skips a test of what the case does not hold (a causal one has no sigma)."""
-    for name in names:
-        if name not in case:
-            pytest.skip(f"{case} holds no {name}")
 
 
 @for_cases("dit", holding="logits")
@@ -53,11 +45,10 @@ def test_logits(case):
     close(in_two, logits, "head(trunk(x)) and forward(x)", rtol=1e-6, atol=1e-6)
 
 
-@for_cases("dit", holding="logits")
+@for_cases("dit", holding="logits_short")
 def test_shorter_sequence(case):
     """A prefix shorter than the configured length. Causal attention makes its logits
     the first part of the whole sequence's; bidirectional attention does not."""
-    need(case, "logits_short")
     length = case["logits_short"].shape[1]
     assert length < case["x"].shape[1]
     with torch.no_grad():
@@ -67,39 +58,35 @@ def test_shorter_sequence(case):
     assert is_prefix == case.config.causal_attention
 
 
-@for_cases("dit", holding="logits")
+@for_cases("dit", holding="logits_sigma0")
 def test_sigma_zero(case):
     """What a model without time conditioning sees; sigma must matter otherwise."""
-    need(case, "logits_sigma0")
     with torch.no_grad():
         logits = backbone(case)(case["x"], torch.zeros_like(case["sigma"]))
     case.check("logits_sigma0", logits)
     assert not torch.allclose(logits, case["logits"], atol=1e-3)
 
 
-@for_cases("dit", holding="logits")
+@for_cases("dit", holding="logits_soft")
 def test_soft_input(case):
     """Real-valued input whose softmax mixes the embedding rows."""
-    need(case, "x_soft", "logits_soft")
     with torch.no_grad():
         logits = backbone(case)(case["x_soft"], case["sigma"])
     case.check("logits_soft", logits)
 
 
-@for_cases("dit", holding="logits")
+@for_cases("dit", holding="logits_topk")
 def test_weighted_ids(case):
     """k embedding rows with float64 weights that do not sum to one."""
-    need(case, "topk_indices", "topk_weights", "logits_topk")
     ids, weights = case["topk_indices"], case["topk_weights"]
     with torch.no_grad():
         logits = backbone(case)(ids, case["sigma"], weights=weights)
     case.check("logits_topk", logits)
 
 
-@for_cases("dit", holding="logits")
+@for_cases("dit", holding="timestep_features")
 def test_noise_embedding(case):
     """Sinusoidal features of sigma, cosines first, and the conditioning vector."""
-    need(case, "timestep_features", "sigma_embedding")
     network = backbone(case)
     with torch.no_grad():
         features = network.sigma_map.features(case["sigma"])
@@ -108,19 +95,17 @@ def test_noise_embedding(case):
     case.check("sigma_embedding", embedding, default=FORWARD)
 
 
-@for_cases("dit", holding="logits")
+@for_cases("dit", holding="rotary_cos")
 def test_rotary_tables(case):
     """cos and sin of position times frequency, half-split layout."""
-    need(case, "rotary_cos", "rotary_sin")
     cos, sin = backbone(case).rotary_emb(case["rotary_cos"].shape[0])
     case.check("rotary_cos", cos, default=FORWARD)
     case.check("rotary_sin", sin, default=FORWARD)
 
 
-@for_cases("dit", holding="logits")
+@for_cases("dit", holding="block0_out")
 def test_first_block(case):
     """Hidden state after the first block: order of shift, scale and gate."""
-    need(case, "block0_out")
     network = backbone(case)
     outputs = []
     network.blocks[0].register_forward_hook(lambda *call: outputs.append(call[-1]))
@@ -129,10 +114,9 @@ def test_first_block(case):
     case.check("block0_out", outputs[0], default=FORWARD)
 
 
-@for_cases("dit", holding="logits")
+@for_cases("dit", holding="grad_probe")
 def test_gradients(case):
     """Derivatives of sum(logits * grad_probe) with respect to parameters."""
-    need(case, "grad_probe")
     network = backbone(case)
     (network(case["x"], case["sigma"]) * case["grad_probe"]).sum().backward()
     parameters = dict(network.named_parameters())

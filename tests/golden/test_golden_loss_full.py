@@ -108,9 +108,7 @@ def test_loss(case, replay, monkeypatch):
         limits = case.tolerance(f"{prefix}loss")
         case.check(f"{golden}loss_per_token", seen["nll"], factor=factor)
         case.check(f"{golden}loss", loss.loss, factor=factor)
-        case.check(
-            f"{golden}nll_sum", loss.nlls.sum(), factor=factor, default=limits
-        )
+        case.check(f"{golden}nll_sum", loss.nlls.sum(), factor=factor, default=limits)
         case.check(f"{golden}num_tokens", loss.num_tokens.sum(), default=COUNTS)
         assert loss.nlls.shape == (len(case["x0"]),)
 
@@ -160,10 +158,11 @@ def test_d3pm_does_not_repeat_the_slip(case, replay, monkeypatch):
         ours = seen["nll"].double()
         masked = seen["corrupt"].xt == case.values["mask_index"]
         close(ours[~masked], wrong[~masked], "reconstruction", rtol=1e-4, atol=1e-5)
-        assert not torch.allclose(ours[masked], wrong[masked], rtol=1e-2)
+        assert masked.any()
+        assert not torch.allclose(ours[masked], wrong[masked], rtol=1e-3)
         for name, number in (("loss", loss.loss), ("nll_sum", loss.nlls.sum())):
             wrong = case[prefix + name].double()
-            assert not torch.allclose(number.double(), wrong, rtol=1e-2)
+            assert not torch.allclose(number.double(), wrong, rtol=1e-3)
 
 
 def is_cosine(case: Case) -> bool:

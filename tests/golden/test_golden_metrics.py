@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from golden_cases import Case, close, for_cases
+from golden_cases import close, for_cases
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -47,15 +47,15 @@ def test_counted_tokens(case):
 @pytest.fixture
 def judge(case, tmp_path) -> GenerativePerplexity:
     """The case's small GPT-2, loaded from a folder as any judge is. Its tokenizer
-    splits texts at spaces into ids written as numbers."""
+    splits texts at spaces into ids written as <id>."""
     settings = case.values["gpt2_config"]
     network = GPT2LMHeadModel(GPT2Config(**settings))
     missing, unexpected = network.load_state_dict(case.group("gpt2/"), strict=False)
     assert missing == ["lm_head.weight"]  # tied to the embedding
     assert not unexpected
     network.save_pretrained(tmp_path)
-    vocab = {str(token): token for token in range(settings["vocab_size"])}
-    eos = str(case.values["eos_token_id"])
+    vocab = {f"<{token}>": token for token in range(settings["vocab_size"])}
+    eos = f"<{case.values['eos_token_id']}>"
     core = Tokenizer(models.WordLevel(vocab, unk_token=eos))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=eos)
@@ -68,7 +68,7 @@ def judge(case, tmp_path) -> GenerativePerplexity:
 
 
 def texts_of(tokens: torch.Tensor) -> list[str]:
-    return [" ".join(map(str, row)) for row in tokens.tolist()]
+    return [" ".join(f"<{token}>" for token in row) for row in tokens.tolist()]
 
 
 @for_cases("metrics", holding="full_context")
@@ -115,7 +115,8 @@ def test_generative_perplexity_of_chunks(case, judge):
     the chunks are made here."""
     golden, limits = case.values["chunked"], case.tolerance("chunked")
     rows = slice(golden["rows_used"])
-    ids, mask = case["tokens"][rows], case["attention_mask"][rows]
-    for chunk in ids.split(golden["context"], dim=1):
+    for chunk in case["tokens"][rows].split(golden["context"], dim=1):
         judge.add(chunk, torch.ones_like(chunk), case.values["eos_token_id"])
     assert judge.nll_sum == pytest.approx(golden["nll_sum"], rel=limits["rtol"])
+    assert judge.num_tokens == golden["token_count"]
+    assert judge.compute() == pytest.approx(golden["perplexity"], rel=limits["rtol"])

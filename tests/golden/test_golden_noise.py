@@ -55,7 +55,7 @@ def test_derivative(case, precision):
         factor = 1 - noise.eps if schedule_of(case) == "cosine" else 1.0
         dalpha_t = noise(t).dalpha_t
         case.check(name, dalpha_t, factor=factor)
-        if factor != 1.0:
+        if factor < 1 - 10 * case.tolerance(name)["atol"]:
             with pytest.raises(AssertionError):
                 case.check(name, dalpha_t)
 
@@ -85,7 +85,7 @@ def test_inverse(case, precision):
         name = f"t_for_alpha_{precision}_{index}"
         case.check(name, ours, factor=1 / (1 - noise.eps))
         close(ours, t, f"{case}: inverse(alpha(t)) and t", atol=atol)
-        if precision == "f64":
+        if precision == "f64" and noise.eps > 10 * case.tolerance(name)["atol"]:
             with pytest.raises(AssertionError):
                 case.check(name, ours)
 

@@ -18,27 +18,49 @@ def model_of(case: Case, **settings):
     return build(case, weights=None, model__n_blocks=1, **settings)
 
 
-def steps(case: Case) -> list[tuple[int, str, Tensor, Tensor]]:
-    """(index, recorded name, alpha_s, alpha_t) of every recorded posterior.
+def steps(case: Case) -> list[tuple[str, Tensor, Tensor]]:
+    """(recorded name, alpha_s, alpha_t) of every recorded posterior.
 
-    `posterior_to_0` is the step to alpha_s = 1. Signal levels are float32 there.
+    `posterior_to_0` is the step to alpha_s = 1; the psi sampler's mixture at kappa = 1
+    is the posterior. Signal levels are float32 there.
     """
     column = torch.ones(len(case["xt"]), 1)
+    mixtures = [f"mix_{kappa}" for kappa in case.values["kappas"] if kappa == 1]
     found = []
     for index, (alpha_s, alpha_t) in enumerate(case.values["alpha_pairs_s_t"]):
-        levels = (("posterior", alpha_s), ("posterior_to_0", 1.0))
-        found += [(index, n, a * column, alpha_t * column) for n, a in levels]
+        found.append((f"{index}/posterior_to_0", column, alpha_t * column))
+        found += [
+            (f"{index}/{name}", alpha_s * column, alpha_t * column)
+            for name in ("posterior", *mixtures)
+        ]
     return found
 
 
-def normalised(case: Case, golden: Tensor) -> Tensor:
-    """The recorded rows (B, L, K) with both errors of the reference undone.
+def posteriors(case: Case, model) -> dict[str, Tensor]:
+    """Ours for every recorded posterior, by its name, (B, L, K) each."""
+    return {
+        name: model.posterior(
+            case["p_x0"], xt=case["xt"], alpha_t=alpha_t, alpha_s=alpha_s
+        )
+        for name, alpha_s, alpha_t in steps(case)
+    }
+
+
+def row_sums(rows: dict[str, Tensor]) -> Tensor:
+    """Sums over the vocabulary of each step's posterior, (steps, B, L)."""
+    kept = [x.sum(dim=-1) for name, x in rows.items() if name.endswith("/posterior")]
+    return torch.stack(kept)
+
+
+def expected(case: Case, name: str) -> Tensor:
+    """The recorded rows (B, L, K), with both errors of the reference undone if it
+    made them.
 
     Revealed tokens stay. At a mask, p loses its mass on the mask: tokens are divided
     by 1 - p[m]; the mask's own probability is right as it is.
     """
-    mask = case.values["mask_index"]
-    if mask is None:
+    golden, mask = case[name], case.values["mask_index"]
+    if is_sound(case):
         return golden
     is_mask = torch.arange(golden.shape[-1]) == mask
     rest = 1 - case["p_x0"][..., mask : mask + 1]
@@ -63,14 +85,9 @@ def test_posterior(case):
     """Ours are the recorded rows with the reference's two errors undone, which for
     MDLM and uniform states means as they are; and they are distributions."""
     model = model_of(case)
-    xt, p = case["xt"], case["p_x0"]
-    for index, name, alpha_s, alpha_t in steps(case):
-        ours = model.posterior(p, xt=xt, alpha_t=alpha_t, alpha_s=alpha_s)
-        golden, name = case[f"{index}/{name}"], f"{index}/{name}"
-        limits = case.tolerance(name)
-        close(ours, normalised(case, golden), f"{case}: {name}", **limits)
-        if is_sound(case):
-            case.check(name, ours)
+    xt = case["xt"]
+    for name, ours in posteriors(case, model).items():
+        close(ours, expected(case, name), f"{case}: {name}", **case.tolerance(name))
         assert (ours >= 0).all()
         one = torch.ones(xt.shape)
         close(ours.sum(dim=-1), one, f"{case}: sums of {name}", atol=1e-6)
@@ -80,65 +97,36 @@ def test_posterior(case):
             assert (ours.amax(dim=-1)[revealed] == 1).all()
 
 
-@for_cases("posterior", holding="kappas")
-def test_posterior_is_the_mixture_at_kappa_one(case):
-    """The psi sampler's mixture is the posterior where kappa is 1."""
-    model = model_of(case)
-    assert 1.0 in case.values["kappas"]
-    for index, name, alpha_s, alpha_t in steps(case):
-        if name == "posterior":
-            xt, p = case["xt"], case["p_x0"]
-            ours = model.posterior(p, xt=xt, alpha_t=alpha_t, alpha_s=alpha_s)
-            golden = case[f"{index}/mix_1.0"]
-            limits = case.tolerance(f"{index}/mix_1.0")
-            close(ours, normalised(case, golden), f"{case}: {index}", **limits)
-
-
-@for_cases("posterior", holding="p_x0", where=is_sound)
+@for_cases("posterior", holding="row_sums", where=is_sound)
 def test_row_sums(case):
     """Where the reference makes no error its row sums are ours too: 1."""
-    model = model_of(case)
-    sums = [
-        model.posterior(case["p_x0"], xt=case["xt"], alpha_t=t, alpha_s=s).sum(dim=-1)
-        for _, name, s, t in steps(case)
-        if name == "posterior"
-    ]
+    ours = row_sums(posteriors(case, model_of(case)))
     K = case["p_x0"].shape[-1]
     limits = {"atol": K * case.tolerance("row_sums")["atol"]}  # a sum of K numbers
-    close(torch.stack(sums), case["row_sums"], f"{case}: row_sums", **limits)
+    close(ours, case["row_sums"], f"{case}: row_sums", **limits)
 
 
-@for_cases("posterior", holding="p_x0", where=lambda case: not is_sound(case))
+@for_cases("posterior", holding="row_sums", where=lambda case: not is_sound(case))
 def test_reference_redraws_revealed_tokens(case):
     """The recorded rows at revealed tokens are p, not the token that is there, and
     rows at masks sum to less than 1; so as they are they are not ours."""
-    model = model_of(case)
-    revealed = case["xt"] != model.mask_index
-    sums = []
-    for index, name, alpha_s, alpha_t in steps(case):
-        golden = case[f"{index}/{name}"]
-        close(golden[revealed], case["p_x0"][revealed], f"{index}", atol=1e-7)
-        ours = model.posterior(
-            case["p_x0"], xt=case["xt"], alpha_t=alpha_t, alpha_s=alpha_s
-        )
-        assert not torch.allclose(ours[revealed], golden[revealed], atol=1e-3)
-        if name == "posterior":
-            sums.append(golden.sum(dim=-1))
-    case.check("row_sums", torch.stack(sums))
-    if (~revealed).any():
-        assert (case["row_sums"][:, ~revealed] < 1 - 1e-6).any()
+    revealed = case["xt"] != case.values["mask_index"]
+    rows = posteriors(case, model_of(case))
+    for name, ours in rows.items():
+        golden = case[name]
+        p = case["p_x0"][revealed]
+        close(golden[revealed], p, f"{case}: {name}", **case.tolerance(name))
+        assert not torch.allclose(ours, golden, atol=1e-3)
+    case.check("row_sums", row_sums({name: case[name] for name in rows}))
+    assert (case["row_sums"] < 1 - 1e-6).any()
 
 
-@for_cases("posterior", holding="p_x0", where=lambda c: c.config.algo.name == "d3pm")
+@for_cases(
+    "posterior", holding="row_sums", where=lambda c: c.config.algo.name == "d3pm"
+)
 def test_d3pm_compat(case):
     """algo.compat=reference gives the recorded rows and row sums as they are."""
-    model = model_of(case, algo__compat="reference")
-    sums = []
-    for index, name, alpha_s, alpha_t in steps(case):
-        ours = model.posterior(
-            case["p_x0"], xt=case["xt"], alpha_t=alpha_t, alpha_s=alpha_s
-        )
-        case.check(f"{index}/{name}", ours)
-        if name == "posterior":
-            sums.append(ours.sum(dim=-1))
-    case.check("row_sums", torch.stack(sums))
+    rows = posteriors(case, model_of(case, algo__compat="reference"))
+    for name, ours in rows.items():
+        case.check(name, ours)
+    case.check("row_sums", row_sums(rows))

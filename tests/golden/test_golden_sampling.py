@@ -5,6 +5,7 @@ replay under `algo.compat=reference`, and under ours revealed tokens stay.
 """
 
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,8 +14,6 @@ from golden_models import build, sizes_of
 from torch import Tensor
 
 import samplers
-from algo import algorithm_class
-from golden_models import configured
 from samplers import SAMPLERS, Analytic, nucleus
 
 # ---------------------------------------------------------------- nucleus
@@ -71,7 +70,9 @@ def test_analytic_step(case, replay):
         close_to_row_maximum(case, f"{index}/score", score, like="analytic_probs")
         close_to_row_maximum(case, f"{index}/analytic_probs", probs)
         close_to_row_maximum(case, f"{index}/denoise_probs", clean)
-        replay.uniforms = [case[f"{index}/{name}_u"] for name in ("analytic", "denoise")]
+        replay.uniforms = [
+            case[f"{index}/{name}_u"] for name in ("analytic", "denoise")
+        ]
         with torch.no_grad():
             drawn = sampler.step(model, xt, alpha_t, alpha_s, None)
             denoised = sampler.remove_by_draw(model, xt, alpha_t, None)
@@ -178,8 +179,7 @@ def test_d3pm_keeps_revealed_tokens(run, replay, monkeypatch):
 
 def changed(x_steps: list[Tensor], mask: int) -> bool:
     """Whether any token that is not the mask is another one a step later."""
-    pairs = zip(x_steps[:-1], x_steps[1:], strict=True)
-    return any(bool(((x != mask) & (x != y)).any()) for x, y in pairs)
+    return any(bool(((x != mask) & (x != y)).any()) for x, y in pairwise(x_steps))
 
 
 @for_cases("sampling", holding="gumbel")

@@ -104,7 +104,8 @@ def test_times_stay_above_sampling_eps(model_of, antithetic):
 
 @pytest.mark.parametrize("T", [1, 7, 1000])
 def test_discrete_times_are_multiples_of_1_over_T(model_of, T):
-    model = model_of("loader.global_batch_size=20000")
+    """All of 1/T, 2/T, ..., 1, as long as sampling_eps is below 1/T."""
+    model = model_of("loader.global_batch_size=20000", "training.sampling_eps=1e-6")
     model.T = T
     t = model.sample_t(20000)
     steps = (t * T).round()

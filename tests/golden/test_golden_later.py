@@ -1,0 +1,55 @@
+"""Cases that wait for later work: each is a skip with its reason, none is silent."""
+
+import pytest
+from golden_cases import Case, find_cases, golden_dir, parameters
+
+# Kinds with a test module of their own, by the front of the name.
+TESTED = (
+    "analytic",
+    "data_group_texts",
+    "data_synthetic",
+    "data_tokenizers",
+    "dit",
+    "loss",
+    "metrics",
+    "noise",
+    "nucleus",
+    "optim",
+    "posterior",
+    "sampling",
+)
+# The longest front that fits counts.
+LATER = {
+    "checkpoint": "reading checkpoints of the reference comes with later work",
+    "data_detokenizers": "the data sets with detokenizers come with later work",
+    "data_samplers": "ours has an order of its own: a function of seed, epoch and rank",
+    "distillation": "distillation comes with later work",
+    "duo": "the curriculum comes with later work",
+    "integral": "the diffusion transformation operator comes with later work",
+    "sampling_schedules": "the psi sampler comes with later work",
+}
+
+
+def reason_to_wait(case: Case) -> str | None:
+    """Why a case has no test yet; None if it has one."""
+    if case.needs_images:
+        return "needs the U-Net: images come with later work"
+    fronts = [front for front in (*TESTED, *LATER) if case.name.startswith(front)]
+    front = max(fronts, key=len, default="")
+    if front in TESTED:
+        return None
+    return LATER.get(front, "no test knows cases of this kind")
+
+
+def waiting() -> list:
+    found = []
+    for case in find_cases(golden_dir(), with_images=True):
+        if reason := reason_to_wait(case):
+            marks = pytest.mark.skip(reason=f"{case}: {reason}")
+            found.append(pytest.param(case, id=case.name, marks=marks))
+    return found or parameters([], "that waits for later work")
+
+
+@pytest.mark.parametrize("case", waiting())
+def test_case_that_waits(case):
+    pytest.fail(f"{case} was to be skipped")

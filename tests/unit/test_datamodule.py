@@ -1,0 +1,236 @@
+"""The DataModule: what it loads, in which batches, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+
+import dataloader
+from dataloader import DATASETS, DataModule, DatasetSpec, TokenRows, get_tokenizer
+from utils import ConfigError
+
+
+@pytest.fixture
+def module(compose):
+    """A DataModule over the configured data set."""
+
+    def build(*overrides, mask_index=None):
+        config = compose("data.num_train=20", "data.num_valid=6", *overrides)
+        DataModule.validate_config(config, ("train", "valid"))
+        return DataModule(config, get_tokenizer(config), mask_index)
+
+    return build
+
+
+@pytest.fixture
+def text_module(compose, tmp_path):
+    """A DataModule over text files of the test."""
+
+    def build(text, *overrides, mask_index=None):
+        (tmp_path / "corpus.txt").write_text(text)
+        config = compose(
+            "data=text_files",
+            f"data.path={tmp_path}/*.txt",
+            f"data.cache_dir={tmp_path}/cache",
+            "data.tokenizer_name_or_path=text8",
+            *overrides,
+        )
+        DataModule.validate_config(config, ("train", "valid"))
+        return DataModule(config, get_tokenizer(config), mask_index)
+
+    return build
+
+
+def refused(call, *parts):
+    with pytest.raises(ConfigError) as error:
+        call()
+    text = str(error.value)
+    assert "\n" not in text
+    for part in parts:
+        assert part in text
+
+
+# ---------------------------------------------------------------- loading
+
+
+def test_training_batches_cover_the_rows_once_in_another_order(module):
+    data = module()
+    batches = [batch["input_ids"] for batch in data.train_dataloader()]
+    assert [len(batch) for batch in batches] == [4] * 5
+    rows = data.load("train").ids.astype(np.int64)
+    got = torch.cat(batches).numpy()
+    assert not np.array_equal(got, rows)
+    assert sorted(map(tuple, got)) == sorted(map(tuple, rows))
+
+
+def test_validation_batches_are_the_rows_in_order(module):
+    """All of them, the short last batch included."""
+    data = module()
+    batches = [batch["input_ids"] for batch in data.val_dataloader()]
+    assert [len(batch) for batch in batches] == [4, 2]
+    rows = data.load("valid").ids.astype(np.int64)
+    assert np.array_equal(torch.cat(batches).numpy(), rows)
+
+
+def test_ranks_share_the_validation_rows(module, monkeypatch):
+    data = module("data.num_valid=7")
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(data, "_rank", lambda rank=rank: (rank, 3))
+        shares += [batch["input_ids"] for batch in data.val_dataloader()]
+    rows = data.load("valid").ids.astype(np.int64)
+    assert np.array_equal(torch.cat(shares).numpy(), rows)
+
+
+def test_rows_are_read_once(module, monkeypatch):
+    data = module()
+    first = data.load("train")
+    monkeypatch.setitem(DATASETS, "synthetic", None)
+    assert data.load("train") is first
+
+
+def test_train_and_valid_differ(module):
+    data = module()
+    assert not np.array_equal(data.load("train").ids[:6], data.load("valid").ids)
+
+
+def test_text_files_hold_out_their_end(text_module):
+    data = text_module("the quick brown fox jumps over a lazy dog " * 20)
+    train, valid = data.load("train").ids, data.load("valid").ids
+    assert len(valid) == round(0.05 * (len(train) + len(valid)))
+    decoded = data.tokenizer.decode(train[0], skip_special_tokens=True)
+    assert decoded == "the qu"
+
+
+def test_a_validation_path_of_its_own(text_module, tmp_path):
+    """Then the training file is used whole."""
+    held_out = tmp_path / "held_out"
+    held_out.mkdir()
+    (held_out / "v.txt").write_text("abcdef" * 3)
+    data = text_module("uvwxyz" * 10, f"data.valid_path={held_out}/v.txt")
+    assert data.tokenizer.batch_decode(data.load("valid").ids[:1]) == [
+        "[BOS]abcdef[EOS]"
+    ]
+    assert len(data.load("train")) == 10
+
+
+def test_text8_documents_are_normalized_and_others_are_not(text_module):
+    text = "Ah! 7 " * 9
+    data = text_module(text)
+    first = data.tokenizer.decode(data.load("train").ids[0], skip_special_tokens=True)
+    assert first == "ah sev"
+    data = text_module(text, "data.tokenizer_name_or_path=bytes")
+    first = data.tokenizer.decode(data.load("train").ids[0], skip_special_tokens=True)
+    assert first == "Ah! 7 "
+
+
+def test_docstrings_split_by_module(compose, monkeypatch):
+    """Disjoint, complete, and a function of a module's name alone."""
+    letters = "abcdefghijklmnopqrst"
+    documents = [(f"{name}.py", name * 60) for name in letters]
+
+    def loaded(documents):
+        monkeypatch.setattr(
+            dataloader, "standard_library_docstrings", lambda: tuple(documents)
+        )
+        config = compose("data=docstrings", "data.valid_fraction=0.3", "model.length=32")
+        config.data.insert_train_eos = config.data.insert_valid_eos = False
+        tokenizer = get_tokenizer(config)
+        parts = []
+        for split in ("train", "valid"):
+            rows = DATASETS["docstrings"].load(config, tokenizer, split)
+            text = tokenizer.batch_decode(rows.ids, skip_special_tokens=True)
+            parts.append(set("".join(text)))
+        return parts
+
+    train, valid = loaded(documents)
+    assert train | valid == set(letters)
+    assert not train & valid
+    assert 0 < len(valid) < len(train)
+    assert loaded(documents) == [train, valid]
+    fewer = [pair for pair in documents if pair[1][0] not in "afk"]
+    assert loaded(fewer) == [train - set("afk"), valid - set("afk")]
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_an_unknown_data_set_is_refused(module):
+    refused(
+        lambda: module("data.train=synthetik"),
+        "data.train='synthetik'",
+        "Did you mean 'synthetic'?",
+        *DATASETS,
+    )
+
+
+def test_streaming_is_refused_where_there_is_none(module, text_module):
+    assert module("data.streaming=True").config.data.streaming
+    call = lambda: text_module("text", "data.streaming=True")  # noqa: E731
+    refused(call, "data.streaming=True", "text_files")
+
+
+@pytest.mark.parametrize("text", ["", "abc", "!!! ???"])
+def test_empty_data_is_refused(text_module, text):
+    data = text_module(text)
+    for split in ("train", "valid"):
+        refused(lambda split=split: data.load(split), "is empty", "model.length=8")
+
+
+def test_too_few_rows_for_a_batch_are_refused(module):
+    data = module("data.num_train=3")
+    refused(lambda: data.load("train"), "has 3 rows", "one batch of 4")
+    assert len(module("data.num_valid=3").load("valid")) == 3
+
+
+def test_all_ranks_need_rows(module):
+    devices = ("trainer.devices=2", "loader.global_batch_size=8")
+    data = module("data.num_train=7", *devices)
+    refused(lambda: data.load("train"), "one batch of 8")
+
+
+def test_data_that_hold_the_mask_are_refused(module):
+    """Their loss would be of order 1e5; mdlm on `synthetic` has its mask apart."""
+    data = module(mask_index=0)
+    refused(lambda: data.load("train"), "holds token 0", "mask", "algo=duo_base")
+    assert len(module(mask_index=7).load("train")) == 20
+
+
+def test_gpt2_padding_would_be_its_mask(text_module, pretrained):
+    """GPT-2's added pad has the id of the mask; packing has no padding."""
+    if not pretrained.endswith("gpt2"):
+        pytest.skip("for GPT-2")
+    settings = (f"data.tokenizer_name_or_path={pretrained}", "model.length=64")
+    data = text_module("a short document", *settings, "data.wrap=False", mask_index=50257)
+    data.config.data.valid_path = data.config.data.path
+    refused(lambda: data.load("valid"), "holds token 50257", "data.wrap=False")
+
+
+def test_a_row_needs_room_for_a_token(module):
+    refused(lambda: module("model.length=2"), "model.length=2")
+    assert module("model.length=3").load("valid").ids.shape == (6, 3)
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.5, 2])
+def test_a_held_out_fraction_is_one(text_module, fraction):
+    call = lambda: text_module("text", f"data.valid_fraction={fraction}")  # noqa: E731
+    refused(call, f"data.valid_fraction={fraction}")
+
+
+def test_files_are_looked_for_before_anything_is_loaded(compose):
+    config = compose("data=text_files", "data.path=/nowhere/*.txt")
+    validate = lambda: DataModule.validate_config(config, ("train",))  # noqa: E731
+    refused(validate, "data.path='/nowhere/*.txt'", "no file")
+
+
+def test_images_are_refused(module):
+    refused(lambda: module("data.modality=image"), "data.modality='image'", "text")
+
+
+def test_a_data_set_is_one_row_of_a_table(module, monkeypatch):
+    """A loader and an entry are all that a new data set needs."""
+    rows = TokenRows(np.tile(np.arange(8), (9, 1)))
+    spec = DatasetSpec(lambda config, tokenizer, split: rows)
+    monkeypatch.setitem(DATASETS, "counting", spec)
+    data = module("data.train=counting", "data.valid=counting")
+    (batch, *_) = data.val_dataloader()
+    assert batch["input_ids"].tolist() == [list(range(8))] * 4
