@@ -214,7 +214,7 @@ def pack(
     """
     end = np.array([eos] if insert_eos else [], dtype=np.int32)
     parts = [part for document in documents for part in (document, end)]
-    stream = np.concatenate(parts) if parts else end
+    stream = np.concatenate(parts) if parts else end[:0]
     num_rows = len(stream) // (length - 2)
     ids = np.empty((num_rows, length), dtype=np.int32)
     ids[:, 0], ids[:, -1] = bos, eos

@@ -33,8 +33,6 @@ TINY = (
     "model.n_heads=2",
     "model.length=8",
     "model.dropout=0",
-    "data=synthetic",
-    "data.vocab_size=7",
     "loader.global_batch_size=4",
     "loader.eval_global_batch_size=4",
     "trainer.accelerator=cpu",
@@ -56,8 +54,10 @@ def compose(*overrides: str) -> DictConfig:
 @functools.cache  # Hydra takes longer to compose than a tiny model to run
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     register_resolvers()
+    has_data = any(override.startswith("data=") for override in overrides)
+    data = [] if has_data else ["data=synthetic", "data.vocab_size=7"]
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        return hydra.compose("config", [*TINY, *overrides])
+        return hydra.compose("config", [*TINY, *data, *overrides])
 
 
 class StubTokenizer:

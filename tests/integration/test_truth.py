@@ -7,13 +7,15 @@ from cli import ALGORITHMS, logged, run
 from corpora import synthetic_entropy
 
 LENGTH, VOCAB_SIZE, STEPS = 32, 256, 1500
+# Largest val/nll after STEPS updates, in units of the entropy.
+AT_MOST = {"ar": 1.03, "mdlm": 1.15, "sedd": 1.15, "d3pm": 1.15, "duo_base": 1.5}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_likelihood_approaches_the_entropy(algorithm, tmp_path):
     """AR within 3 % of the entropy after 1500 steps of 64 sequences. Bounds: above
-    it beyond sampling error (4 standard errors), and well below an untrained model."""
+    it beyond sampling error (4 standard errors), and near it."""
     run(
         f"algo={algorithm}",
         "data=synthetic",
@@ -43,7 +45,4 @@ def test_likelihood_approaches_the_entropy(algorithm, tmp_path):
     scored = LENGTH - (algorithm == "ar")
     entropy = synthetic_entropy(LENGTH, VOCAB_SIZE) / scored
     assert nll > entropy - 4 * stderr
-    if algorithm == "ar":
-        assert nll < 1.03 * entropy
-    else:
-        assert nll < 3 * entropy
+    assert nll < AT_MOST.get(algorithm, 3) * entropy

@@ -200,7 +200,7 @@ def test_gpt2_padding_would_be_its_mask(text_module, pretrained):
     if not pretrained.endswith("gpt2"):
         pytest.skip("for GPT-2")
     settings = (f"data.tokenizer_name_or_path={pretrained}", "model.length=64")
-    data = text_module("a short document", *settings, "data.wrap=False", mask_index=50257)
+    data = text_module("a short one", *settings, "data.wrap=False", mask_index=50257)
     data.config.data.valid_path = data.config.data.path
     refused(lambda: data.load("valid"), "holds token 50257", "data.wrap=False")
 
@@ -231,6 +231,8 @@ def test_a_data_set_is_one_row_of_a_table(module, monkeypatch):
     rows = TokenRows(np.tile(np.arange(8), (9, 1)))
     spec = DatasetSpec(lambda config, tokenizer, split: rows)
     monkeypatch.setitem(DATASETS, "counting", spec)
-    data = module("data.train=counting", "data.valid=counting")
+    data = module(
+        "data.train=counting", "data.valid=counting", "data.streaming=False"
+    )
     (batch, *_) = data.val_dataloader()
     assert batch["input_ids"].tolist() == [list(range(8))] * 4
