@@ -164,6 +164,7 @@ class D3PMAbsorb(AbsorbingState):
     """
 
     is_discrete_time = True
+    has_subs_masking = True
 
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)

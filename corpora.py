@@ -138,15 +138,18 @@ _DIGITS = dict(
 
 def text8_normalize(text: str) -> str:
     """Lower case, digits spelled out, everything else one space: text8's rules."""
-    text = re.sub(r"\d", lambda digit: f" {_DIGITS[digit[0]]} ", text.lower())
+    text = re.sub(r"[0-9]", lambda digit: f" {_DIGITS[digit[0]]} ", text.lower())
     return re.sub(r"[^a-z]+", " ", text).strip()
 
 
-# Suffix -> builder of the `datasets` library, and its arguments. `.gz` may follow.
+# Suffix -> builder of the `datasets` library, and its arguments.
+_TEXT, _JSON = ("text", {"sample_by": "document"}), ("json", {})
 TEXT_FORMATS = {
-    ".txt": ("text", {"sample_by": "document"}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {}),
+    ".txt": _TEXT,
+    ".txt.gz": _TEXT,
+    ".jsonl": _JSON,
+    ".jsonl.gz": _JSON,
+    ".parquet": ("parquet", {}),  # compressed already
 }
 
 
@@ -174,7 +177,8 @@ def find_files(paths: str | ListConfig | None, key: str) -> list[str]:
 
 
 def _suffix(file: str) -> str:
-    return Path(file.removesuffix(".gz")).suffix
+    suffixes = Path(file).suffixes
+    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
 
 def read_texts(files: list[str], key: str, column: str, cache_dir: str) -> list[str]:
@@ -191,6 +195,7 @@ def read_texts(files: list[str], key: str, column: str, cache_dir: str) -> list[
     """
     import datasets
 
+    failed = datasets.exceptions.DatasetGenerationError
     texts: list[str] = []
     for file in files:
         builder, options = TEXT_FORMATS[_suffix(file)]
@@ -198,7 +203,7 @@ def read_texts(files: list[str], key: str, column: str, cache_dir: str) -> list[
             rows = datasets.load_dataset(
                 builder, data_files=file, split="train", cache_dir=cache_dir, **options
             )
-        except datasets.exceptions.DatasetGenerationError as error:
+        except (failed, OSError, EOFError, ValueError) as error:
             reason = one_line(str(error.__cause__ or error))
             raise ConfigError(f"{key}: {file} cannot be read: {reason}") from None
         column_here = "text" if builder == "text" else column

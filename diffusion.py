@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.noise import SCHEDULES
 from trainer_base import TrainerBase, vocabulary_with_mask
-from utils import ConfigError, require, wide_dtype
+from utils import require, wide_dtype
 
 
 class Latent(NamedTuple):
@@ -44,11 +44,6 @@ class Diffusion(TrainerBase):
     def validate_config(cls, config: DictConfig) -> None:
         super().validate_config(config)
         require(config.noise.type, SCHEDULES, "noise.type")
-        if config.algo.subs_masking and not cls.is_discrete_time:
-            raise ConfigError(
-                f"algo.subs_masking=True is for algo=d3pm, not {config.algo.name}; "
-                "the only value is False."
-            )
 
     def nll(self, x0: Tensor, batch_idx: int = 0) -> Tensor:
         """One-sample estimate of the negative ELBO of each token, nats, (B, L)."""

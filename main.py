@@ -20,7 +20,7 @@ import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -257,6 +257,8 @@ def build_trainer(
     # One process needs no process group, and Apple GPUs cannot have one.
     strategy = "auto" if alone else hydra.utils.instantiate(config.strategy)
     precision = str(config.trainer.precision)
+    if config.trainer.get("enable_progress_bar", True):
+        callbacks = [*callbacks, TQDMProgressBar(refresh_rate=10)]
     return hydra.utils.instantiate(
         config.trainer,
         precision={"bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision),

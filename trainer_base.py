@@ -84,6 +84,7 @@ class TrainerBase(lightning.LightningModule):
     is_autoregressive = False
     has_score = False
     is_discrete_time = False  # whether algo.T > 0 has a meaning
+    has_subs_masking = False  # whether algo.subs_masking=True has one
 
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:
         super().__init__()
@@ -126,6 +127,11 @@ class TrainerBase(lightning.LightningModule):
             raise ConfigError(
                 f"algo.causal_attention={algo.causal_attention}: algo={algo.name} "
                 f"needs {cls.is_autoregressive}."
+            )
+        if algo.subs_masking and not cls.has_subs_masking:
+            raise ConfigError(
+                f"algo.subs_masking=True is for algo=d3pm, not {algo.name}; "
+                "the only value is False."
             )
         require(algo.parameterization, [cls.parameterization], "algo.parameterization")
         require(algo.get("loss_type", "elbo"), ["elbo"], "algo.loss_type")

@@ -46,18 +46,24 @@ hypothesis.settings.load_profile("replayable")
 torch.set_num_threads(1)  # more of them only wait for each other on tiny tensors
 
 
-def compose(*overrides: str) -> DictConfig:
-    """The run's config as `main.py` composes it; the caller may edit it."""
-    return copy.deepcopy(_composed(overrides))
+def compose(*overrides: str, tiny: bool = True) -> DictConfig:
+    """The run's config as `main.py` composes it; the caller may edit it.
+
+    Args:
+        overrides: As on the command line.
+        tiny: Whether to make model, data and batches tiny first.
+    """
+    return copy.deepcopy(_composed(overrides, tiny))
 
 
 @functools.cache  # Hydra takes longer to compose than a tiny model to run
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
+def _composed(overrides: tuple[str, ...], tiny: bool) -> DictConfig:
     register_resolvers()
     has_data = any(override.startswith("data=") for override in overrides)
     data = [] if has_data else ["data=synthetic", "data.vocab_size=7"]
+    base = [*TINY, *data] if tiny else []
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        return hydra.compose("config", [*TINY, *data, *overrides])
+        return hydra.compose("config", [*base, *overrides])
 
 
 class StubTokenizer:
@@ -161,7 +167,9 @@ def diffusion_name(request) -> str:
     return request.param
 
 
-@pytest.fixture(params=[n for n in DIFFUSION if issubclass(ALGORITHMS[n], UniformState)])
+@pytest.fixture(
+    params=[n for n in DIFFUSION if issubclass(ALGORITHMS[n], UniformState)]
+)
 def uniform_name(request) -> str:
     return request.param
 

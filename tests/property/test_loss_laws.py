@@ -54,9 +54,7 @@ def test_a_perfect_denoiser_has_no_loss(model, laws, generator):
     perfect = F.one_hot(x0, model.vocab_size).double()
     output = laws.output_for(model, perfect, xt, z.alpha_t)
     zero = torch.zeros(N, 1, dtype=torch.float64)
-    torch.testing.assert_close(
-        loss(model, output, x0, xt, z), zero, rtol=0, atol=1e-9
-    )
+    torch.testing.assert_close(loss(model, output, x0, xt, z), zero, rtol=0, atol=1e-9)
 
 
 def test_a_perfect_denoiser_has_no_nelbo(model, laws, monkeypatch):

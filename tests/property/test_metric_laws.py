@@ -38,7 +38,7 @@ def test_nll_bpd_and_ppl(sequences):
 
 
 def test_standard_error_is_the_delta_methods(sequences):
-    """se^2 = N / (N - 1) sum (x - nll n)^2 / (sum n)^2, straight from the definition."""
+    """se^2 = N / (N - 1) sum (x - nll n)^2 / (sum n)^2, from the definition."""
     nlls, num_tokens = sequences
     residual = nlls - nlls.sum() / num_tokens.sum() * num_tokens
     variance = 400 / 399 * residual.square().sum() / num_tokens.sum() ** 2
@@ -90,7 +90,9 @@ def test_reset_forgets(sequences):
 
 
 def test_one_sequence_has_no_standard_error():
-    assert math.isnan(measured((torch.tensor([3.0]), torch.tensor([2.0])))["nll_stderr"])
+    assert math.isnan(
+        measured((torch.tensor([3.0]), torch.tensor([2.0])))["nll_stderr"]
+    )
 
 
 def test_equal_sequences_have_no_spread():

@@ -130,7 +130,10 @@ def test_a_perfect_denoiser_samples_x0(
 @pytest.mark.parametrize("p_nucleus", [1.0, 0.9])
 def test_samples_are_clean_tokens(build, laws, use_float64, p_nucleus):
     """(B, L) ids with no mask among them, in either precision, nucleus or not."""
-    settings = (f"sampling.use_float64={use_float64}", f"sampling.p_nucleus={p_nucleus}")
+    settings = (
+        f"sampling.use_float64={use_float64}",
+        f"sampling.p_nucleus={p_nucleus}",
+    )
     for noise_removal in ("ancestral", "greedy"):
         model = build(f"sampling.noise_removal={noise_removal}", *settings)
         x = model.generate_samples(16, seeded(1))

@@ -84,9 +84,7 @@ def test_packed_bert_documents_are_separated_by_sep(
 
 @pytest.fixture
 def padded():
-    return pad(
-        arrays([[1, 2, 3], [4], []]), length=6, bos=BOS, eos=EOS, pad_id=PAD
-    )
+    return pad(arrays([[1, 2, 3], [4], []]), length=6, bos=BOS, eos=EOS, pad_id=PAD)
 
 
 def test_a_batch_holds_ids_and_masks(padded):

@@ -132,7 +132,9 @@ def test_docstrings_split_by_module(compose, monkeypatch):
         monkeypatch.setattr(
             dataloader, "standard_library_docstrings", lambda: tuple(documents)
         )
-        config = compose("data=docstrings", "data.valid_fraction=0.3", "model.length=32")
+        config = compose(
+            "data=docstrings", "data.valid_fraction=0.3", "model.length=32"
+        )
         config.data.insert_train_eos = config.data.insert_valid_eos = False
         tokenizer = get_tokenizer(config)
         parts = []
@@ -231,8 +233,6 @@ def test_a_data_set_is_one_row_of_a_table(module, monkeypatch):
     rows = TokenRows(np.tile(np.arange(8), (9, 1)))
     spec = DatasetSpec(lambda config, tokenizer, split: rows)
     monkeypatch.setitem(DATASETS, "counting", spec)
-    data = module(
-        "data.train=counting", "data.valid=counting", "data.streaming=False"
-    )
+    data = module("data.train=counting", "data.valid=counting", "data.streaming=False")
     (batch, *_) = data.val_dataloader()
     assert batch["input_ids"].tolist() == [list(range(8))] * 4

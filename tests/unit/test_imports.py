@@ -1,0 +1,96 @@
+"""Who imports whom, and that importing does nothing else."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Lower layers never import higher ones. A module that is not here fails the test.
+LAYERS = [
+    {"main"},
+    {"algo"},
+    {"diffusion"},
+    {"trainer_base"},
+    {"samplers", "metrics", "models", "dataloader"},
+    {"corpora"},
+    {"utils"},
+]
+RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
+SOURCES = sorted([*ROOT.glob("*.py"), *ROOT.glob("models/*.py")])
+
+
+def module_of(path: Path) -> str:
+    return "models" if path.parent.name == "models" else path.stem
+
+
+def imports(path: Path) -> set[str]:
+    """Our modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            found.add(node.module.split(".")[0])
+    return found & RANK.keys()
+
+
+def test_every_module_has_its_layer():
+    assert {module_of(path) for path in SOURCES} <= RANK.keys()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_imports_only_go_down(path):
+    here = module_of(path)
+    for there in imports(path) - {here}:
+        assert RANK[there] > RANK[here], f"{here} imports {there}"
+
+
+def test_layers_that_must_not_meet():
+    """Data knows no algorithm; the harness, samplers and metrics know no data."""
+    by_name = {}
+    for path in SOURCES:
+        by_name.setdefault(module_of(path), set()).update(imports(path))
+    assert by_name["utils"] == set()
+    assert by_name["corpora"] <= {"utils"}
+    assert by_name["dataloader"] <= {"corpora", "utils"}
+    assert by_name["samplers"] <= {"utils"}
+    assert by_name["metrics"] <= {"utils"}
+    assert by_name["models"] <= {"models", "utils"}
+    for name in ("algo", "diffusion", "trainer_base"):
+        assert not by_name[name] & {"dataloader", "corpora", "main"}
+
+
+def test_importing_everything_changes_nothing():
+    """No resolver, no seed, no type, no heavy optional package, no output, no file."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in SOURCES
+    ]
+    code = f"""
+import os, sys
+import torch, lightning, torchmetrics
+from omegaconf import OmegaConf
+torch.manual_seed(7)
+before = (os.environ.copy(), torch.random.get_rng_state(), torch.get_default_dtype())
+theirs = set(sys.modules)
+for name in {modules!r}:
+    __import__(name)
+own = ("cwd", "eval", "div_up", "device_count", "default_precision", "user_cache_dir")
+assert not any(OmegaConf.has_resolver(name) for name in own)
+assert dict(os.environ) == before[0]
+assert torch.equal(torch.random.get_rng_state(), before[1])
+assert torch.get_default_dtype() == before[2]
+assert not torch.cuda.is_initialized()
+heavy = [name for name in set(sys.modules) - theirs if name.split(".")[0] in
+         ("wandb", "datasets", "flash_attn", "mamba_ssm")
+         or name.startswith("transformers.models.") and ".modeling_" in name]
+assert not heavy, heavy
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
