@@ -6,11 +6,13 @@ work of `dataloader.py`.
 import ast
 import functools
 import glob
+import gzip
 import re
 import string
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import ListConfig
@@ -142,14 +144,33 @@ def text8_normalize(text: str) -> str:
     return re.sub(r"[^a-z]+", " ", text).strip()
 
 
-# Suffix -> builder of the `datasets` library, and its arguments.
-_TEXT, _JSON = ("text", {"sample_by": "document"}), ("json", {})
-TEXT_FORMATS = {
-    ".txt": _TEXT,
-    ".txt.gz": _TEXT,
-    ".jsonl": _JSON,
-    ".jsonl.gz": _JSON,
-    ".parquet": ("parquet", {}),  # compressed already
+def _load(builder: str, file: str, cache_dir: str, **options: Any) -> Any:
+    """Rows of a file, by a builder of the `datasets` library (gzip included)."""
+    import datasets
+
+    return datasets.load_dataset(
+        builder, data_files=file, split="train", cache_dir=cache_dir, **options
+    )
+
+
+def _load_gzipped_parquet(file: str, cache_dir: str) -> Any:
+    import datasets
+    import pyarrow.parquet
+
+    with gzip.open(file) as plain:
+        return datasets.Dataset(pyarrow.parquet.read_table(plain))
+
+
+# Suffix -> (file, cache_dir) -> rows. A .txt file is one row.
+_load_text = functools.partial(_load, "text", sample_by="document")
+_load_json = functools.partial(_load, "json")
+TEXT_FORMATS: dict[str, Callable[[str, str], Any]] = {
+    ".txt": _load_text,
+    ".txt.gz": _load_text,
+    ".jsonl": _load_json,
+    ".jsonl.gz": _load_json,
+    ".parquet": functools.partial(_load, "parquet"),
+    ".parquet.gz": _load_gzipped_parquet,
 }
 
 
@@ -198,15 +219,12 @@ def read_texts(files: list[str], key: str, column: str, cache_dir: str) -> list[
     failed = datasets.exceptions.DatasetGenerationError
     texts: list[str] = []
     for file in files:
-        builder, options = TEXT_FORMATS[_suffix(file)]
         try:
-            rows = datasets.load_dataset(
-                builder, data_files=file, split="train", cache_dir=cache_dir, **options
-            )
+            rows = TEXT_FORMATS[_suffix(file)](file, cache_dir)
         except (failed, OSError, EOFError, ValueError) as error:
             reason = one_line(str(error.__cause__ or error))
             raise ConfigError(f"{key}: {file} cannot be read: {reason}") from None
-        column_here = "text" if builder == "text" else column
+        column_here = "text" if ".txt" in _suffix(file) else column
         require(column_here, rows.column_names, "data.text_column", file)
         texts += rows[column_here]
     return [text for text in texts if text]
