@@ -235,6 +235,16 @@ def test_analytic_is_the_ancestral_posterior_of_subs(
     torch.testing.assert_close(analytic, expected, rtol=0, atol=1e-9)
 
 
+def test_analytic_leaves_no_mask_whatever_the_scores(make_model, monkeypatch):
+    """Scores far below the true ones would keep every mask at sigma = 0."""
+    model = make_model("algo=sedd", "sampling.predictor=analytic")
+    log_score = torch.full((4, 8, 7), -9.0)
+    log_score[..., 6] = 0
+    monkeypatch.setattr(model, "forward", lambda xt, sigma: log_score)
+    x = model.generate_samples(4, seeded(0), num_steps=1)
+    assert not (x == model.mask_index).any()
+
+
 def test_nucleus_acts_on_what_the_denoiser_believes(make_model, monkeypatch):
     """Both kernels reveal only tokens of the nucleus; what stays masked is the same."""
     p = torch.tensor([0.5, 0.3, 0.1, 0.06, 0.04, 0.0, 0.0], dtype=torch.float64)

@@ -6,7 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataloader import EpochOrder, TokenRows, get_tokenizer, pack, pad, rows_of_texts
+from dataloader import (
+    TOKENIZERS,
+    EpochOrder,
+    TokenRows,
+    get_tokenizer,
+    pack,
+    pad,
+    rows_of_texts,
+)
 
 BOS, EOS, PAD = 90, 91, 92
 documents = st.lists(st.lists(st.integers(0, 9), max_size=12), max_size=8)
@@ -58,18 +66,32 @@ def test_layout_and_eos_follow_the_config(compose):
     assert rows.num_valid.tolist() == [4, 6]
 
 
+def bert_tokenizer(config):
+    """Words, and a post-processor that frames a text as [CLS] ... [SEP]."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["[CLS]", "[SEP]", "[MASK]", "[PAD]", "the", "of", "and"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)]
+    )
+    roles = {f"{role}_token": f"[{role.upper()}]" for role in ("cls", "sep", "mask")}
+    return PreTrainedTokenizerFast(tokenizer_object=core, **roles, pad_token="[PAD]")
+
+
 @pytest.mark.parametrize(
     ("compat", "separator"), [("paper", "[SEP]"), ("reference", "[CLS]")]
 )
 def test_packed_bert_documents_are_separated_by_sep(
-    compose, pretrained, compat, separator
+    compose, monkeypatch, compat, separator
 ):
     """The reference takes the first id of encode(eos), which is [CLS] for BERT."""
-    if "bert" not in pretrained:
-        pytest.skip("for BERT tokenizers")
+    monkeypatch.setitem(TOKENIZERS, "tiny-bert", bert_tokenizer)
     config = compose(
         "data=text_files",
-        f"data.tokenizer_name_or_path={pretrained}",
+        "data.tokenizer_name_or_path=tiny-bert",
         f"algo.compat={compat}",
         "model.length=7",
     )

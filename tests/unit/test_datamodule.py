@@ -1,5 +1,7 @@
 """The DataModule: what it loads, in which batches, and what it refuses."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +81,21 @@ def test_ranks_share_the_validation_rows(module, monkeypatch):
         shares += [batch["input_ids"] for batch in data.val_dataloader()]
     rows = data.load("valid").ids.astype(np.int64)
     assert np.array_equal(torch.cat(shares).numpy(), rows)
+
+
+def test_ranks_share_the_training_rows(module):
+    """Rank and world size are the trainer's; each row goes to one of them."""
+    shares = []
+    for rank in range(2):
+        data = module("data.vocab_size=256")
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)
+        shares += [batch["input_ids"] for batch in data.train_dataloader()]
+    assert [len(batch) for batch in shares] == [4] * 4
+    rows = set(map(tuple, data.load("train").ids.tolist()))
+    assert len(rows) == 20
+    got = [tuple(row) for row in torch.cat(shares).tolist()]
+    assert len(set(got)) == 16
+    assert set(got) <= rows
 
 
 def test_rows_are_read_once(module, monkeypatch):

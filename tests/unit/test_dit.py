@@ -179,6 +179,22 @@ def test_rotary_attention_depends_on_distances_only(generator):
     torch.testing.assert_close(at(q, 7).norm(), q.norm())
 
 
+def test_blocks_see_relative_positions(generator):
+    """Shifting every position by five changes nothing; stretching them does."""
+    model = build()
+    h = torch.randn(2, L, D, generator=generator)
+    tables = model.rotary_emb(3 * L)
+
+    def attended(positions):
+        return model.blocks[0]._attention(h, [table[positions] for table in tables])
+
+    here, shifted, stretched = (
+        attended(p) for p in (torch.arange(L), torch.arange(L) + 5, torch.arange(L) * 2)
+    )
+    torch.testing.assert_close(shifted, here, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(stretched, here, atol=1e-4)
+
+
 # ---------------------------------------------------------------- refusals
 
 
