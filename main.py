@@ -202,10 +202,9 @@ def check_numbers(config: DictConfig) -> None:
     """Refuses values that are no number, or out of range."""
     for key, (kind, low, high) in NUMBERS.items():
         value = OmegaConf.select(config, key)
-        is_number = isinstance(value, int) or (kind is float and type(value) is float)
-        if value is not None and (
-            not is_number or value < low or (high is not None and value > high)
-        ):
+        is_number = type(value) is int or (kind is float and type(value) is float)
+        in_range = is_number and value >= low and (high is None or value <= high)
+        if value is not None and not in_range:
             name = "whole number" if kind is int else "number"
             upper = "" if high is None else f" and at most {high}"
             raise ConfigError(

@@ -104,8 +104,9 @@ class GenerativePerplexity:
     """Perplexity of generated texts under a judge language model.
 
     The judge is loaded once. A text is tokenised by the judge's tokenizer, cut to
-    `max_length` tokens and padded with eos. A token counts if it is not eos, or if
-    it is the first eos of its text; every text counts, the last batch included.
+    `max_length` tokens and padded with eos to the longest text of its batch. A token
+    counts if it is not eos, or if it is the first eos of its text, padding included;
+    every text counts, the last batch included.
 
     Args:
         name_or_path: Folder or hub id of any causal language model.

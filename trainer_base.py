@@ -128,6 +128,11 @@ class TrainerBase(lightning.LightningModule):
                 f"algo.causal_attention={algo.causal_attention}: algo={algo.name} "
                 f"needs {cls.is_autoregressive}."
             )
+        if algo.time_conditioning and cls.is_autoregressive:
+            raise ConfigError(
+                f"algo.time_conditioning=True: algo={algo.name} has no time; "
+                "the only value is False."
+            )
         if algo.subs_masking and not cls.has_subs_masking:
             raise ConfigError(
                 f"algo.subs_masking=True is for algo=d3pm, not {algo.name}; "

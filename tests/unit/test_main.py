@@ -30,7 +30,7 @@ def test_numbers_are_numbers_in_their_range(compose, key):
     config = compose(tiny=False)
     kind, low, high = NUMBERS[key]
     assert OmegaConf.select(config, key, throw_on_missing=True) is not None
-    wrong = ["ten", low - 1]
+    wrong = ["ten", True, float("nan"), low - 1]
     wrong += [high + 1] if high is not None else []
     wrong += [low + 0.5] if kind is int else []
     for value in wrong:

@@ -63,6 +63,7 @@ def test_keys_without_a_meaning_are_refused_when_changed(compose, key):
         ("ar", "algo.subs_masking=True", ["algo.subs_masking=True", "d3pm"]),
         ("duo_base", "algo.subs_masking=True", ["algo.subs_masking=True", "d3pm"]),
         ("mdlm", "algo.causal_attention=True", ["algo.causal_attention=True"]),
+        ("ar", "algo.time_conditioning=True", ["algo.time_conditioning=True"]),
         ("ar", "algo.causal_attention=False", ["algo.causal_attention=False"]),
         ("mdlm", "algo.parameterization=mean", ["algo.parameterization='mean'"]),
         ("mdlm", "noise.type=linear", ["noise.type='linear'", "log-linear"]),
