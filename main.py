@@ -27,7 +27,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.tree import Tree
 
 from algo import algorithm_class
@@ -400,12 +400,13 @@ def report_samples(texts: list[str]) -> None:
 def report_files(config: DictConfig, trainer: lightning.Trainer) -> None:
     """Where the run left its files."""
     save_dir = config.checkpointing.save_dir
-    table = Table("what", "where", title="files of this run")
+    where = Column("where", overflow="fold")  # a cut path is of no use
+    table = Table("what", where, title="files of this run")
     table.add_row("checkpoints", escape(f"{save_dir}/checkpoints"))
     table.add_row("config", escape(f"{save_dir}/config_tree.txt"))
     for logger in trainer.loggers:
-        where = logger.log_dir if isinstance(logger, CSVLogger) else logger.save_dir
-        table.add_row(f"{type(logger).__name__} log", escape(f"{where}"))
+        folder = logger.log_dir if isinstance(logger, CSVLogger) else logger.save_dir
+        table.add_row(f"{type(logger).__name__} log", escape(f"{folder}"))
     if path_exists(f"{save_dir}/samples"):
         table.add_row("samples", escape(f"{save_dir}/samples"))
     console.print(table)
