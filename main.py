@@ -82,9 +82,8 @@ def train(config: DictConfig) -> None:
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
     trainer = build_trainer(config, callbacks=callbacks, logger=loggers)
     trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
-    trainer.save_checkpoint(
-        f"{config.checkpointing.save_dir}/checkpoints/last.ckpt", False
-    )
+    last = f"{config.checkpointing.save_dir}/checkpoints/last.ckpt"
+    trainer.save_checkpoint(last, weights_only=False)
     report_likelihood(config, model, data)
     report_samples(model.valid_texts[: config.sampling.num_sample_log])
     report_files(config, trainer)
