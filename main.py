@@ -252,8 +252,10 @@ def build_trainer(
 ) -> lightning.Trainer:
     """The Lightning trainer of every mode."""
     alone = config.trainer.devices * config.trainer.num_nodes == 1
-    # One process needs no process group, and Apple GPUs cannot have one.
-    strategy = "auto" if alone else hydra.utils.instantiate(config.strategy)
+    if alone and config.strategy._target_.endswith(".DDPStrategy"):
+        strategy = "auto"  # one process needs no process group; Apple GPUs have none
+    else:
+        strategy = hydra.utils.instantiate(config.strategy)
     precision = str(config.trainer.precision)
     if config.trainer.get("enable_progress_bar", True):
         callbacks = [*callbacks, TQDMProgressBar(refresh_rate=10)]
