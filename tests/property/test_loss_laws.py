@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks.plain import uniform_state_nll
+
 N = 300  # random (x_0, x_t, p, t) per test
 
 
@@ -117,30 +119,18 @@ def test_revealed_tokens_cost_nothing(make_model, absorbing_name, laws, generato
 # ---------------------------------------------------------------- uniform state
 
 
-def textbook_uniform(x_theta, x0, xt, alpha_t, dalpha_t):
-    """The bound from dense xbar = K alpha_t p + 1 - alpha_t, term by term."""
-    K = x_theta.shape[-1]
-    alpha = alpha_t[..., None]
-    xbar = K * alpha * F.one_hot(x0, K) + 1 - alpha  # (N, 1, K)
-    xbar_theta = K * alpha * x_theta + 1 - alpha
-    xbar_xt = xbar.gather(-1, xt[..., None])
-    xbar_theta_xt = xbar_theta.gather(-1, xt[..., None])
-    first = K * (1 / xbar_xt - 1 / xbar_theta_xt)[..., 0]
-    ratio = xbar_theta_xt * xbar / (xbar_theta * xbar_xt)
-    second = (xbar / xbar_xt * ratio.log()).sum(dim=-1)
-    return dalpha_t / (K * alpha_t) * (first - second)
-
-
 @pytest.mark.parametrize("sharpness", [0.1, 1.0, 10.0])
 def test_uniform_is_the_textbook_formula(
     make_model, uniform_name, laws, generator, sharpness
 ):
+    """From dense xbar = K alpha_t p + 1 - alpha_t, as the benchmark's plain step."""
     model = make_model(f"algo={uniform_name}")
     x0, xt, z, x_theta = draw(model, laws, generator, sharpness)
     assert (x0 == xt).any()
     assert (x0 != xt).any()
-    expected = textbook_uniform(x_theta, x0, xt, z.alpha_t, z.dalpha_t)
-    got = loss(model, x_theta.log(), x0, xt, z)
+    log_x_theta = x_theta.log()
+    expected = uniform_state_nll(log_x_theta, xt, x0, z.alpha_t, z.dalpha_t)
+    got = loss(model, log_x_theta, x0, xt, z)
     torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
 
 
