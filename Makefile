@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test lint test-slow bench clean
+.PHONY: demo test lint test-slow bench bench-gpu profile clean
 .DEFAULT_GOAL := demo
 
 # Installs whatever requirements.txt asks for and is not there yet.
@@ -27,8 +27,14 @@ lint: $(READY)
 test-slow: $(READY)  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
-bench: $(READY)  ## train step of every algorithm: ours against plain eager code
+bench: $(READY)  ## training, evaluation, sampling: ours against plain eager code
 	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+bench-gpu: $(READY)  ## the same on a CUDA device: model=small, L = 1024, bf16
+	$(BIN)/python benchmarks/bench.py --device cuda $(ARGS)
+
+profile: $(READY)  ## where the time of a train step goes
+	$(BIN)/python benchmarks/profile_step.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) outputs multirun .pytest_cache .ruff_cache .hypothesis

@@ -1,9 +1,12 @@
 """One class per objective; the mathematics only. The shared steps (time, corrupt,
 denoise, reduce) are in `diffusion.py` and `trainer_base.py`.
 
-Shapes: B batch, L length, K vocabulary; alpha_t, dalpha_t (B, 1). (B, L, K) work is
-in the dtype of log_x_theta, (B, L) work in that of alpha_t (float64 where there is
-one), which keeps the losses exact where 1 - alpha_t or alpha_t is tiny.
+Everything below the vocabulary axis is token by token: `...` is (B, L) where samplers
+ask, (n,), a chunk of tokens, in the loss. Work over K is in the dtype of the logits,
+the rest in that of alpha_t (float64 where there is one), which keeps the losses exact
+where 1 - alpha_t or alpha_t is tiny.
+
+Shapes: B batch, L length, K vocabulary.
 """
 
 import math
@@ -16,6 +19,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion import AbsorbingState, UniformState
+from losses import TokenNLL
 from trainer_base import TrainerBase, vocabulary_with_mask
 from utils import ConfigError
 
@@ -54,22 +58,28 @@ class AR(TrainerBase):
     def vocabulary(tokenizer: Any) -> tuple[int, int]:
         return vocabulary_with_mask(tokenizer)
 
-    def nll(self, x0: Tensor, batch_idx: int = 0) -> Tensor:
+    def nll(
+        self, x0: Tensor, weights: Tensor | None = None, batch_idx: int = 0
+    ) -> TokenNLL:
         """-log p(x_i | x_<i) for positions 1 .. L - 1, nats, (B, L - 1)."""
-        log_probs = self.log_probs(self.backbone.trunk(x0[:, :-1]))
-        return -pick(log_probs, x0[:, 1:])
+        hidden = self.backbone.trunk(x0[:, :-1])
+        return self.head_loss(hidden, self.token_nll, weights, x0=x0[:, 1:])
+
+    def token_nll(self, logits: Tensor, *, x0: Tensor) -> Tensor:
+        """Cross entropy of raw logits with clean tokens, (..., K) -> (...)."""
+        return -pick(self.process_logits(logits), x0)
 
     def valid_tokens(self, attention_mask: Tensor) -> Tensor:
         return attention_mask[:, 1:]
 
-    def log_probs(self, hidden: Tensor) -> Tensor:
-        """Next-token log-probabilities, never the mask, (..., D) -> (..., K)."""
-        logits = without_mask(self.logits_for_loss(hidden), self.mask_index)
-        return logits.log_softmax(dim=-1)
+    def process_logits(self, logits: Tensor) -> Tensor:
+        """Next-token log-probabilities, never the mask, (..., K)."""
+        return without_mask(logits, self.mask_index).log_softmax(dim=-1)
 
     def next_token(self, x: Tensor) -> Tensor:
         """Log-probabilities of the token after x, (B, l) -> (B, K)."""
-        return self.log_probs(self.backbone.trunk(x)[:, -1])
+        hidden = self.backbone.trunk(x)[:, -1]
+        return self.process_logits(self.logits_for_loss(hidden))
 
     def prior_sample(
         self, num_samples: int, generator: torch.Generator | None = None
@@ -88,7 +98,10 @@ class MDLM(AbsorbingState):
     is_discrete_time = True
 
     def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
-        return subs(logits, xt, self.mask_index)
+        return without_mask(logits, self.mask_index).log_softmax(dim=-1)
+
+    def carry_over(self, log_x_theta: Tensor, xt: Tensor) -> Tensor:
+        return carry_over(log_x_theta, xt, self.mask_index)
 
     def nll_per_token(
         self,
@@ -99,15 +112,15 @@ class MDLM(AbsorbingState):
         alpha_t: Tensor,
         dalpha_t: Tensor,
     ) -> Tensor:
-        """Weighted cross entropy of masked tokens.
+        """Weighted cross entropy at masked positions, 0 elsewhere.
 
             loss = dalpha_t / (1 - alpha_t) * log p_theta(x_0 | x_t)
 
-        dalpha_t <= 0, so each term is >= 0. Revealed tokens contribute exactly zero,
-        because carry-over fixes their log-probability at 0. With T > 0, dalpha_t is
-        a difference and the sum is the discrete-time bound.
+        dalpha_t <= 0, so each term is >= 0. With T > 0, dalpha_t is a difference and
+        the sum is the discrete-time bound.
         """
-        return dalpha_t / (1 - alpha_t) * pick(log_x_theta, x0)
+        loss = dalpha_t / (1 - alpha_t) * pick(log_x_theta, x0)
+        return torch.where(xt == self.mask_index, loss, 0.0)
 
 
 class SEDDAbsorb(AbsorbingState):
@@ -119,10 +132,13 @@ class SEDDAbsorb(AbsorbingState):
     parameterization = "score"
 
     def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
-        """log s(y) = logits - log(e^sigma - 1) - log(K - 1), and 0 at y = x_t."""
+        """log s(y) = logits - log(e^sigma - 1) - log(K - 1) for y != x_t."""
         K = logits.shape[-1]
         offset = torch.log(torch.expm1(sigma)) + math.log(K - 1)
-        log_score = logits - offset[..., None].to(logits.dtype)
+        return logits - offset[..., None].to(logits.dtype)
+
+    def carry_over(self, log_score: Tensor, xt: Tensor) -> Tensor:
+        """log s(x_t) = 0."""
         return log_score.scatter(-1, xt[..., None], 0.0)
 
     def nll_per_token(
@@ -144,8 +160,7 @@ class SEDDAbsorb(AbsorbingState):
         log_score = log_x_theta
         r = alpha_t / (1 - alpha_t)
         dsigma = -dalpha_t / alpha_t
-        positive = log_score.masked_fill(self._is_mask(log_score), -torch.inf)
-        total = positive.exp().sum(dim=-1)  # (B, L)
+        total = without_mask(log_score, self.mask_index).exp().sum(dim=-1)
         entropy = total - r * pick(log_score, x0) + r * (r.log() - 1)
         return torch.where(xt == self.mask_index, dsigma * entropy, 0.0)
 
@@ -220,10 +235,20 @@ class D3PMAbsorb(AbsorbingState):
         loss = self.T * (term1 + torch.where(s > 0, term2, 0.0))
         return torch.where(xt == self.mask_index, loss, 0.0)
 
-    def reconstruction_nll(self, x0: Tensor) -> Tensor:
+    def nll(
+        self, x0: Tensor, weights: Tensor | None = None, batch_idx: int = 0
+    ) -> TokenNLL:
+        diffusion = super().nll(x0, weights, batch_idx)
+        reconstruction = self.reconstruction_nll(x0, weights)
+        return TokenNLL(*map(torch.add, diffusion, reconstruction))
+
+    def reconstruction_nll(self, x0: Tensor, weights: Tensor | None = None) -> TokenNLL:
         """-log p_theta(x_0 | x_0 as input, t = 0), for every token."""
-        log_x_theta = self(x0, x0.new_zeros(len(x0), 1, dtype=torch.float32))
-        return -pick(log_x_theta, x0)
+        hidden = self.hidden(x0, x0.new_zeros(len(x0), 1, dtype=torch.float32))
+        return self.head_loss(hidden, self._reconstruction, weights, x0=x0)
+
+    def _reconstruction(self, logits: Tensor, *, x0: Tensor) -> Tensor:
+        return -pick(self.process_logits(logits, xt=x0, sigma=None), x0)
 
     def posterior(
         self, x_theta: Tensor, *, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor
@@ -312,7 +337,7 @@ def pick(values: Tensor, index: Tensor) -> Tensor:
 def without_mask(logits: Tensor, mask_index: int) -> Tensor:
     """Logits whose mask entry has next to no probability, (..., K)."""
     is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_index
-    return torch.where(is_mask, logits + NEG_INFINITY, logits)
+    return logits + torch.where(is_mask, NEG_INFINITY, 0.0).to(logits.dtype)
 
 
 def subs(logits: Tensor, xt: Tensor, mask_index: int) -> Tensor:
@@ -329,6 +354,11 @@ def subs(logits: Tensor, xt: Tensor, mask_index: int) -> Tensor:
         Log-probabilities of clean tokens, (B, L, K).
     """
     log_x_theta = without_mask(logits, mask_index).log_softmax(dim=-1)
+    return carry_over(log_x_theta, xt, mask_index)
+
+
+def carry_over(log_x_theta: Tensor, xt: Tensor, mask_index: int) -> Tensor:
+    """Log-probabilities with those of revealed tokens replaced by certainty."""
     carried = torch.full_like(log_x_theta, NEG_INFINITY)
     carried = carried.scatter(-1, xt[..., None], 0.0)
     return torch.where((xt == mask_index)[..., None], log_x_theta, carried)

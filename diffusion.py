@@ -1,8 +1,9 @@
 """The diffusion skeleton batch -> corrupt -> denoise -> loss (`Diffusion`) and the two
 forward processes (`AbsorbingState`, `UniformState`). The objectives are in `algo.py`.
 
-Shapes: B batch, L length, K vocabulary. `alpha_t`, `dalpha_t` are (B, 1), in float64
-where the device has it; (B, L, K) tensors are float32.
+Shapes: B batch, L length, K vocabulary, D hidden size, N tokens of a batch. `alpha_t`,
+`dalpha_t` are (B, 1), in float64 where the device has it; logits are float32. What
+works token by token is written for any leading shape `...`: (B, L) or (n,).
 """
 
 from typing import Any, NamedTuple
@@ -11,9 +12,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from losses import TokenNLL
 from models.noise import SCHEDULES
 from trainer_base import TrainerBase, vocabulary_with_mask
-from utils import require, wide_dtype
+from utils import require, to_device, wide_dtype
 
 
 class Latent(NamedTuple):
@@ -22,13 +24,15 @@ class Latent(NamedTuple):
     xt: Tensor  # noisy ids, (B, L)
     alpha_t: Tensor  # (B, 1)
     dalpha_t: Tensor  # (B, 1)
+    scored: Tensor | None = None  # flat positions with a loss, (N,); None: all B L
 
 
 class Diffusion(TrainerBase):
     """Time, corruption and the negative ELBO of every diffusion model.
 
-    A subclass supplies the forward process (`q_xt`, `prior_sample`, `posterior`), the
-    parameterisation (`process_logits`) and the objective (`nll_per_token`).
+    A subclass supplies the forward process (`noise_tokens`, `prior_sample`,
+    `posterior`), the parameterisation (`process_logits`) and the objective
+    (`nll_per_token`). The last two work token by token, on any leading shape.
     """
 
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:
@@ -45,15 +49,24 @@ class Diffusion(TrainerBase):
         super().validate_config(config)
         require(config.noise.type, SCHEDULES, "noise.type")
 
-    def nll(self, x0: Tensor, batch_idx: int = 0) -> Tensor:
-        """One-sample estimate of the negative ELBO of each token, nats, (B, L)."""
+    def nll(
+        self, x0: Tensor, weights: Tensor | None = None, batch_idx: int = 0
+    ) -> TokenNLL:
+        """One-sample estimate of the negative ELBO of each token."""
         t = self.sample_t(len(x0), batch_idx)
         z = self.corrupt(x0, t, batch_idx)
-        log_x_theta = self(z.xt, self.sigma(z.alpha_t))
-        nll = self.nll_per_token(
-            log_x_theta, xt=z.xt, x0=x0, alpha_t=z.alpha_t, dalpha_t=z.dalpha_t
+        sigma = self.sigma(z.alpha_t)
+        return self.head_loss(
+            self.hidden(z.xt, sigma),
+            self.token_nll,
+            weights,
+            scored=z.scored,
+            xt=z.xt,
+            x0=x0,
+            alpha_t=z.alpha_t,
+            dalpha_t=z.dalpha_t,
+            sigma=sigma,
         )
-        return nll + self.reconstruction_nll(x0)
 
     def valid_tokens(self, attention_mask: Tensor) -> Tensor:
         if not self.ignore_bos:
@@ -64,7 +77,7 @@ class Diffusion(TrainerBase):
     # ---- time
 
     def sample_t(self, batch_size: int, batch_idx: int = 0) -> Tensor:
-        """Times of this batch's sequences, (B,), stratified over n of them.
+        """Times of this batch's sequences, (B,) on the host, stratified over n.
 
             u_i ~ U(0, 1);  u_i <- (u_i / n + i / n) mod 1  if antithetic
             t = (1 - sampling_eps) u + sampling_eps
@@ -90,13 +103,15 @@ class Diffusion(TrainerBase):
         t = (1 - self.sampling_eps) * u + self.sampling_eps
         if self.T > 0:
             t = (t * self.T).floor() / self.T + 1 / self.T
-        t = t[start : start + batch_size]
-        return t.to(self.device, wide_dtype(self.device), non_blocking=True)
+        return t[start : start + batch_size]
 
     # ---- corrupt
 
     def corrupt(self, x0: Tensor, t: Tensor, batch_idx: int = 0) -> Latent:
         """Noisy tokens at times t (B,), with the schedule there.
+
+        All is drawn on the host: a seed gives the same tokens on every device, and
+        which tokens have a loss is known without waiting for the device.
 
         With T > 0, dalpha_t is the backward difference T (alpha_t - alpha_s), s =
         t - 1/T, which turns the continuous-time weight into the discrete-time one.
@@ -105,16 +120,40 @@ class Diffusion(TrainerBase):
         if self.T > 0:
             alpha_s = self.noise((t[:, None] - 1 / self.T).clamp(min=0)).alpha_t
             dalpha_t = self.T * (alpha_t - alpha_s)
-        xt = self.q_xt(x0, alpha_t, self._batch_generator("noise", batch_idx))
+        generator = self._batch_generator("noise", batch_idx, device="cpu")
+        is_noised = torch.rand(x0.shape, generator=generator) < 1 - alpha_t  # (B, L)
+        noise = self.noise_tokens(x0.shape, generator)
         if self.ignore_bos:
-            xt = torch.cat([x0[:, :1], xt[:, 1:]], dim=1)
-        return Latent(xt, alpha_t, dalpha_t)
+            is_noised[:, 0] = False
+        scored = self.scored_positions(is_noised)
+        wide, device = wide_dtype(x0.device), x0.device
+        return Latent(
+            torch.where(to_device(is_noised, device), to_device(noise, device), x0),
+            to_device(alpha_t.to(wide), device),
+            to_device(dalpha_t.to(wide), device),
+            None if scored is None else to_device(scored, device),
+        )
 
     def q_xt(
         self, x0: Tensor, alpha_t: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draws x_t ~ q(x_t | x_0), (B, L)."""
+        """Draws x_t ~ q(x_t | x_0): noise with probability 1 - alpha_t, (B, L)."""
+        u = torch.rand(x0.shape, device=x0.device, generator=generator)
+        return torch.where(u < 1 - alpha_t, self.noise_tokens(x0.shape, generator), x0)
+
+    def noise_tokens(
+        self, shape: tuple[int, ...], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Token ids to put in place of clean ones, on the generator's device."""
         raise NotImplementedError
+
+    def scored_positions(self, is_noised: Tensor) -> Tensor | None:
+        """Flat positions of the tokens whose loss is not 0 for sure; None is all.
+
+        Args:
+            is_noised: (B, L) bool, on the host.
+        """
+        return None
 
     # ---- denoise
 
@@ -122,22 +161,52 @@ class Diffusion(TrainerBase):
         """Total noise -log(alpha_t), (B, 1), float32-safe near alpha_t = 1."""
         return -torch.log(alpha_t)
 
+    def hidden(self, xt: Tensor, sigma: Tensor) -> Tensor:
+        """The backbone's hidden states, (B, L) and (B, 1) -> (B, L, D)."""
+        condition = sigma.mean(dim=-1).float()
+        if not self.time_conditioning:
+            condition = torch.zeros_like(condition)
+        return self.backbone.trunk(xt, condition)
+
     def forward(self, xt: Tensor, sigma: Tensor) -> Tensor:
         """Denoiser output for noisy ids, (B, L) and (B, 1) -> (B, L, K).
 
         Log-probabilities of clean tokens; for SEDD, log-scores.
         """
-        condition = sigma.mean(dim=-1).float()
-        if not self.time_conditioning:
-            condition = torch.zeros_like(condition)
-        hidden = self.backbone.trunk(xt, condition)
-        return self.process_logits(self.logits_for_loss(hidden), xt=xt, sigma=sigma)
+        logits = self.logits_for_loss(self.hidden(xt, sigma))
+        return self.carry_over(self.process_logits(logits, xt=xt, sigma=sigma), xt)
 
     def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
-        """The parameterisation: raw logits to `forward`'s output, (B, L, K)."""
+        """The parameterisation at tokens that have a loss, (..., K).
+
+        Args:
+            logits: Of the head, (..., K).
+            xt: Noisy ids, (...).
+            sigma: Noise levels, broadcast with xt.
+        """
         raise NotImplementedError
 
+    def carry_over(self, log_x_theta: Tensor, xt: Tensor) -> Tensor:
+        """What `forward` knows without the network, (..., K): tokens that stay."""
+        return log_x_theta
+
     # ---- loss
+
+    def token_nll(
+        self,
+        logits: Tensor,
+        *,
+        xt: Tensor,
+        x0: Tensor,
+        alpha_t: Tensor,
+        dalpha_t: Tensor,
+        sigma: Tensor,
+    ) -> Tensor:
+        """`nll_per_token` of raw logits, (..., K) -> (...)."""
+        log_x_theta = self.process_logits(logits, xt=xt, sigma=sigma)
+        return self.nll_per_token(
+            log_x_theta, xt=xt, x0=x0, alpha_t=alpha_t, dalpha_t=dalpha_t
+        )
 
     def nll_per_token(
         self,
@@ -148,18 +217,14 @@ class Diffusion(TrainerBase):
         alpha_t: Tensor,
         dalpha_t: Tensor,
     ) -> Tensor:
-        """The diffusion term of the negative ELBO, nats, (B, L).
+        """The diffusion term of the negative ELBO, nats, (...).
 
         Args:
-            log_x_theta: Output of `forward`, (B, L, K).
-            xt, x0: Noisy and clean ids, (B, L).
-            alpha_t, dalpha_t: Schedule and its time derivative, (B, 1).
+            log_x_theta: Output of `process_logits`, (..., K).
+            xt, x0: Noisy and clean ids, (...).
+            alpha_t, dalpha_t: Schedule and its time derivative, broadcast with xt.
         """
         raise NotImplementedError
-
-    def reconstruction_nll(self, x0: Tensor) -> Tensor | float:
-        """-log p(x_0 | x at the first time), nats; 0 in continuous time."""
-        return 0.0
 
     # ---- what samplers ask for
 
@@ -203,11 +268,14 @@ class AbsorbingState(Diffusion):
     def vocabulary(tokenizer: Any) -> tuple[int, int]:
         return vocabulary_with_mask(tokenizer)
 
-    def q_xt(
-        self, x0: Tensor, alpha_t: Tensor, generator: torch.Generator | None = None
+    def noise_tokens(
+        self, shape: tuple[int, ...], generator: torch.Generator | None = None
     ) -> Tensor:
-        u = torch.rand(x0.shape, device=x0.device, generator=generator)
-        return torch.where(u < 1 - alpha_t, self.mask_index, x0)
+        device = self.device if generator is None else generator.device
+        return torch.full(shape, self.mask_index, device=device)
+
+    def scored_positions(self, is_noised: Tensor) -> Tensor | None:
+        return is_noised.flatten().nonzero().squeeze(-1)
 
     def prior_sample(
         self, num_samples: int, generator: torch.Generator | None = None
@@ -262,24 +330,16 @@ class UniformState(Diffusion):
     def vocabulary(tokenizer: Any) -> tuple[int, None]:
         return len(tokenizer), None
 
-    def q_xt(
-        self, x0: Tensor, alpha_t: Tensor, generator: torch.Generator | None = None
+    def noise_tokens(
+        self, shape: tuple[int, ...], generator: torch.Generator | None = None
     ) -> Tensor:
-        u = torch.rand(x0.shape, device=x0.device, generator=generator)
-        random_tokens = self._uniform_tokens(x0.shape, generator)
-        return torch.where(u < 1 - alpha_t, random_tokens, x0)
+        device = self.device if generator is None else generator.device
+        return torch.randint(self.vocab_size, shape, device=device, generator=generator)
 
     def prior_sample(
         self, num_samples: int, generator: torch.Generator | None = None
     ) -> Tensor:
-        return self._uniform_tokens((num_samples, self.num_tokens), generator)
-
-    def _uniform_tokens(
-        self, shape: tuple[int, ...], generator: torch.Generator | None
-    ) -> Tensor:
-        return torch.randint(
-            self.vocab_size, shape, device=self.device, generator=generator
-        )
+        return self.noise_tokens((num_samples, self.num_tokens), generator)
 
     def posterior(
         self, x_theta: Tensor, *, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor

@@ -7,7 +7,6 @@ anything else that raises is a fault of the code and keeps its traceback.
 """
 
 import logging
-import math
 import os
 import re
 import sys
@@ -31,6 +30,7 @@ from rich.table import Column, Table
 from rich.tree import Tree
 
 from algo import algorithm_class
+from checks import check_batches, check_devices, check_values
 from dataloader import DataModule, get_tokenizer
 from metrics import GenerativePerplexity, sample_entropy, unigram_nll
 from models import validate_backbone
@@ -39,6 +39,7 @@ from utils import (
     ConfigError,
     choose,
     did_you_mean,
+    keep_freed_memory,
     one_line,
     path_exists,
     read_checkpoint,
@@ -166,82 +167,6 @@ def prepare(config: DictConfig, splits: tuple[str, ...]) -> type[TrainerBase]:
     logger_names(config)
     report_config(config)
     return algorithm
-
-
-# Keys whose value must be a number: (type, smallest, largest).
-NUMBERS = {
-    "model.length": (int, 3, None),
-    "model.hidden_size": (int, 1, None),
-    "model.n_blocks": (int, 1, None),
-    "model.n_heads": (int, 1, None),
-    "model.dropout": (float, 0, 1),
-    "algo.T": (int, 0, None),
-    "noise.eps": (float, 1e-9, 0.5),
-    "seed": (int, 0, None),
-    "trainer.devices": (int, 1, None),
-    "trainer.num_nodes": (int, 1, None),
-    "trainer.max_steps": (int, 1, None),
-    "loader.global_batch_size": (int, 1, None),
-    "loader.batch_size": (int, 1, None),
-    "loader.eval_batch_size": (int, 1, None),
-    "loader.num_workers": (int, 0, None),
-    "trainer.accumulate_grad_batches": (int, 1, None),
-    "sampling.steps": (int, 1, None),
-    "sampling.p_nucleus": (float, 0, 1),
-    "sampling.num_sample_batches": (int, 0, None),
-    "sampling.num_sample_log": (int, 0, None),
-    "training.ema": (float, 0, 1),
-    "training.sampling_eps": (float, 1e-9, 0.5),
-    "eval.perplexity_batch_size": (int, 1, None),
-    "optim.lr": (float, 0, None),
-}
-
-
-def check_numbers(config: DictConfig) -> None:
-    """Refuses values that are no number, or out of range."""
-    for key, (kind, low, high) in NUMBERS.items():
-        value = OmegaConf.select(config, key)
-        is_number = type(value) is int or (kind is float and type(value) is float)
-        in_range = is_number and value >= low and (high is None or value <= high)
-        if value is not None and not in_range:
-            name = "whole number" if kind is int else "number"
-            upper = "" if high is None else f" and at most {high}"
-            raise ConfigError(
-                f"{key}={value!r} is not a {name} of at least {low}{upper}."
-            )
-
-
-def check_devices(config: DictConfig) -> None:
-    """Refuses accelerators and strategies that this machine cannot run."""
-    accelerator = config.trainer.accelerator
-    require(accelerator, ("auto", "cpu", "cuda", "gpu", "mps"), "trainer.accelerator")
-    if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"trainer.accelerator={accelerator!r}: no CUDA device is visible; "
-            "choose auto or cpu."
-        )
-    if "fsdp" in config.strategy._target_.lower() and not uses_cuda(accelerator):
-        raise ConfigError(
-            "strategy=fsdp needs CUDA devices, and none is in use; choose strategy=ddp."
-        )
-
-
-def check_batches(config: DictConfig) -> None:
-    """Refuses batch sizes whose product is not the global batch."""
-    loader, trainer = config.loader, config.trainer
-    factors = {
-        "loader.batch_size": loader.batch_size,
-        "trainer.devices": trainer.devices,
-        "trainer.num_nodes": trainer.num_nodes,
-        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
-    }
-    product = math.prod(factors.values())
-    if product != loader.global_batch_size:
-        terms = " x ".join(f"{key}={value}" for key, value in factors.items())
-        raise ConfigError(
-            f"loader.global_batch_size={loader.global_batch_size} does not divide: "
-            f"{terms} is {product}."
-        )
 
 
 # ---------------------------------------------------------------- building blocks
@@ -421,7 +346,7 @@ def run(config: DictConfig) -> None:
     try:
         mode = choose(MODES, config.mode, "mode")
         validate_backbone(config)
-        check_numbers(config)
+        check_values(config)
         OmegaConf.resolve(config)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         mode(config)
@@ -475,6 +400,7 @@ def config_keys(configs: Path) -> set[str]:
 
 def main() -> Any:
     register_resolvers()
+    keep_freed_memory()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us
     try:
         return run()

@@ -7,7 +7,7 @@ Shapes: B batch, L length, K vocabulary, D hidden size.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import hydra
 import lightning
@@ -18,6 +18,18 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from checks import check_inert_keys
+from losses import (
+    Head,
+    Loss,
+    Precision,
+    TokenLoss,
+    TokenNLL,
+    chunk_size,
+    head_loss,
+    is_compiled,
+    logits_of,
+)
 from metrics import GenerativePerplexity, Likelihood, sample_entropy
 from models import build_backbone
 from models.ema import ExponentialMovingAverage
@@ -29,41 +41,6 @@ from utils import (
     wide_dtype,
     write_json,
 )
-
-# Keys that exist in published configs and change nothing in the published code. They
-# are accepted at the published value; any other value is refused, not ignored.
-INERT_KEYS = {
-    "training.importance_sampling": False,
-    "training.change_of_variables": False,
-    "model.tie_word_embeddings": False,
-    "model.vocab_lookup": True,
-    "model.scale_by_sigma": True,
-    "model.temb_strategy": "adaln",
-    "prior.type": "none",
-    "prior.latent_width": 0,
-    "prior.latent_height": 0,
-    "sampling.semi_ar": False,
-    "sampling.stride_length": 1,
-    "sampling.num_strides": 1,
-    "sampling.guid_weight": None,
-}
-
-
-class Loss(NamedTuple):
-    """Loss of a batch; every algorithm reports in nats."""
-
-    loss: Tensor  # scalar, per valid token
-    nlls: Tensor  # (B,), summed over each sequence's valid tokens
-    num_tokens: Tensor  # (B,), valid tokens
-
-    @classmethod
-    def reduce(cls, nll: Tensor, valid_tokens: Tensor) -> "Loss":
-        """Sums per-token losses (B, L) over the tokens whose mask (B, L) is 1."""
-        valid_tokens = valid_tokens.to(nll.dtype)
-        nlls = (nll * valid_tokens).sum(dim=-1)
-        num_tokens = valid_tokens.sum(dim=-1)
-        loss = nlls.sum() / num_tokens.sum().clamp(min=1)
-        return cls(loss, nlls, num_tokens)
 
 
 class TrainerBase(lightning.LightningModule):
@@ -111,12 +88,7 @@ class TrainerBase(lightning.LightningModule):
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:
         """Refuses, before any heavy work, what the algorithm cannot do."""
-        for key, value in INERT_KEYS.items():
-            given = OmegaConf.select(config, key, default=value)
-            if given != value:
-                raise ConfigError(
-                    f"{key}={given!r} is not implemented; the only value is {value!r}."
-                )
+        check_inert_keys(config)
         algo = config.algo
         if algo.T < 0 or (algo.T > 0 and not cls.is_discrete_time):
             raise ConfigError(
@@ -154,8 +126,16 @@ class TrainerBase(lightning.LightningModule):
         """The model's vocabulary size K and the mask's id (None without a mask)."""
         raise NotImplementedError
 
-    def nll(self, x0: Tensor, batch_idx: int = 0) -> Tensor:
-        """Loss of each token of x0 (B, L) in nats; AR leaves the first token out."""
+    def nll(
+        self, x0: Tensor, weights: Tensor | None = None, batch_idx: int = 0
+    ) -> TokenNLL:
+        """Loss of each token of x0; AR leaves the first token out.
+
+        Args:
+            x0: Clean ids, (B, L).
+            weights: Of each loss in the total, (B, L); None is 1.
+            batch_idx: Position in the epoch, for what is drawn.
+        """
         raise NotImplementedError
 
     def prior_sample(
@@ -172,8 +152,51 @@ class TrainerBase(lightning.LightningModule):
 
     def loss(self, batch: Mapping[str, Tensor], batch_idx: int = 0) -> Loss:
         """Loss of a batch of clean `input_ids` and `attention_mask`, each (B, L)."""
-        nll = self.nll(batch["input_ids"], batch_idx)
-        return Loss.reduce(nll, self.valid_tokens(batch["attention_mask"]))
+        valid_tokens = self.valid_tokens(batch["attention_mask"])
+        weights = Loss.weights(valid_tokens)
+        return Loss.reduce(
+            self.nll(batch["input_ids"], weights, batch_idx), valid_tokens
+        )
+
+    def head_loss(
+        self,
+        hidden: Tensor,
+        token_loss: TokenLoss,
+        weights: Tensor | None,
+        *,
+        scored: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> TokenNLL:
+        """Losses of tokens from their hidden states, a chunk at a time.
+
+        Args:
+            hidden: (B, L, D).
+            token_loss: From logits (n, K) and `inputs`, (n,) each, to losses (n,).
+            weights: As for `nll`.
+            scored: Flat positions to score, (N,); the others lose 0. None is all.
+            inputs: (B, L) or (B, 1) each.
+        """
+        shape, device = hidden.shape[:2], hidden.device
+        if weights is None:
+            weights = torch.ones(shape, device=device)
+
+        def rows(x: Tensor) -> Tensor:
+            x = x.flatten(0, 1)
+            return x if scored is None else x.index_select(0, scored)
+
+        linear, training = self.backbone.output_embedding, self.config.training
+        total, nll = head_loss(
+            [Head(rows(hidden), linear.weight, linear.bias)],
+            token_loss,
+            {name: rows(x.expand(shape)) for name, x in inputs.items()},
+            rows(weights),
+            precision=self.loss_precision(),
+            chunk=chunk_size(training.loss_chunk, self.vocab_size, device.type),
+            compiled=is_compiled(training.loss_compile, device.type),
+        )
+        if scored is not None:
+            nll = nll.new_zeros(shape.numel()).index_copy(0, scored, nll)
+        return TokenNLL(total, nll.unflatten(0, shape))
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         losses = self.loss(batch, batch_idx)
@@ -224,7 +247,11 @@ class TrainerBase(lightning.LightningModule):
     # ---- optimiser and EMA
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over all parameters."""
+        """AdamW over all parameters, in one kernel.
+
+        With float16 gradients Lightning unscales and clips them between backward and
+        step, which a fused optimiser does not allow.
+        """
         optim = self.config.optim
         return torch.optim.AdamW(
             self.parameters(),
@@ -232,6 +259,7 @@ class TrainerBase(lightning.LightningModule):
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,
             weight_decay=optim.weight_decay,
+            fused=str(self.config.trainer.precision) not in ("16", "16-mixed"),
         )
 
     def make_ema(self) -> ExponentialMovingAverage:
@@ -263,12 +291,20 @@ class TrainerBase(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the total norm; sharded gradients need their own wrapper's method."""
+        """Clips the total norm; sharded gradients need their own wrapper's method.
+
+        Not through Lightning, which refuses to clip for a fused optimiser under any
+        mixed precision, although only float16 gradients are scaled.
+        """
+        if not gradient_clip_val:
+            return
         sharded = getattr(self.trainer.model, "clip_grad_norm_", None)
-        if sharded is None or gradient_clip_algorithm == "value":
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_val:
+        if gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        elif sharded is not None:
             sharded(gradient_clip_val)
+        else:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     @contextmanager
     def eval_weights(self) -> Iterator[None]:
@@ -439,19 +475,15 @@ class TrainerBase(lightning.LightningModule):
 
     def logits_for_loss(self, hidden: Tensor) -> Tensor:
         """The head in the precision that `training.loss_precision` asks for."""
-        precision = self.config.training.loss_precision
-        if precision == "bf16":  # as the trainer's precision has it, then float32
-            logits = self.backbone.head(hidden)
-            return logits.to(torch.promote_types(logits.dtype, torch.float32))
-        with torch.autocast(hidden.device.type, enabled=False):
-            logits = self.backbone.head(hidden.to(self.backbone_dtype))
-        return logits.to(
-            wide_dtype(logits.device) if precision == "float64" else logits.dtype
-        )
+        linear = self.backbone.output_embedding
+        head = Head(hidden, linear.weight, linear.bias)
+        return logits_of(head, self.loss_precision())
 
-    @property
-    def backbone_dtype(self) -> torch.dtype:
-        return next(self.backbone.parameters()).dtype
+    def loss_precision(self) -> Precision:
+        weight = self.backbone.output_embedding.weight
+        return Precision.of(
+            self.config.training.loss_precision, weight, wide_dtype(weight.device)
+        )
 
 
 class _LeaveValidationOnError(lightning.Callback):

@@ -6,6 +6,7 @@ Nothing here knows about algorithms or data. Importing it has no side effects;
 """
 
 import ast
+import ctypes
 import difflib
 import functools
 import json
@@ -58,7 +59,7 @@ def require(value: Any, choices: Iterable[str], key: str, where: str = "") -> No
 
 def unknown_value(key: str, value: Any, choices: Iterable[str], where: str = "") -> str:
     """The one line for a value outside its choices, with the nearest as a hint."""
-    choices = sorted(choices)
+    choices = sorted(map(str, choices))
     context = f" ({where})" if where else ""
     return (
         f"Unknown {key}={value!r}{context}.{did_you_mean(value, choices)} "
@@ -94,6 +95,26 @@ def wide_dtype(device: torch.device | str | None = None) -> torch.dtype:
     else:
         apple = torch.device(device).type == "mps"
     return torch.float32 if apple else torch.float64
+
+
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """x on a device, without waiting for what that is still computing."""
+    if device.type == "cuda" and x.device.type == "cpu":
+        x = x.pin_memory()  # copies from other memory wait
+    return x.to(device, non_blocking=True)
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep freed blocks of up to 32 MiB for the next tensor of that size.
+
+    By default it returns them to the system, and each new tensor then pays for fresh
+    pages, which costs more than the arithmetic on it. Elsewhere this does nothing.
+    """
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    mallopt = getattr(libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, at its maximum
 
 
 # ---------------------------------------------------------------- resolvers

@@ -1,189 +1,336 @@
-"""Times the train step of every algorithm, ours against `plain.py`, in one run.
+"""Times training, evaluation and sampling of every algorithm, ours against `plain.py`.
 
-    make bench [ARGS="--vocab-size 50257 --length 128 ..."]
+    make bench          this machine's CPU, minutes
+    make bench-gpu      a CUDA device: model=small, L = 1024, bf16
+    make bench ARGS="--sections train --algorithms mdlm --vocab-size 30522"
 
-Steps of the two alternate, so that a busy machine slows both. Peak memory is that of
-a process of its own for each. Writes train_step.md and train_step.json beside this.
+Both variants run in one process and take turns. Writes <name>.md, <name>.json and
+<name>.png beside this file.
 """
 
 import argparse
 import json
-import platform
-import re
-import resource
-import statistics
 import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
-import hydra
 import torch
-from rich.console import Console
-from rich.table import Table
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from algo import algorithm_class  # noqa: E402
-from benchmarks.plain import NLL, PlainStep  # noqa: E402
-from utils import register_resolvers  # noqa: E402
+from benchmarks import cases, measure, plain, report  # noqa: E402
+from dataloader import DataModule, get_tokenizer  # noqa: E402
+from utils import keep_freed_memory, register_resolvers  # noqa: E402
+
+VARIANTS = ("plain", "ours")
+SETTINGS = {  # of the two make targets
+    "cpu": {
+        "model": "tiny",
+        "length": 128,
+        "batch_size": 8,
+        "hidden_size": 256,
+        "blocks": 4,
+        "heads": 4,
+        "rounds": 5,
+        "sampling_steps": 8,
+        "sample_batch": 2,
+        "precision": "32",
+    },
+    "cuda": {
+        "model": "small",
+        "length": 1024,
+        "batch_size": 32,
+        "hidden_size": 768,
+        "blocks": 12,
+        "heads": 12,
+        "rounds": 10,
+        "sampling_steps": 32,
+        "sample_batch": 8,
+        "precision": "bf16",
+    },
+}
 
 
-class OurStep:
-    """One optimiser update through the library's own loss and EMA."""
-
-    def __init__(self, model) -> None:
-        self.model = model.train()
-        self.optimizer = model.make_optimizer()
-        self.ema = model.make_ema()
-
-    def __call__(self, x0: torch.Tensor) -> float:
-        batch = {"input_ids": x0, "attention_mask": torch.ones(x0.shape)}
-        loss = self.model.loss(batch).loss
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.ema.update(self.model.parameters())
-        return loss.item()
+# ---------------------------------------------------------------- sections
 
 
-def build(name: str, args: argparse.Namespace):
-    """A model of the benchmark's size, and a batch."""
-    overrides = [
-        f"algo={name}",
-        "data=synthetic",
-        "model=tiny",
-        f"model.length={args.length}",
-        f"model.hidden_size={args.hidden_size}",
-        f"model.n_blocks={args.blocks}",
-        "model.dropout=0",
-        f"loader.global_batch_size={args.batch_size}",
-        "trainer.accelerator=cpu",
-    ]
-    folder = str(HERE.parent / "configs")
-    with hydra.initialize_config_dir(folder, version_base="1.3"):
-        config = hydra.compose("config", overrides)
-    tokenizer = SizedTokenizer(
-        vocab_size=args.vocab_size, mask_token_id=None, bos_token_id=0
-    )
-    torch.manual_seed(0)
-    model = algorithm_class(config)(config, tokenizer)
-    return model, torch.randint(args.vocab_size, (args.batch_size, args.length))
+def compare(
+    make: Callable[[str, str, argparse.Namespace], Callable[[], object]],
+    name: str,
+    args: argparse.Namespace,
+) -> dict[str, float]:
+    """Seconds of both variants. A GPU holds one of them at a time."""
+    if args.device == "cpu":
+        steps = {variant: make(name, variant, args) for variant in VARIANTS}
+        return measure.alternate(steps, args.torch_device, args.rounds)
+    times = {}
+    for variant in VARIANTS:
+        step = make(name, variant, args)
+        times |= measure.alternate({variant: step}, args.torch_device, args.rounds, 3)
+        del step
+        torch.cuda.empty_cache()
+    return times
 
 
-class SizedTokenizer(SimpleNamespace):
-    def __len__(self) -> int:
-        return self.vocab_size
+def run_train(args: argparse.Namespace) -> list[dict]:
+    """Train step: speed, memory in a process of its own, utilisation."""
+    peak, source = measure.peak_flops(args.torch_device, args.precision)
+    rows = []
+    for name in tqdm(args.algorithms, "train"):
+        row = {"algorithm": name, "peak_tflops": peak, "peak_source": source}
+        times = compare(cases.train_step, name, args)
+        model, x0 = cases.build(name, args)
+        scored = cases.scored_tokens(name, model, x0)
+        tokens = cases.trunk_tokens(name, x0)
+        flops = measure.train_flops(model, tokens, scored, args.length)
+        del model
+        for variant in VARIANTS:
+            row[f"{variant}_ms"] = 1000 * times[variant]
+            row[f"{variant}_tokens_per_s"] = x0.numel() / times[variant]
+            row[f"{variant}_mfu"] = flops / times[variant] / 1e12 / peak
+            memory = in_own_process("memory", name, variant, args)
+            row |= {f"{variant}_{key}_mb": value for key, value in memory.items()}
+            if args.device == "cuda":
+                row[f"{variant}_largest_batch"] = in_own_process(
+                    "largest-batch", name, variant, args
+                )
+        row["speed"] = times["plain"] / times["ours"]
+        row["memory"] = row["ours_peak_mb"] / row["plain_peak_mb"]
+        row["step_memory"] = row["ours_step_mb"] / row["plain_step_mb"]
+        rows.append(row)
+    return rows
 
 
-def make_step(name: str, variant: str, args: argparse.Namespace):
-    model, x0 = build(name, args)
-    step = OurStep(model) if variant == "ours" else PlainStep(name, model.train())
-    return lambda: step(x0)
+def run_evaluation(args: argparse.Namespace) -> list[dict]:
+    rows = []
+    for name in tqdm(args.algorithms, "evaluation"):
+        times = compare(cases.evaluation, name, args)
+        tokens = args.batch_size * args.length
+        row = {f"{v}_tokens_per_s": tokens / times[v] for v in VARIANTS}
+        rows.append({"algorithm": name, **row, "speed": times["plain"] / times["ours"]})
+    return rows
 
 
-def peak_memory(name: str, variant: str, argv: list[str]) -> float:
-    """MB of a fresh process that makes two steps."""
-    command = [sys.executable, __file__, *argv, "--memory-of", name, variant]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return float(done.stdout.split()[-1])
+def run_sampling(args: argparse.Namespace) -> list[dict]:
+    rows = []
+    for name in tqdm(args.algorithms, "sampling"):
+        times = compare(cases.sampling, name, args)
+        row = {f"{v}_s_per_sequence": times[v] / args.sample_batch for v in VARIANTS}
+        rows.append({"algorithm": name, **row, "speed": times["plain"] / times["ours"]})
+    return rows
 
 
-def own_peak_memory() -> float:
-    """Largest resident size of this process so far, MB."""
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux; ru_maxrss would count the parent's memory there
-        peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
-        return int(peak[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-
-
-def environment() -> dict[str, str]:
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=HERE,
-        capture_output=True,
-        text=True,
-    )
-    return {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, CPU",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": commit.stdout.strip() or "unknown",
+def run_scaling(args: argparse.Namespace) -> list[dict]:
+    """Cost of a train step, and of head and loss alone, along one size at a time."""
+    B, L, K = args.batch_size // 2, args.length // 2, args.scaling_vocab_size
+    base = {"batch_size": B, "length": L, "vocab_size": K}
+    axes = {
+        "batch_size": [B // 4, B // 2, B, 2 * B, 4 * B],
+        "length": [L // 2, L, 2 * L, 4 * L, 8 * L],
+        "vocab_size": [K // 8, K // 4, K // 2, K, 2 * K, 4 * K],
+        "loss_tokens": [B * L // 2, B * L, 2 * B * L, 4 * B * L, 8 * B * L],
     }
+    points = [
+        (name, axis, size)
+        for name in args.scaling_algorithms
+        for axis, sizes in axes.items()
+        for size in sizes
+    ]
+    return [scaling_point(args, base, *p) for p in tqdm(points, "scaling")]
+
+
+def scaling_point(
+    args: argparse.Namespace, base: dict[str, int], name: str, axis: str, size: int
+) -> dict:
+    make, sizes = cases.train_step, {**base, axis: size}
+    if axis == "loss_tokens":
+        make, sizes = cases.loss_alone, {**base, "batch_size": size // base["length"]}
+    row = {"algorithm": name, "axis": axis, "size": size}
+    for variant in VARIANTS:
+        try:
+            step = make(name, variant, args, **sizes)
+            step()
+            memory = measure.peak_memory(step, args.torch_device)
+            times = measure.alternate({variant: step}, args.torch_device, 3, warmup=0)
+        except torch.OutOfMemoryError:
+            continue  # the curve ends here
+        row[f"{variant}_ms"] = 1000 * times[variant]
+        row[f"{variant}_mb"] = memory["step"]
+    return row
+
+
+def run_processes(args: argparse.Namespace) -> list[dict]:
+    """Tokens per second of one process and of two under DDP, one thread each."""
+    rows = []
+    for name in tqdm(args.scaling_algorithms, "processes"):
+        one, two = (
+            in_own_process(f"processes-{num}", name, "ours", args) for num in (1, 2)
+        )
+        row = {"one_tokens_per_s": one, "two_tokens_per_s": two}
+        rows.append({"algorithm": name, **row, "efficiency": two / (2 * one)})
+    return rows
+
+
+def run_loading(args: argparse.Namespace) -> list[dict]:
+    """Tokens per second that the data module delivers, without worker processes."""
+    config = cases.compose(
+        "data=synthetic",
+        "data.vocab_size=256",
+        f"model={args.model}",
+        f"model.length={args.length}",
+        f"loader.global_batch_size={args.batch_size}",
+        f"trainer.accelerator={args.device}",
+        "loader.num_workers=0",
+    )
+    data = DataModule(config, get_tokenizer(config), None)
+    data.load("train")
+    batches = iter(data.train_dataloader())
+    next(batches)
+
+    def fetch() -> None:
+        for _ in range(20):
+            next(batches)
+
+    elapsed = measure.seconds(fetch, args.torch_device)
+    return [{"tokens_per_s": 20 * args.batch_size * args.length / elapsed}]
+
+
+SECTIONS = {
+    "train": run_train,
+    "evaluation": run_evaluation,
+    "sampling": run_sampling,
+    "scaling": run_scaling,
+    "processes": run_processes,
+    "loading": run_loading,
+}
+
+
+# ---------------------------------------------------------------- own processes
+
+
+def in_own_process(task: str, name: str, variant: str, args: argparse.Namespace):
+    command = [sys.executable, __file__, *args.argv, "--task", task, name, variant]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def own_memory(name: str, variant: str, args: argparse.Namespace) -> dict[str, float]:
+    step = cases.train_step(name, variant, args)
+    step()
+    return measure.peak_memory(step, args.torch_device)
+
+
+def own_largest_batch(name: str, variant: str, args: argparse.Namespace) -> int:
+    """The largest multiple of 8 that trains without running out of memory."""
+
+    def fits(size: int) -> bool:
+        try:
+            step = cases.train_step(name, variant, args, batch_size=size)
+            step(), step()
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            step = None
+            torch.cuda.empty_cache()
+        return True
+
+    low, high = 0, 8
+    while fits(high) and high < 2048:
+        low, high = high, 2 * high
+    while high - low > 8:
+        middle = (low + high) // 16 * 8
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def own_processes(num: int, name: str, args: argparse.Namespace) -> float:
+    """Tokens per second of `num` gloo processes together, one thread each."""
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Manager() as manager, tempfile.TemporaryDirectory() as folder:
+        speeds = manager.list()
+        inputs = (num, name, args.argv, f"file://{folder}/meet", speeds)
+        torch.multiprocessing.spawn(_rank, inputs, num)
+        return sum(speeds)
+
+
+def _rank(
+    rank: int, num: int, name: str, argv: list[str], meet: str, speeds: list
+) -> None:
+    args = parse(argv)
+    register_resolvers()
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=meet, rank=rank, world_size=num
+    )
+    model, x0 = cases.build(name, args)
+    step = cases.OurStep(name, model.train(), DistributedDataParallel)
+    torch.distributed.barrier()
+    times = measure.alternate(
+        {"ours": lambda: step(x0)}, args.torch_device, args.rounds
+    )
+    speeds.append(x0.numel() / times["ours"])
+    torch.distributed.destroy_process_group()
+
+
+TASKS = {
+    "memory": own_memory,
+    "largest-batch": own_largest_batch,
+    "processes-1": lambda name, variant, args: own_processes(1, name, args),
+    "processes-2": lambda name, variant, args: own_processes(2, name, args),
+}
+
+
+# ---------------------------------------------------------------- command line
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=list(SETTINGS), default="cpu")
+    device = parser.parse_known_args(argv)[0].device
+    for key, value in SETTINGS[device].items():
+        flag = f"--{key.replace('_', '-')}"
+        parser.add_argument(flag, type=type(value), default=value)
+    parser.add_argument("--vocab-size", type=int, default=50257, help="without mask")
+    parser.add_argument("--algorithms", nargs="+", default=list(plain.NLL))
+    parser.add_argument("--scaling-algorithms", nargs="+", default=["mdlm", "duo_base"])
+    parser.add_argument("--sections", nargs="+", default=list(SECTIONS))
+    parser.add_argument("--compile", type=bool, default=device == "cuda")
+    parser.add_argument("--loss-chunk", default="auto", help="auto, a number or null")
+    parser.add_argument("--scaling-vocab-size", type=int, default=16384)
+    parser.add_argument("--output", type=Path, default=HERE)
+    parser.add_argument("--name", default=device, help="of the files written")
+    parser.add_argument("--task", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    args.argv = argv
+    args.torch_device = torch.device(args.device)
+    return args
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--vocab-size", type=int, default=16384)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--hidden-size", type=int, default=256)
-    parser.add_argument("--blocks", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--output", type=Path, default=HERE)
-    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse(sys.argv[1:])
     register_resolvers()
-    if args.memory_of:
-        step = make_step(*args.memory_of, args)
-        step(), step()
-        print(own_peak_memory())
+    keep_freed_memory()
+    if args.task:
+        task, name, variant = args.task
+        print(json.dumps(TASKS[task](name, variant, args)))
         return
-    rows = []
-    for name in tqdm(NLL, "algorithms"):
-        steps = {
-            variant: make_step(name, variant, args) for variant in ("plain", "ours")
-        }
-        seconds = {variant: [] for variant in steps}
-        for index in range(args.steps + 2):
-            for variant, step in steps.items():
-                start = time.perf_counter()
-                step()
-                if index >= 2:  # the first two warm up
-                    seconds[variant].append(time.perf_counter() - start)
-        row = {"algorithm": name}
-        for variant, times in seconds.items():
-            row[f"{variant}_ms"] = 1000 * statistics.median(times)
-            row[f"{variant}_mb"] = peak_memory(name, variant, sys.argv[1:])
-        row["speed_ratio"] = row["plain_ms"] / row["ours_ms"]
-        row["memory_ratio"] = row["ours_mb"] / row["plain_mb"]
-        rows.append(row)
-    report(rows, args)
-
-
-def report(rows: list[dict], args: argparse.Namespace) -> None:
-    sizes = ("vocab_size", "length", "batch_size", "hidden_size", "blocks", "steps")
-    setting = environment() | {name: getattr(args, name) for name in sizes}
-    header = ["algorithm", "plain ms", "ours ms", "speed"]
-    header += ["plain MB", "ours MB", "memory"]
-    cells = [
-        [
-            row["algorithm"],
-            f"{row['plain_ms']:.0f}",
-            f"{row['ours_ms']:.0f}",
-            f"{row['speed_ratio']:.2f} x",
-            f"{row['plain_mb']:.0f}",
-            f"{row['ours_mb']:.0f}",
-            f"{row['memory_ratio']:.2f} x",
-        ]
-        for row in rows
-    ]
-    table = Table(*header, title="train step, plain eager code against ours")
-    for row in cells:
-        table.add_row(*row)
-    Console().print(table)
-    described = ", ".join(f"{key} {value}" for key, value in setting.items())
-    lines = ["# Train step, plain eager code against ours", "", described, ""]
-    lines += ["| " + " | ".join(row) + " |" for row in [header, ["---"] * 7, *cells]]
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "train_step.md").write_text("\n".join(lines) + "\n")
-    data = json.dumps({"setting": setting, "rows": rows}, indent=1)
-    (args.output / "train_step.json").write_text(data + "\n")
+    unknown = {*args.algorithms, *args.scaling_algorithms} - {*plain.NLL}
+    unknown |= {*args.sections} - {*SECTIONS}
+    if unknown:
+        raise SystemExit(
+            f"unknown: {', '.join(sorted(unknown))}. Algorithms: "
+            f"{', '.join(plain.NLL)}; sections: {', '.join(SECTIONS)}."
+        )
+    results = {name: SECTIONS[name](args) for name in args.sections}
+    report.write(results, args, measure.environment(args.torch_device))
 
 
 if __name__ == "__main__":

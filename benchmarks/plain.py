@@ -1,11 +1,13 @@
-"""The train step as the papers write it, dense and eager: what `bench.py` and the
-tests hold ours against.
+"""Training, evaluation and sampling as the papers write them, dense and eager: what
+the benchmarks and the tests hold ours against.
 
-Every formula works on whole (B, L, K) tensors, one-hot vectors included, and the
-optimiser and the EMA loop over parameters. Nothing here is used by the library.
+Every formula works on whole (B, L, K) tensors, one-hot vectors included, the
+optimiser is torch's default and the EMA loops over parameters. Nothing here is used
+by the library.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ def ar_nll(model, x0: Tensor) -> Tensor:
 
 def mdlm_nll(model, x0: Tensor) -> Tensor:
     xt, alpha_t, dalpha_t = absorb(model, x0)
-    log_p = _subs(model.backbone(xt, torch.zeros(len(x0))), xt, model.mask_index)
+    log_p = _subs(model.backbone(xt, _zeros(x0)), xt, model.mask_index)
     return dalpha_t / (1 - alpha_t) * log_p.gather(-1, x0[..., None])[..., 0]
 
 
@@ -45,9 +47,9 @@ def sedd_nll(model, x0: Tensor) -> Tensor:
 
 def d3pm_nll(model, x0: Tensor) -> Tensor:
     T, m = model.T, model.mask_index
-    t = ((torch.rand(len(x0)) * T).floor() + 1) / T
+    t = ((_uniform(x0[:, 0]) * T).floor() + 1) / T
     alpha_t, _ = log_linear(t)
-    xt = torch.where(torch.rand(x0.shape) < 1 - alpha_t, m, x0)
+    xt = torch.where(_uniform(x0) < 1 - alpha_t, m, x0)
     log_p = model.backbone(xt, -alpha_t[:, 0].log()).log_softmax(-1)
     q = log_p.exp()[..., m]
     dt, t = 1 / T, (1 - alpha_t).clamp(0, 1 - 1e-4)
@@ -55,16 +57,16 @@ def d3pm_nll(model, x0: Tensor) -> Tensor:
     log_xt = torch.log(alpha_t * q / t + 1)
     term1 = dt / t * (log_xt - log_p.gather(-1, x0[..., None])[..., 0])
     term2 = (1 - dt / t) * (log_xt - torch.log((1 - s) * q / s + 1))
-    clean = model.backbone(x0, torch.zeros(len(x0))).log_softmax(-1)
+    clean = model.backbone(x0, _zeros(x0)).log_softmax(-1)
     reconstruction = -clean.gather(-1, x0[..., None])[..., 0]
     return reconstruction + T * (term1 + term2) * (xt == m)
 
 
 def duo_base_nll(model, x0: Tensor) -> Tensor:
     K = model.vocab_size
-    alpha_t, dalpha_t = log_linear(torch.rand(len(x0)) * 0.999 + 1e-3)
-    noised = torch.rand(x0.shape) < 1 - alpha_t
-    xt = torch.where(noised, torch.randint(K, x0.shape), x0)
+    alpha_t, dalpha_t = log_linear(_uniform(x0[:, 0]) * 0.999 + 1e-3)
+    noised = _uniform(x0) < 1 - alpha_t
+    xt = torch.where(noised, torch.randint_like(x0, K), x0)
     log_p = model.backbone(xt, -alpha_t[:, 0].log()).log_softmax(-1)
     return uniform_state_nll(log_p, xt, x0, alpha_t, dalpha_t)
 
@@ -86,9 +88,17 @@ def uniform_state_nll(
 
 
 def absorb(model, x0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    alpha_t, dalpha_t = log_linear(torch.rand(len(x0)) * 0.999 + 1e-3)
-    masked = torch.rand(x0.shape) < 1 - alpha_t
+    alpha_t, dalpha_t = log_linear(_uniform(x0[:, 0]) * 0.999 + 1e-3)
+    masked = _uniform(x0) < 1 - alpha_t
     return torch.where(masked, model.mask_index, x0), alpha_t, dalpha_t
+
+
+def _uniform(like: Tensor) -> Tensor:
+    return torch.rand(like.shape, device=like.device)
+
+
+def _zeros(x0: Tensor) -> Tensor:
+    return torch.zeros(len(x0), device=x0.device)
 
 
 def _subs(logits: Tensor, xt: Tensor, mask_index: int) -> Tensor:
@@ -118,10 +128,11 @@ class PlainStep:
         self.model = model
         self.parameters = list(model.parameters())
         self.shadow = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=3e-4, foreach=False)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=3e-4)
 
     def __call__(self, x0: Tensor) -> float:
-        loss = self.nll(self.model, x0).mean()
+        with self.model.autocast():
+            loss = self.nll(self.model, x0).mean()
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -130,3 +141,73 @@ class PlainStep:
             for shadow, parameter in zip(self.shadow, self.parameters, strict=True):
                 shadow -= (1 - 0.9999) * (shadow - parameter)
         return loss.item()
+
+
+# ---------------------------------------------------------------- sampling
+
+
+@torch.no_grad()
+def sample(name: str, model, num_samples: int, num_steps: int) -> Tensor:
+    """Ancestral sampling with dense float64 posteriors; AR without a cache."""
+    if name == "ar":
+        return _sample_ar(model, num_samples)
+    device, K, m = model.device, model.vocab_size, model.mask_index
+    shape = (num_samples, model.num_tokens)
+    if m is None:
+        xt = torch.randint(K, shape, device=device)
+    else:
+        xt = torch.full(shape, m, device=device)
+    times = torch.linspace(1, 1e-5, num_steps + 1, dtype=torch.float64, device=device)
+    for t, s in pairwise(times):
+        alpha_t, alpha_s = (log_linear(x[None])[0] for x in (t, s))  # (1, 1)
+        with model.autocast():
+            condition = -alpha_t[0].log().float().expand(num_samples)
+            logits = model.backbone(xt, condition).float()
+        if m is None:
+            probs = _uniform_posterior(logits, xt, alpha_t, alpha_s)
+        else:
+            probs = _absorbing_posterior(logits, xt, alpha_t, alpha_s, m)
+        xt = _draw(probs)
+    return xt
+
+
+def _uniform_posterior(
+    logits: Tensor, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor
+) -> Tensor:
+    K = logits.shape[-1]
+    alpha_ts = alpha_t / alpha_s
+    p = logits.double().softmax(-1)
+    current = F.one_hot(xt, K).double()
+    numerator = (
+        K * alpha_t * p * current
+        + (alpha_ts - alpha_t) * current
+        + (alpha_s - alpha_t) * p
+        + (1 - alpha_ts) * (1 - alpha_s) / K
+    )
+    at_xt = p.gather(-1, xt[..., None])
+    return numerator / (K * alpha_t * at_xt + 1 - alpha_t)
+
+
+def _absorbing_posterior(
+    logits: Tensor, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor, mask_index: int
+) -> Tensor:
+    p = _subs(logits, xt, mask_index).double().exp()
+    probs = p * (alpha_s - alpha_t) / (1 - alpha_t)
+    probs[..., mask_index] = ((1 - alpha_s) / (1 - alpha_t)).squeeze()
+    revealed = (xt != mask_index)[..., None]
+    return torch.where(revealed, F.one_hot(xt, logits.shape[-1]).double(), probs)
+
+
+def _sample_ar(model, num_samples: int) -> Tensor:
+    x = torch.zeros(num_samples, 1, dtype=torch.long, device=model.device)
+    for _ in range(model.num_tokens - 1):
+        with model.autocast():
+            logits = model.backbone(x)[:, -1].float()
+        logits[..., model.mask_index] += -1e6
+        x = torch.cat([x, _draw(logits.double().softmax(-1))[:, None]], dim=1)
+    return x
+
+
+def _draw(probs: Tensor) -> Tensor:
+    noise = 1e-10 - (torch.rand_like(probs) + 1e-10).log()
+    return (probs / noise).argmax(-1)

@@ -1,7 +1,8 @@
 """Backbones by name; a backbone's module is imported when it is chosen.
 
 To add one: a module with a class that has `from_config(config, vocab_size)`,
-`trunk(x, sigma, weights)` and `head(hidden)`, and an entry here.
+`trunk(x, sigma, weights)`, `head(hidden)` and `output_embedding` (the head's
+`nn.Linear`, for losses that apply it a few tokens at a time), and an entry here.
 """
 
 from importlib import import_module

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.attention import KERNELS, attend, flash_is_installed
 from utils import ConfigError, choose
@@ -36,6 +37,9 @@ class DIT(nn.Module):
         dropout: Rate on both residual branches.
         causal: Left-to-right attention and no noise conditioning.
         attention: Kernel, a key of `models.attention.KERNELS`.
+        length: Longest sequence expected; longer ones work, too.
+        checkpointing: Whether backward computes the inside of each block again
+            instead of keeping it: less memory for about a third more work.
 
     Reference: DiT (arXiv:2212.09748), adaLN-Zero; used for text by SEDD
     (arXiv:2310.16834), MDLM (arXiv:2406.07524) and DUO (arXiv:2506.10892).
@@ -52,6 +56,8 @@ class DIT(nn.Module):
         dropout: float,
         causal: bool = False,
         attention: str = "auto",
+        length: int = 0,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         choose(KERNELS, attention, "model.attention")
@@ -66,10 +72,11 @@ class DIT(nn.Module):
                 f"2 x model.n_heads={n_heads}."
             )
         self.causal = causal
+        self.checkpointing = checkpointing
         self.vocab_embed = Embedding(vocab_size, hidden_size)
         if not causal:
             self.sigma_map = NoiseEmbedding(cond_dim)
-        self.rotary_emb = Rotary(hidden_size // n_heads)
+        self.rotary_emb = Rotary(hidden_size // n_heads, length)
         block_cond_dim = None if causal else cond_dim
         self.blocks = nn.ModuleList(
             Block(hidden_size, n_heads, block_cond_dim, dropout, causal, attention)
@@ -90,6 +97,8 @@ class DIT(nn.Module):
             dropout=model.dropout,
             causal=config.algo.causal_attention,
             attention=model.attention,
+            length=model.length,
+            checkpointing=config.training.activation_checkpointing,
         )
 
     def forward(
@@ -117,12 +126,20 @@ class DIT(nn.Module):
             c = None if self.causal else F.silu(self.sigma_map(sigma))  # (B, C)
             rotary = self.rotary_emb(h.shape[1])  # 2 x (L, D / H)
         for block in self.blocks:
-            h = block(h, c, rotary)
+            if self.checkpointing and torch.is_grad_enabled():
+                h = checkpoint(block, h, c, rotary, use_reentrant=False)
+            else:
+                h = block(h, c, rotary)
         return self.output_layer.modulated_norm(h, c)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, (..., D) -> (..., K)."""
-        return self.output_layer.linear(hidden)
+        return self.output_embedding(hidden)
+
+    @property
+    def output_embedding(self) -> nn.Linear:
+        """The head's weight (K, D) and bias (K,)."""
+        return self.output_layer.linear
 
     def compile_blocks(self) -> None:
         """Compiles each block in place; parameter names stay as they are."""
@@ -167,7 +184,7 @@ class NoiseEmbedding(nn.Module):
         )
 
     def forward(self, sigma: Tensor) -> Tensor:
-        return self.mlp(self.features(sigma))
+        return self.mlp(self.features(sigma).to(self.mlp[0].weight.dtype))
 
     @classmethod
     def features(cls, sigma: Tensor) -> Tensor:
@@ -185,18 +202,28 @@ class Rotary(nn.Module):
     Reference: RoFormer (arXiv:2104.09864), in the half-split layout.
     """
 
-    def __init__(self, head_dim: int, base: float = 10_000.0) -> None:
+    def __init__(self, head_dim: int, length: int = 0, base: float = 10_000.0) -> None:
         super().__init__()
         exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
-        self.register_buffer("inv_freq", 1.0 / base**exponent)
+        self.frequency = tuple((1.0 / base**exponent).tolist())
+        self.register_buffer("inv_freq", torch.tensor(self.frequency))  # in checkpoints
+        self._tabulate(length)
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin, each (L, head_dim)."""
-        position = torch.arange(
-            length, dtype=torch.float32, device=self.inv_freq.device
-        )
-        angle = torch.outer(position, self.inv_freq.float()).repeat(1, 2)
-        return angle.cos(), angle.sin()
+        is_rounded = self.cos.dtype in (torch.float16, torch.bfloat16)  # by a cast of
+        if is_rounded or len(self.cos) < length:  # the module, or sharding
+            self._tabulate(length)
+        return self.cos[:length], self.sin[:length]
+
+    @torch.inference_mode(False)  # training uses them, too
+    def _tabulate(self, length: int) -> None:
+        device = self.inv_freq.device
+        position = torch.arange(length, dtype=torch.float32, device=device)
+        frequency = torch.tensor(self.frequency, device=device)
+        angle = torch.outer(position, frequency).repeat(1, 2)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

@@ -104,7 +104,7 @@ def test_ignore_bos_takes_the_first_token_out_of_the_loss(make_model, diffusion_
         "attention_mask": torch.ones(4, 8),
     }
     losses = model.loss(batch)
-    nll = model.nll(batch["input_ids"])
+    nll = model.nll(batch["input_ids"]).nll
     assert losses.num_tokens.tolist() == [7] * 4
     torch.testing.assert_close(losses.nlls, nll[:, 1:].sum(dim=-1))
     assert batch["attention_mask"].all()

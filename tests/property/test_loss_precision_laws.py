@@ -5,7 +5,7 @@ first time that training draws to the last.
 import pytest
 import torch
 
-from trainer_base import Loss
+from losses import Loss, TokenNLL
 
 TIMES = (1e-3, 3e-3, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999, 1.0)
 
@@ -71,10 +71,11 @@ def test_loss_precision_is_the_type_of_the_logits(make_model, algo_name, precisi
     hidden = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
         logits = model.logits_for_loss(hidden)
-        nll = model.nll(torch.full((2, 8), 3))
+        total, nll = model.nll(torch.full((2, 8), 3))
     expected = torch.float64 if precision == "float64" else torch.float32
     assert logits.dtype == expected
-    assert nll.dtype in (torch.float32, torch.float64)
+    for x in (total, nll):
+        assert x.dtype in (torch.float32, torch.float64)
     assert bool(nll.isfinite().all())
     plain = hidden @ model.backbone.output_layer.linear.weight.T
     plain = plain + model.backbone.output_layer.linear.bias
@@ -88,12 +89,17 @@ def test_loss_precision_is_the_type_of_the_logits(make_model, algo_name, precisi
 # ---------------------------------------------------------------- reduction
 
 
+def reduce(nll, valid):
+    """`Loss.reduce` of given losses, weighted as `TrainerBase.loss` does it."""
+    return Loss.reduce(TokenNLL((Loss.weights(valid) * nll).sum(), nll), valid)
+
+
 def test_reduce_against_a_loop(generator):
     """Sums over each sequence's valid tokens, and the mean over all of them."""
     nll = torch.rand(5, 8, generator=generator, dtype=torch.float64)
     valid = (torch.rand(5, 8, generator=generator) < 0.5).float()
     valid[2] = 0
-    got = Loss.reduce(nll, valid)
+    got = reduce(nll, valid)
     sums = [
         sum(x for x, v in zip(*row, strict=True) if v)
         for row in zip(nll.tolist(), valid.tolist(), strict=True)
@@ -104,7 +110,9 @@ def test_reduce_against_a_loop(generator):
 
 
 def test_a_batch_without_valid_tokens_has_no_loss():
-    assert float(Loss.reduce(torch.ones(2, 3), torch.zeros(2, 3)).loss) == 0.0
+    losses = reduce(torch.ones(2, 3), torch.zeros(2, 3))
+    assert float(losses.loss) == 0.0
+    assert losses.nlls.tolist() == losses.num_tokens.tolist() == [0, 0]
 
 
 def test_padding_does_not_matter(generator):
@@ -112,4 +120,4 @@ def test_padding_does_not_matter(generator):
     valid = torch.tensor([[1, 1, 0, 0]] * 3)
     other = nll.clone()
     other[:, 2:] = 1e6
-    assert torch.equal(Loss.reduce(nll, valid).loss, Loss.reduce(other, valid).loss)
+    assert all(map(torch.equal, reduce(nll, valid), reduce(other, valid)))

@@ -226,6 +226,7 @@ def test_analytic_is_the_ancestral_posterior_of_subs(
     assert (xt == model.mask_index).any()
     logits = torch.randn(8, 8, 7, dtype=torch.float64, generator=generator)
     log_x_theta = model.process_logits(logits, xt=xt, sigma=None)
+    log_x_theta = model.carry_over(log_x_theta, xt)
     monkeypatch.setattr(model, "predict_x0", lambda xt, alpha_t: log_x_theta)
     levels = [torch.full((8, 1), a, dtype=torch.float64) for a in (alpha_t, alpha_s)]
     analytic = model.sampler.reverse_probs(model, xt, *levels)

@@ -48,8 +48,8 @@ def test_time_conditioning(make_model, diffusion_name, monkeypatch, conditioning
     torch.testing.assert_close(condition, expected)
 
 
-def test_the_nelbo_is_time_corruption_denoiser_and_loss(model):
-    """`nll` step by step, by hand."""
+def test_the_nelbo_is_time_corruption_denoiser_and_loss(model, generator):
+    """`nll` step by step, by hand, from all logits at once; and its weighted sum."""
     x0 = torch.arange(32).view(4, 8) % 6
     t = model.sample_t(4, batch_idx=3)
     z = model.corrupt(x0, t, batch_idx=3)
@@ -60,10 +60,19 @@ def test_the_nelbo_is_time_corruption_denoiser_and_loss(model):
         alpha_t=z.alpha_t,
         dalpha_t=z.dalpha_t,
     )
-    expected = expected + model.reconstruction_nll(x0)
-    assert torch.equal(model.nll(x0, batch_idx=3), expected)
-    assert expected.shape == (4, 8)
-    assert expected.dtype == torch.float64
+    if hasattr(model, "reconstruction_nll"):
+        expected = expected + model.reconstruction_nll(x0).nll
+    weights = torch.rand(4, 8, generator=generator)
+    got = model.nll(x0, weights, batch_idx=3)
+    assert got.nll.shape == (4, 8)
+    assert got.nll.dtype == torch.float64
+    assert (got.nll > 0).any()
+    close = {"rtol": 1e-6, "atol": 1e-6}
+    torch.testing.assert_close(got.nll, expected, **close)
+    torch.testing.assert_close(got.total, (weights * expected).sum(), **close)
+    unweighted = model.nll(x0, batch_idx=3)
+    assert torch.equal(unweighted.nll, got.nll)
+    torch.testing.assert_close(unweighted.total, expected.sum(), **close)
 
 
 def test_the_loss_trains_every_parameter(model):

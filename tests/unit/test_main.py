@@ -4,7 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 
 import main
-from main import LOGGERS, NUMBERS, check_batches, check_devices, check_numbers
+from checks import NUMBERS, check_batches, check_devices, check_numbers
+from main import LOGGERS
 from utils import ConfigError
 
 

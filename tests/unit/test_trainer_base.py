@@ -5,7 +5,8 @@ import torch
 from omegaconf import OmegaConf
 
 from algo import MDLM, algorithm_class
-from trainer_base import INERT_KEYS, vocabulary_with_mask
+from checks import INERT_KEYS
+from trainer_base import vocabulary_with_mask
 from utils import ConfigError
 
 

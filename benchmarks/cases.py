@@ -1,0 +1,157 @@
+"""What the benchmarks time: a step of training, evaluation or sampling of an algorithm,
+by the library (`ours`) or by the formulas of `plain.py` (`plain`).
+
+Every maker takes the algorithm, the variant and the benchmark's arguments, and returns
+a function without arguments.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import hydra
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from algo import algorithm_class
+from benchmarks import plain
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def compose(*overrides: str):
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = hydra.compose("config", list(overrides))
+    OmegaConf.resolve(config)  # as main.py does
+    return config
+
+
+def build(name: str, args: argparse.Namespace, **sizes: int):
+    """A model of the benchmark's size on its device."""
+    size = {**vars(args), **sizes}
+    config = compose(
+        f"algo={name}",
+        "data=synthetic",
+        f"model={args.model}",
+        f"model.length={size['length']}",
+        f"model.hidden_size={size['hidden_size']}",
+        f"model.n_blocks={size['blocks']}",
+        f"model.n_heads={size['heads']}",
+        "model.dropout=0",
+        f"loader.global_batch_size={size['batch_size']}",
+        f"trainer.accelerator={args.device}",
+        f"trainer.precision={args.precision}",
+        f"training.compile={args.compile}",
+        f"training.loss_chunk={args.loss_chunk}",
+    )
+    tokenizer = SizedTokenizer(
+        vocab_size=size["vocab_size"], mask_token_id=None, bos_token_id=0
+    )
+    torch.manual_seed(0)
+    model = algorithm_class(config)(config, tokenizer).to(args.device)
+    shape = (size["batch_size"], size["length"])
+    x0 = torch.randint(size["vocab_size"], shape, device=args.device)
+    return model, x0
+
+
+class SizedTokenizer(SimpleNamespace):
+    def __len__(self) -> int:
+        return self.vocab_size
+
+
+class LossOf(nn.Module):
+    """A model whose call is its loss, as the wrappers of `torch.nn.parallel` want."""
+
+    def __init__(self, model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x0: Tensor) -> Tensor:
+        batch = {"input_ids": x0, "attention_mask": torch.ones_like(x0)}
+        with self.model.autocast():
+            return self.model.loss(batch).loss
+
+
+class OurStep:
+    """One optimiser update through the library's own loss and EMA."""
+
+    def __init__(self, name: str, model, wrap=lambda module: module) -> None:
+        self.model = model
+        self.loss = wrap(LossOf(model))
+        self.optimizer = model.make_optimizer()
+        self.ema = model.make_ema()
+
+    def __call__(self, x0: Tensor) -> None:
+        loss = self.loss(x0)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.ema.update(self.model.parameters())
+
+
+def train_step(name: str, variant: str, args, **sizes) -> Callable[[], object]:
+    model, x0 = build(name, args, **sizes)
+    kind = {"ours": OurStep, "plain": plain.PlainStep}[variant]
+    step = kind(name, model.train())
+    return lambda: step(x0)
+
+
+def evaluation(name: str, variant: str, args) -> Callable[[], object]:
+    model, x0 = build(name, args)
+    model.eval()
+    batch = {"input_ids": x0, "attention_mask": torch.ones_like(x0)}
+
+    @torch.no_grad()
+    def step() -> object:
+        with model.autocast():
+            return (
+                model.loss(batch) if variant == "ours" else plain.NLL[name](model, x0)
+            )
+
+    return step
+
+
+def sampling(name: str, variant: str, args) -> Callable[[], object]:
+    model, _ = build(name, args)
+    model.eval()
+    size = (args.sample_batch, args.sampling_steps)
+    if variant == "ours":
+        return lambda: model.generate_samples(size[0], num_steps=size[1])
+    return lambda: plain.sample(name, model, *size)
+
+
+def loss_alone(name: str, variant: str, args, **sizes) -> Callable[[], object]:
+    """Corruption, head and loss with their gradients, without trunk and optimiser."""
+    model, x0 = build(name, args, **sizes)
+    width = model.backbone.output_embedding.weight.shape[1]
+    hidden = torch.randn(*x0.shape, width, device=args.device, requires_grad=True)
+    model.backbone.trunk = lambda x, *_: hidden[:, : x.shape[1]]
+
+    def step() -> None:
+        model.zero_grad()
+        hidden.grad = None
+        with model.autocast():
+            if variant == "ours":
+                loss = model.nll(x0).total
+            else:
+                loss = plain.NLL[name](model, x0).sum()
+        loss.backward()
+
+    return step
+
+
+def scored_tokens(name: str, model, x0: Tensor) -> int:
+    """Tokens whose logits a train step needs."""
+    if name == "ar":
+        return x0.numel() - len(x0)
+    scored = model.corrupt(x0, model.sample_t(len(x0))).scored
+    drawn = x0.numel() if scored is None else len(scored)
+    return drawn + (x0.numel() if name == "d3pm" else 0)
+
+
+def trunk_tokens(name: str, x0: Tensor) -> int:
+    """Tokens that a train step takes through the trunk; D3PM's last term, too."""
+    return (2 if name == "d3pm" else 1) * x0.numel()

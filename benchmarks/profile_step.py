@@ -1,0 +1,118 @@
+"""Shows where the time of a train step goes, by phase and by operator.
+
+    make profile ARGS="--algorithm mdlm --length 256"
+
+Phases are timed with the device waited for in between; the operator table is from
+`torch.profiler`, which also writes a trace for https://ui.perfetto.dev.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from benchmarks import bench, cases, measure, plain  # noqa: E402
+from utils import keep_freed_memory, register_resolvers  # noqa: E402
+
+
+class Phases:
+    """Seconds of each phase, summed over steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    def timed(self, name: str, function: Callable) -> Callable:
+        """The function, with its time added to a phase."""
+
+        def call(*args, **kwargs):
+            result = []
+            elapsed = measure.seconds(
+                lambda: result.append(function(*args, **kwargs)), self.device
+            )
+            self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
+            return result[0]
+
+        return call
+
+
+def step_by_phase(model, x0: torch.Tensor, phases: Phases) -> Callable[[], None]:
+    """A train step of the library with its parts timed."""
+    step = cases.OurStep("", model)
+    model.backbone.trunk = phases.timed("trunk, forward", model.backbone.trunk)
+    model.head_loss = phases.timed("head and loss, with gradients", model.head_loss)
+    if hasattr(model, "corrupt"):
+        model.corrupt = phases.timed("corrupt", model.corrupt)
+    parameters = list(model.parameters())
+    backward = phases.timed("trunk, backward", torch.Tensor.backward)
+    clip = phases.timed("clip", torch.nn.utils.clip_grad_norm_)
+    update = phases.timed("optimiser", step.optimizer.step)
+    average = phases.timed("EMA", step.ema.update)
+
+    def run() -> None:
+        loss = step.loss(x0)
+        step.optimizer.zero_grad()
+        backward(loss)
+        clip(parameters, 1.0)
+        update()
+        average(parameters)
+
+    return run
+
+
+def operators(profile: torch.profiler.profile, where: str, rows: int = 15) -> Table:
+    """The operators in which most time is spent, their callees not counted."""
+    table = Table("operator", "ms", "calls", title=f"operators, {where} time")
+    events = profile.key_averages()
+    spent = {e.key: getattr(e, f"self_{where}_time_total") / 1000 for e in events}
+    calls = {e.key: e.count for e in events}
+    for name in sorted(spent, key=spent.get, reverse=True)[:rows]:
+        table.add_row(name, f"{spent[name]:.1f}", str(calls[name]))
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--algorithm", choices=list(plain.NLL), default="duo_base")
+    parser.add_argument("--trace", type=Path, help="where to write the trace")
+    chosen, argv = parser.parse_known_args()
+    args = bench.parse(argv)
+    register_resolvers()
+    keep_freed_memory()
+    model, x0 = cases.build(chosen.algorithm, args)
+    step = cases.train_step(chosen.algorithm, "ours", args)
+    step()
+    whole = measure.alternate({"step": step}, args.torch_device, args.rounds)["step"]
+    phases = Phases(args.torch_device)
+    phased = step_by_phase(model.train(), x0, phases)
+    phased()
+    phases.seconds.clear()
+    for _ in range(args.rounds):
+        phased()
+    console = Console()
+    table = Table("phase", "ms", "share", title=f"train step, {chosen.algorithm}")
+    total = sum(phases.seconds.values())
+    for name, spent in phases.seconds.items():
+        table.add_row(name, f"{1000 * spent / args.rounds:.1f}", f"{spent / total:.0%}")
+    table.add_section()
+    table.add_row("sum of the phases", f"{1000 * total / args.rounds:.1f}", "")
+    table.add_row("a step without waiting", f"{1000 * whole:.1f}", "")
+    console.print(table)
+    with torch.profiler.profile() as profile:
+        step()
+    console.print(operators(profile, "device" if args.device == "cuda" else "cpu"))
+    trace = chosen.trace or Path(tempfile.gettempdir()) / f"{chosen.algorithm}.json"
+    profile.export_chrome_trace(str(trace))
+    console.print(f"trace: {trace}")
+
+
+if __name__ == "__main__":
+    main()

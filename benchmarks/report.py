@@ -1,0 +1,176 @@
+"""Writes a benchmark's numbers: tables on screen and in markdown, curves, JSON."""
+
+import argparse
+import json
+from typing import Any
+
+import matplotlib
+from rich.console import Console
+from rich.table import Table
+
+matplotlib.use("Agg")  # no display is needed
+from matplotlib import pyplot
+
+# Tables: title, the section of its rows, and columns as (heading, key, format).
+TABLES = {
+    "train": (
+        "train step, speed",
+        "train",
+        [
+            ("algorithm", "algorithm", "{}"),
+            ("plain ms", "plain_ms", "{:.0f}"),
+            ("ours ms", "ours_ms", "{:.0f}"),
+            ("speed", "speed", "{:.2f} x"),
+            ("plain tokens/s", "plain_tokens_per_s", "{:.0f}"),
+            ("ours tokens/s", "ours_tokens_per_s", "{:.0f}"),
+            ("plain use", "plain_mfu", "{:.0%}"),
+            ("ours use", "ours_mfu", "{:.0%}"),
+        ],
+    ),
+    "memory": (
+        "train step, peak memory in MB",
+        "train",
+        [
+            ("algorithm", "algorithm", "{}"),
+            ("plain", "plain_peak_mb", "{:.0f}"),
+            ("ours", "ours_peak_mb", "{:.0f}"),
+            ("ours / plain", "memory", "{:.2f}"),
+            ("plain, step", "plain_step_mb", "{:.0f}"),
+            ("ours, step", "ours_step_mb", "{:.0f}"),
+            ("ours / plain, step", "step_memory", "{:.2f}"),
+            ("plain largest batch", "plain_largest_batch", "{}"),
+            ("ours largest batch", "ours_largest_batch", "{}"),
+        ],
+    ),
+    "evaluation": (
+        "evaluation, tokens per second",
+        "evaluation",
+        [
+            ("algorithm", "algorithm", "{}"),
+            ("plain", "plain_tokens_per_s", "{:.0f}"),
+            ("ours", "ours_tokens_per_s", "{:.0f}"),
+            ("speed", "speed", "{:.2f} x"),
+        ],
+    ),
+    "sampling": (
+        "sampling, seconds per sequence",
+        "sampling",
+        [
+            ("algorithm", "algorithm", "{}"),
+            ("plain", "plain_s_per_sequence", "{:.2f}"),
+            ("ours", "ours_s_per_sequence", "{:.2f}"),
+            ("speed", "speed", "{:.2f} x"),
+        ],
+    ),
+    "scaling": (
+        "cost against size (B and L half of the above, but for the axis)",
+        "scaling",
+        [
+            ("algorithm", "algorithm", "{}"),
+            ("axis", "axis", "{}"),
+            ("size", "size", "{}"),
+            ("plain ms", "plain_ms", "{:.0f}"),
+            ("ours ms", "ours_ms", "{:.0f}"),
+            ("plain MB", "plain_mb", "{:.0f}"),
+            ("ours MB", "ours_mb", "{:.0f}"),
+        ],
+    ),
+    "processes": (
+        "one and two gloo processes, one thread each, train step, tokens per second",
+        "processes",
+        [
+            ("algorithm", "algorithm", "{}"),
+            ("one", "one_tokens_per_s", "{:.0f}"),
+            ("two", "two_tokens_per_s", "{:.0f}"),
+            ("two / (2 x one)", "efficiency", "{:.0%}"),
+        ],
+    ),
+    "loading": (
+        "data loading, no worker processes",
+        "loading",
+        [("tokens per second", "tokens_per_s", "{:.0f}")],
+    ),
+}
+
+NOTES = """\
+`plain` is `plain.py`: dense, eager formulas, torch's default AdamW. `use` is the
+arithmetic that a step needs over what the machine could do in that time. `peak` is the
+whole process (on CUDA, all tensors) in a process of its own, `step` what a step adds
+to weights, optimiser state and EMA.
+"""
+
+
+def write(
+    results: dict[str, list[dict[str, Any]]],
+    args: argparse.Namespace,
+    environment: dict[str, str],
+) -> None:
+    """Prints and saves what `bench.py` measured."""
+    sizes = ("model", "length", "batch_size", "hidden_size", "blocks", "vocab_size")
+    sizes += ("precision", "compile", "loss_chunk", "sampling_steps", "rounds")
+    setting = environment | {name: getattr(args, name) for name in sizes}
+    described = ", ".join(f"{key} {value}" for key, value in setting.items())
+    lines = [f"# Benchmarks: {args.name}", "", described, "", NOTES]
+    for title, section, columns in TABLES.values():
+        rows = results.get(section)
+        if not rows:
+            continue
+        columns = [c for c in columns if any(c[1] in row for row in rows)]
+        header = [heading for heading, *_ in columns]
+        cells = [
+            [form.format(row[key]) if key in row else "-" for _, key, form in columns]
+            for row in rows
+        ]
+        table = Table(*header, title=title)
+        for row in cells:
+            table.add_row(*row)
+        Console().print(table)
+        lines += [f"## {title[0].upper()}{title[1:]}", ""]
+        if "peak_tflops" in rows[0]:
+            peak = "{peak_tflops:.3g} TFLOP/s ({peak_source})".format(**rows[0])
+            lines += [f"The machine could do {peak}.", ""]
+        rule = ["---"] * len(header)
+        lines += ["| " + " | ".join(row) + " |" for row in [header, rule, *cells]]
+        lines += [""]
+    if results.get("scaling"):
+        plot(results["scaling"], args)
+        lines += [f"![cost against size]({args.name}.png)", ""]
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / f"{args.name}.md").write_text("\n".join(lines).rstrip() + "\n")
+    data = json.dumps({"setting": setting, "results": results}, indent=1)
+    (args.output / f"{args.name}.json").write_text(data + "\n")
+
+
+def plot(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """Time above, memory below, one column an axis, both logarithmic."""
+    names = {
+        "batch_size": "B, whole step",
+        "length": "L, whole step",
+        "vocab_size": "K, whole step",
+        "loss_tokens": "B L, head and loss alone",
+    }
+    figure, panels = pyplot.subplots(
+        2, len(names), figsize=(15, 6.5), sharex="col", layout="constrained"
+    )
+    algorithms = list(dict.fromkeys(row["algorithm"] for row in rows))
+    for column, axis in enumerate(names):
+        for row, (unit, label) in enumerate((("ms", "ms"), ("mb", "MB of a step"))):
+            panel = panels[row, column]
+            for color, algorithm in enumerate(algorithms):
+                for variant, style in (("plain", "--"), ("ours", "-")):
+                    key = f"{variant}_{unit}"
+                    points = [
+                        (r["size"], max(r[key], 0.1))
+                        for r in rows
+                        if (r["algorithm"], r["axis"]) == (algorithm, axis) and key in r
+                    ]
+                    x, y = zip(*points, strict=True) if points else ((), ())
+                    name = f"{algorithm}, {variant}"
+                    panel.plot(x, y, style, marker="o", color=f"C{color}", label=name)
+            panel.set(xscale="log", yscale="log", ylabel=label)
+            panel.grid(alpha=0.3)
+        panels[1, column].set_xlabel(names[axis])
+    panels[0, 0].legend()
+    args.output.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.output / f"{args.name}.png", dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,150 @@
+"""What can be refused about a config before anything heavy starts, whatever the
+algorithm: numbers out of range, keys without effect, devices, batch sizes.
+"""
+
+import math
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from utils import ConfigError, require, uses_cuda
+
+# Keys whose value must be a number: (type, smallest, largest).
+NUMBERS = {
+    "model.length": (int, 3, None),
+    "model.hidden_size": (int, 1, None),
+    "model.n_blocks": (int, 1, None),
+    "model.n_heads": (int, 1, None),
+    "model.dropout": (float, 0, 1),
+    "algo.T": (int, 0, None),
+    "noise.eps": (float, 1e-9, 0.5),
+    "seed": (int, 0, None),
+    "trainer.devices": (int, 1, None),
+    "trainer.num_nodes": (int, 1, None),
+    "trainer.max_steps": (int, 1, None),
+    "loader.global_batch_size": (int, 1, None),
+    "loader.batch_size": (int, 1, None),
+    "loader.eval_batch_size": (int, 1, None),
+    "loader.num_workers": (int, 0, None),
+    "trainer.accumulate_grad_batches": (int, 1, None),
+    "sampling.steps": (int, 1, None),
+    "sampling.p_nucleus": (float, 0, 1),
+    "sampling.num_sample_batches": (int, 0, None),
+    "sampling.num_sample_log": (int, 0, None),
+    "training.ema": (float, 0, 1),
+    "training.sampling_eps": (float, 1e-9, 0.5),
+    "eval.perplexity_batch_size": (int, 1, None),
+    "optim.lr": (float, 0, None),
+}
+
+# Keys that are True or False.
+FLAGS = (
+    "training.antithetic_sampling",
+    "training.compile",
+    "training.activation_checkpointing",
+    "eval.disable_ema",
+    "sampling.use_float64",
+)
+
+
+def check_values(config: DictConfig) -> None:
+    """Refuses values of the wrong kind, key by key."""
+    check_numbers(config)
+    check_flags(config)
+    check_loss(config)
+
+
+def check_numbers(config: DictConfig) -> None:
+    """Refuses values that are no number, or out of range."""
+    for key, (kind, low, high) in NUMBERS.items():
+        value = OmegaConf.select(config, key)
+        is_number = type(value) is int or (kind is float and type(value) is float)
+        in_range = is_number and value >= low and (high is None or value <= high)
+        if value is not None and not in_range:
+            name = "whole number" if kind is int else "number"
+            upper = "" if high is None else f" and at most {high}"
+            raise ConfigError(
+                f"{key}={value!r} is not a {name} of at least {low}{upper}."
+            )
+
+
+def check_devices(config: DictConfig) -> None:
+    """Refuses accelerators, strategies and profilers that this machine cannot run."""
+    profilers = (None, "simple", "advanced")
+    require(config.trainer.profiler, profilers, "trainer.profiler")
+    accelerator = config.trainer.accelerator
+    require(accelerator, ("auto", "cpu", "cuda", "gpu", "mps"), "trainer.accelerator")
+    if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
+        raise ConfigError(
+            f"trainer.accelerator={accelerator!r}: no CUDA device is visible; "
+            "choose auto or cpu."
+        )
+    if "fsdp" in config.strategy._target_.lower() and not uses_cuda(accelerator):
+        raise ConfigError(
+            "strategy=fsdp needs CUDA devices, and none is in use; choose strategy=ddp."
+        )
+
+
+def check_batches(config: DictConfig) -> None:
+    """Refuses batch sizes whose product is not the global batch."""
+    loader, trainer = config.loader, config.trainer
+    factors = {
+        "loader.batch_size": loader.batch_size,
+        "trainer.devices": trainer.devices,
+        "trainer.num_nodes": trainer.num_nodes,
+        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
+    }
+    product = math.prod(factors.values())
+    if product != loader.global_batch_size:
+        terms = " x ".join(f"{key}={value}" for key, value in factors.items())
+        raise ConfigError(
+            f"loader.global_batch_size={loader.global_batch_size} does not divide: "
+            f"{terms} is {product}."
+        )
+
+
+def check_flags(config: DictConfig) -> None:
+    """Refuses what is neither True nor False where one of them is needed."""
+    for key in FLAGS:
+        require(OmegaConf.select(config, key), (True, False), key)
+
+
+def check_loss(config: DictConfig) -> None:
+    """Refuses ways to form the loss that there are not."""
+    choices = ("auto", True, False)
+    require(config.training.loss_compile, choices, "training.loss_compile")
+    chunk = config.training.loss_chunk
+    if chunk not in (None, "auto") and not (type(chunk) is int and chunk >= 1):
+        raise ConfigError(
+            f"training.loss_chunk={chunk!r} is not auto, null or a whole number of "
+            "at least 1."
+        )
+
+
+# Keys that exist in published configs and change nothing in the published code. They
+# are accepted at the published value; any other value is refused, not ignored.
+INERT_KEYS = {
+    "training.importance_sampling": False,
+    "training.change_of_variables": False,
+    "model.tie_word_embeddings": False,
+    "model.vocab_lookup": True,
+    "model.scale_by_sigma": True,
+    "model.temb_strategy": "adaln",
+    "prior.type": "none",
+    "prior.latent_width": 0,
+    "prior.latent_height": 0,
+    "sampling.semi_ar": False,
+    "sampling.stride_length": 1,
+    "sampling.num_strides": 1,
+    "sampling.guid_weight": None,
+}
+
+
+def check_inert_keys(config: DictConfig) -> None:
+    """Refuses keys that would change nothing."""
+    for key, value in INERT_KEYS.items():
+        given = OmegaConf.select(config, key, default=value)
+        if given != value:
+            raise ConfigError(
+                f"{key}={given!r} is not implemented; the only value is {value!r}."
+            )

@@ -1,0 +1,307 @@
+"""Head and loss in one, a few tokens at a time; reduction of token losses.
+
+With a vocabulary of 50 000 the logits of a batch and their gradients are far larger
+than everything else of a train step. `head_loss` maps hidden states to logits, to
+losses and to gradients one chunk of tokens after the other, so that at no time more
+than a chunk's logits exist. What an algorithm gives is the loss of a token as a plain
+torch function of its logits (`token_loss`); nothing here knows about algorithms.
+
+Shapes: B batch, L length, K vocabulary, D hidden size, N tokens, n tokens of a chunk.
+"""
+
+import functools
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# (*logits, one (n, K) of each head; **inputs (n,)) -> losses (n,), nats. Row i of the
+# result depends on row i of the arguments only.
+TokenLoss = Callable[..., Tensor]
+
+# Bytes of one copy of a chunk's logits. Beyond the first, glibc returns each freed
+# tensor to the system, and every operation pays for fresh pages.
+CHUNK_BYTES = {"cpu": 20 * 2**20, "cuda": 512 * 2**20, "mps": 128 * 2**20}
+
+
+class TokenNLL(NamedTuple):
+    """Losses of a batch's tokens, nats."""
+
+    total: Tensor  # scalar: sum of weights * nll; carries the gradient
+    nll: Tensor  # (B, L), without gradient
+
+
+class Loss(NamedTuple):
+    """Loss of a batch; every algorithm reports in nats."""
+
+    loss: Tensor  # scalar, per valid token
+    nlls: Tensor  # (B,), summed over each sequence's valid tokens
+    num_tokens: Tensor  # (B,), valid tokens
+
+    @staticmethod
+    def weights(valid_tokens: Tensor) -> Tensor:
+        """Each token's share in the mean over the valid ones, (B, L) float32."""
+        valid_tokens = valid_tokens.float()
+        return valid_tokens / valid_tokens.sum().clamp(min=1)
+
+    @classmethod
+    def reduce(cls, token_nll: TokenNLL, valid_tokens: Tensor) -> "Loss":
+        """Sums over each sequence's tokens whose mask (B, L) is 1.
+
+        Args:
+            token_nll: Its total is of losses weighted by `Loss.weights`.
+            valid_tokens: 1 for tokens that count, else 0, (B, L).
+        """
+        nll = token_nll.nll
+        valid_tokens = valid_tokens.to(nll.dtype)
+        nlls = (nll * valid_tokens).sum(dim=-1)
+        return cls(token_nll.total, nlls, valid_tokens.sum(dim=-1))
+
+
+class Head(NamedTuple):
+    """Hidden states and the linear map that makes logits of them."""
+
+    hidden: Tensor  # (N, D)
+    weight: Tensor  # (K, D)
+    bias: Tensor | None  # (K,)
+
+    def to(self, dtype: torch.dtype) -> "Head":
+        return Head(*(None if x is None else x.to(dtype) for x in self))
+
+
+class Precision(NamedTuple):
+    """Types of the head's matrix product and of the logits that a loss sees."""
+
+    product: torch.dtype
+    logits: torch.dtype
+
+    @classmethod
+    def of(cls, loss_precision: str, weight: Tensor, wide: torch.dtype) -> "Precision":
+        """What `training.loss_precision` means under the autocast in force.
+
+        Args:
+            loss_precision: bf16 (the product as autocast has it), float32, or
+                float64 (of which the product is float32).
+            weight: The head's weight.
+            wide: The widest float of the device.
+        """
+        product, device = weight.dtype, weight.device.type
+        if loss_precision == "bf16" and torch.is_autocast_enabled(device):
+            product = torch.get_autocast_dtype(device)
+        logits = torch.promote_types(product, torch.float32)
+        return cls(product, wide if loss_precision == "float64" else logits)
+
+
+def chunk_size(setting: str | int | None, vocab_size: int, device: str) -> int | None:
+    """Tokens per chunk.
+
+    Args:
+        setting: A number, "auto" for what the device's `CHUNK_BYTES` hold of float32
+            logits, or None for all tokens at once.
+        vocab_size: K.
+        device: Type of the device.
+    """
+    if setting != "auto":
+        return setting
+    budget = CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"])
+    return max(1, budget // (4 * vocab_size))
+
+
+def is_compiled(setting: str | bool, device: str) -> bool:
+    """Whether to compile a token loss, as `training.loss_compile` asks for.
+
+    "auto" is yes where that pays and cannot fail: on CUDA, with Triton and the C
+    compiler that it needs.
+    """
+    if setting != "auto":
+        return setting
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    has_triton = importlib.util.find_spec("triton") is not None
+    return device == "cuda" and has_triton and compiler is not None
+
+
+def logits_of(head: Head, precision: Precision) -> Tensor:
+    """(N, K), differentiable."""
+    with torch.autocast(head.hidden.device.type, enabled=False):
+        return F.linear(*head.to(precision.product)).to(precision.logits)
+
+
+def head_loss(
+    heads: Sequence[Head],
+    token_loss: TokenLoss,
+    inputs: Mapping[str, Tensor],
+    weights: Tensor,
+    *,
+    precision: Precision,
+    chunk: int | None = None,
+    compiled: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """sum_i weights_i token_loss_i and its gradients; memory does not grow as N K.
+
+    Gradients are formed together with the losses, while a chunk's logits are there,
+    and handed to autograd when it asks for them; so backward can run only once.
+
+    Args:
+        heads: One, or several whose logits the loss compares (student, teacher).
+        token_loss: See `TokenLoss`.
+        inputs: Further arguments of the loss, (N,) each, without gradient.
+        weights: (N,), without gradient.
+        precision: Types to compute in.
+        chunk: Tokens whose logits exist at a time. None is the plain way: all of
+            them, with autograd through head and loss.
+        compiled: Whether to compile `token_loss`.
+
+    Returns:
+        The sum, a scalar with gradient; and the losses (N,) without.
+    """
+    with torch.autocast(weights.device.type, enabled=False):  # precision says it all
+        if chunk is None:
+            nll = token_loss(*(logits_of(head, precision) for head in heads), **inputs)
+            return (weights * nll).sum(), nll.detach()
+        evaluate = _compiled() if compiled else _evaluate
+        evaluate = functools.partial(evaluate, token_loss, precision.logits)
+        plan = _Plan(evaluate, dict(inputs), weights, precision.product, chunk)
+        if torch.is_grad_enabled():
+            return _ChunkedLoss.apply(plan, *(x for head in heads for x in head))
+        return _walk(plan, heads, [_Gradient(head, (False,) * 3) for head in heads])
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """`head_loss` for autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: "_Plan", *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        heads = [Head(*tensors[i : i + 3]) for i in range(0, len(tensors), 3)]
+        needed = ctx.needs_input_grad[1:]
+        ctx.gradients = [
+            _Gradient(head, needed[3 * i : 3 * i + 3]) for i, head in enumerate(heads)
+        ]
+        total, nll = _walk(plan, heads, ctx.gradients)
+        ctx.mark_non_differentiable(nll)
+        return total, nll
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the chunked loss can be differentiated only once")
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [x for gradient in gradients for x in gradient.scaled(grad_total)]
+        return None, *scaled
+
+
+class _Plan(NamedTuple):
+    """What to evaluate, chunk by chunk."""
+
+    evaluate: Callable[[list[Tensor], dict[str, Tensor]], Tensor]
+    inputs: dict[str, Tensor]
+    weights: Tensor
+    product: torch.dtype  # of the head's matrix product
+    chunk: int
+
+
+def _walk(
+    plan: _Plan, heads: Sequence[Head], gradients: list["_Gradient"]
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the losses, and the losses; adds to `gradients`."""
+    cast = [head.to(plan.product) for head in heads]
+    scale = _scale(plan.weights)
+    losses = []
+    for start in range(0, max(len(plan.weights), 1), plan.chunk):  # an empty one if 0
+        rows = slice(start, start + plan.chunk)
+        parts = [head._replace(hidden=head.hidden[rows]) for head in cast]
+        # Copies, because compiled code is specific to where a view starts.
+        inputs = {name: x[rows].clone() for name, x in plan.inputs.items()}
+        logits = [F.linear(*part).detach() for part in parts]
+        for x, gradient in zip(logits, gradients, strict=True):
+            x.requires_grad_(gradient.is_needed)
+        leaves = [x for x in logits if x.requires_grad]
+        with torch.set_grad_enabled(bool(leaves)):
+            nll = plan.evaluate(logits, inputs)
+        losses.append(nll.detach())
+        if leaves:
+            weights = (scale * plan.weights[rows]).to(nll.dtype)
+            d_logits = iter(torch.autograd.grad(nll, leaves, weights))
+            for part, gradient in zip(parts, gradients, strict=True):
+                if gradient.is_needed:
+                    gradient.add(next(d_logits), part, rows)
+    for gradient in gradients:
+        gradient.scale = scale
+    nll = torch.cat(losses)
+    return (plan.weights * nll).sum(), nll
+
+
+def _scale(weights: Tensor) -> Tensor:
+    """A power of 2 that brings the largest weight to [1, 2).
+
+    Weights are about 1 / N; float16 gradients would not survive a factor that small.
+    """
+    if len(weights) == 0:
+        return weights.new_ones(())
+    largest = weights.abs().amax().clamp(min=torch.finfo(weights.dtype).tiny)
+    return torch.exp2(-largest.log2().floor())
+
+
+class _Gradient:
+    """Gradient of a weighted loss with respect to a head, times `scale`.
+
+    Args:
+        head: As the caller gave it.
+        needed: Which of hidden states, weight and bias need one.
+    """
+
+    def __init__(self, head: Head, needed: Sequence[bool]) -> None:
+        self.is_needed = any(needed)
+        self.scale: Tensor | float = 1.0
+        self.hidden, self.weight, self.bias = (
+            torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
+            if x is not None and is_needed
+            else None
+            for x, is_needed in zip(head, needed, strict=True)
+        )
+
+    def add(self, d_logits: Tensor, part: Head, rows: slice) -> None:
+        """Adds a chunk's share, given the gradient of its logits (n, K)."""
+        if self.hidden is not None:
+            self.hidden[rows] = d_logits @ part.weight
+        if self.weight is not None:
+            _add_product(self.weight, d_logits.T, part.hidden)
+        if self.bias is not None:
+            self.bias += d_logits.sum(dim=0, dtype=self.bias.dtype)
+
+    def scaled(self, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the loss whose derivative by the total is `grad_total`."""
+        parts = (self.hidden, self.weight, self.bias)
+        factor = grad_total / self.scale
+        return tuple(None if x is None else x.mul_(factor.to(x.dtype)) for x in parts)
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a b; a half-precision product is added up in the type of total."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
+
+
+def _evaluate(
+    token_loss: TokenLoss,
+    dtype: torch.dtype,
+    logits: list[Tensor],
+    inputs: dict[str, Tensor],
+) -> Tensor:
+    return token_loss(*(x.to(dtype) for x in logits), **inputs)
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    # One function serves every token loss, and of each a few kinds of chunk sizes.
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, 32)
+    return torch.compile(_evaluate)

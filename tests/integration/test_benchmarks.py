@@ -1,0 +1,79 @@
+"""The benchmarks and the profile run, at sizes that measure nothing, and write what
+they say; one mistake on their command line.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from cli import ROOT
+
+TINY = (
+    *("--vocab-size", "40", "--scaling-vocab-size", "40", "--length", "16"),
+    *("--hidden-size", "16", "--blocks", "1", "--heads", "2", "--rounds", "1"),
+    *("--sampling-steps", "2"),
+)
+
+
+def bench(script: str, *args: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *args]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def run_sections(tmp_path, *sections: str) -> dict:
+    done = bench(
+        "bench.py",
+        *TINY,
+        *("--sections", *sections),
+        *("--algorithms", "ar", "d3pm", "duo_base", "--scaling-algorithms", "mdlm"),
+        *("--output", str(tmp_path)),
+    )
+    assert done.returncode == 0, done.stderr
+    data = json.loads((tmp_path / "cpu.json").read_text())
+    assert data["setting"]["commit"]
+    assert data["setting"]["torch"]
+    assert set(data["results"]) == set(sections)
+    table = (tmp_path / "cpu.md").read_text()
+    assert all(row.count("|") >= 2 for row in table.splitlines() if row[:1] == "|")
+    return data["results"]
+
+
+def test_every_section_measures_and_reports(tmp_path):
+    results = run_sections(
+        tmp_path, "train", "evaluation", "sampling", "scaling", "loading"
+    )
+    for section in ("train", "evaluation", "sampling"):
+        assert [r["algorithm"] for r in results[section]] == ["ar", "d3pm", "duo_base"]
+        assert all(row["speed"] > 0 for row in results[section])
+    assert all(row["plain_peak_mb"] > 50 for row in results["train"])
+    axes = {row["axis"] for row in results["scaling"]}
+    assert axes == {"batch_size", "length", "vocab_size", "loss_tokens"}
+    assert results["loading"][0]["tokens_per_s"] > 0
+    assert (tmp_path / "cpu.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_two_processes_are_compared_with_one(tmp_path):
+    (row,) = run_sections(tmp_path, "processes")["processes"]
+    assert 0 < row["efficiency"] < 2
+
+
+def test_the_profile_names_the_phases_of_a_step(tmp_path):
+    trace = tmp_path / "trace.json"
+    args = ("--algorithm", "mdlm", "--trace", str(trace))
+    done = bench("profile_step.py", *TINY, *args)
+    assert done.returncode == 0, done.stderr
+    for phase in ("corrupt", "trunk, forward", "head and loss", "optimiser", "EMA"):
+        assert phase in done.stdout
+    assert json.loads(trace.read_text())["traceEvents"]
+
+
+def test_an_unknown_algorithm_is_one_line():
+    done = bench("bench.py", "--algorithms", "mdml")
+    assert done.returncode != 0
+    assert "mdml" in done.stderr
+    assert "duo_base" in done.stderr
+    assert "Traceback" not in done.stderr
