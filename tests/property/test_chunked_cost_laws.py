@@ -233,7 +233,7 @@ def losses_of_changing_sizes(model, chunk):
 
 
 def check_compiled(make_model, algo_name, compiled, backend):
-    model = widened(make_model(f"algo={algo_name}", "training.loss_precision=float64"))
+    model = make_model(f"algo={algo_name}", "training.loss_precision=float64").double()
     model.config.training.loss_compile = False
     expected = losses_of_changing_sizes(model, 5)
     compilations = compiled(backend)

@@ -36,9 +36,9 @@ def assert_same(got, plain, rtol=1e-10):
 def wide_model(request, make_model, stub_tokenizer, algo_name):
     """In float64, so that nothing but the arithmetic's order is left."""
     options = {"tokenizer": stub_tokenizer(49, 1)}
-    return widened(
-        model_or_skip(make_model, algo_name, WIDE, *request.param, **options)
-    )
+    return model_or_skip(
+        make_model, algo_name, WIDE, *request.param, **options
+    ).double()
 
 
 # ---------------------------------------------------------------- the plain way
@@ -85,7 +85,7 @@ def test_no_valid_token(wide_model, chunk):
 @pytest.mark.parametrize("chunk", [1, 3, "auto"])
 def test_no_noised_token(make_model, absorbing_name, monkeypatch, chunk):
     """Nothing to score: loss 0, but for D3PM's reconstruction; gradients all there."""
-    model = widened(make_model(f"algo={absorbing_name}", WIDE)).train()
+    model = make_model(f"algo={absorbing_name}", WIDE).double().train()
     t = torch.full((4,), 1e-9, dtype=torch.float64)
     monkeypatch.setattr(model, "sample_t", lambda *args: t)
     batch = random_batch(model)
@@ -163,7 +163,7 @@ def test_under_autocast_no_further_from_the_truth(model, precision, chunk):
 def test_gradients_accumulate(make_model, algo_name, chunk):
     """Two micro-batches of half the loss each, as the plain way adds them up."""
     overrides = ("loader.global_batch_size=8", "loader.batch_size=4", WIDE)
-    model = widened(make_model(f"algo={algo_name}", *overrides)).train()
+    model = make_model(f"algo={algo_name}", *overrides).double().train()
     batches = [random_batch(model, seed=seed) for seed in (0, 1)]
     found = {}
     for size in (None, chunk):

@@ -46,7 +46,7 @@ def test_200_steps_in_float64(make_model, name, place):
     found = []
     for chunk in (None, 7):
         overrides = (*SIZES, "training.loss_precision=float64")
-        model = widened(make_model(f"algo={name}", *overrides))
+        model = make_model(f"algo={name}", *overrides).double()
         found.append(trained(model, chunk, place))
     (plain, weights), (curve, others) = found
     assert learns(plain)
