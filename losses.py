@@ -27,7 +27,7 @@ TokenLoss = Callable[..., Tensor]
 
 # Bytes of one copy of a chunk's logits. Beyond the first, glibc returns each freed
 # tensor to the system, and every operation pays for fresh pages.
-CHUNK_BYTES = {"cpu": 20 * 2**20, "cuda": 512 * 2**20, "mps": 128 * 2**20}
+CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20, "mps": 128 * 2**20}
 
 
 class TokenNLL(NamedTuple):
@@ -166,7 +166,8 @@ def head_loss(
             return (weights * nll).sum(), nll.detach()
         evaluate = _compiled() if compiled else _evaluate
         evaluate = functools.partial(evaluate, token_loss, precision.logits)
-        plan = _Plan(evaluate, dict(inputs), weights, precision.product, chunk)
+        scale = _scale(weights)
+        plan = _Plan(evaluate, dict(inputs), weights, scale, precision.product, chunk)
         if torch.is_grad_enabled():
             return _ChunkedLoss.apply(plan, *(x for head in heads for x in head))
         return _walk(plan, heads, [_Gradient(head, (False,) * 3) for head in heads])
@@ -179,6 +180,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(ctx: Any, plan: "_Plan", *tensors: Tensor) -> tuple[Tensor, Tensor]:
         heads = [Head(*tensors[i : i + 3]) for i in range(0, len(tensors), 3)]
         needed = ctx.needs_input_grad[1:]
+        ctx.scale = plan.scale
         ctx.gradients = [
             _Gradient(head, needed[3 * i : 3 * i + 3]) for i, head in enumerate(heads)
         ]
@@ -192,8 +194,8 @@ class _ChunkedLoss(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the chunked loss can be differentiated only once")
         gradients, ctx.gradients = ctx.gradients, None
-        scaled = [x for gradient in gradients for x in gradient.scaled(grad_total)]
-        return None, *scaled
+        factor = grad_total / ctx.scale
+        return None, *(x for gradient in gradients for x in gradient.scaled(factor))
 
 
 class _Plan(NamedTuple):
@@ -202,6 +204,7 @@ class _Plan(NamedTuple):
     evaluate: Callable[[list[Tensor], dict[str, Tensor]], Tensor]
     inputs: dict[str, Tensor]
     weights: Tensor
+    scale: Tensor  # of the weights in gradients
     product: torch.dtype  # of the head's matrix product
     chunk: int
 
@@ -211,30 +214,32 @@ def _walk(
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum of the losses, and the losses; adds to `gradients`."""
     cast = [head.to(plan.product) for head in heads]
-    scale = _scale(plan.weights)
-    losses = []
-    for start in range(0, max(len(plan.weights), 1), plan.chunk):  # an empty one if 0
-        rows = slice(start, start + plan.chunk)
-        parts = [head._replace(hidden=head.hidden[rows]) for head in cast]
-        # Copies, because compiled code is specific to where a view starts.
-        inputs = {name: x[rows].clone() for name, x in plan.inputs.items()}
-        logits = [F.linear(*part).detach() for part in parts]
-        for x, gradient in zip(logits, gradients, strict=True):
-            x.requires_grad_(gradient.is_needed)
-        leaves = [x for x in logits if x.requires_grad]
-        with torch.set_grad_enabled(bool(leaves)):
-            nll = plan.evaluate(logits, inputs)
-        losses.append(nll.detach())
-        if leaves:
-            weights = (scale * plan.weights[rows]).to(nll.dtype)
-            d_logits = iter(torch.autograd.grad(nll, leaves, weights))
-            for part, gradient in zip(parts, gradients, strict=True):
-                if gradient.is_needed:
-                    gradient.add(next(d_logits), part, rows)
-    for gradient in gradients:
-        gradient.scale = scale
-    nll = torch.cat(losses)
+    starts = range(0, max(len(plan.weights), 1), plan.chunk)  # an empty chunk if N = 0
+    chunks = [slice(start, start + plan.chunk) for start in starts]
+    nll = torch.cat([_one_chunk(plan, cast, gradients, rows) for rows in chunks])
     return (plan.weights * nll).sum(), nll
+
+
+def _one_chunk(
+    plan: _Plan, heads: list[Head], gradients: list["_Gradient"], rows: slice
+) -> Tensor:
+    """Losses of the tokens `rows`, (n,); what else was formed dies on return."""
+    parts = [head._replace(hidden=head.hidden[rows]) for head in heads]
+    # Copies, because compiled code is specific to where a view starts.
+    inputs = {name: x[rows].clone() for name, x in plan.inputs.items()}
+    logits = [F.linear(*part).detach() for part in parts]
+    for x, gradient in zip(logits, gradients, strict=True):
+        x.requires_grad_(gradient.is_needed)
+    leaves = [x for x in logits if x.requires_grad]
+    with torch.set_grad_enabled(bool(leaves)):
+        nll = plan.evaluate(logits, inputs)
+    if leaves:
+        weights = (plan.scale * plan.weights[rows]).to(nll.dtype)
+        d_logits = iter(torch.autograd.grad(nll, leaves, weights))
+        for part, gradient in zip(parts, gradients, strict=True):
+            if gradient.is_needed:
+                gradient.add(next(d_logits), part, rows)
+    return nll.detach()
 
 
 def _scale(weights: Tensor) -> Tensor:
@@ -249,7 +254,7 @@ def _scale(weights: Tensor) -> Tensor:
 
 
 class _Gradient:
-    """Gradient of a weighted loss with respect to a head, times `scale`.
+    """Gradient of a weighted loss with respect to a head, times `_Plan.scale`.
 
     Args:
         head: As the caller gave it.
@@ -258,7 +263,6 @@ class _Gradient:
 
     def __init__(self, head: Head, needed: Sequence[bool]) -> None:
         self.is_needed = any(needed)
-        self.scale: Tensor | float = 1.0
         self.hidden, self.weight, self.bias = (
             torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
             if x is not None and is_needed
@@ -275,10 +279,9 @@ class _Gradient:
         if self.bias is not None:
             self.bias += d_logits.sum(dim=0, dtype=self.bias.dtype)
 
-    def scaled(self, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the loss whose derivative by the total is `grad_total`."""
+    def scaled(self, factor: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients times a factor, in place."""
         parts = (self.hidden, self.weight, self.bias)
-        factor = grad_total / self.scale
         return tuple(None if x is None else x.mul_(factor.to(x.dtype)) for x in parts)
 
 
