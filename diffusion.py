@@ -108,7 +108,7 @@ class Diffusion(TrainerBase):
     # ---- corrupt
 
     def corrupt(self, x0: Tensor, t: Tensor, batch_idx: int = 0) -> Latent:
-        """Noisy tokens at times t (B,), with the schedule there.
+        """Noisy tokens at times t (B,) on the host, with the schedule there.
 
         All is drawn on the host: a seed gives the same tokens on every device, and
         which tokens have a loss is known without waiting for the device.

@@ -25,8 +25,8 @@ from torch.autograd.function import once_differentiable
 # result depends on row i of the arguments only.
 TokenLoss = Callable[..., Tensor]
 
-# Bytes of one copy of a chunk's logits. Beyond the first, glibc returns each freed
-# tensor to the system, and every operation pays for fresh pages.
+# Bytes of a chunk's logits in float32. On a CPU a chunk should stay in the cache, and
+# far below the 32 MiB from which glibc gives every new tensor fresh pages.
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20, "mps": 128 * 2**20}
 
 

@@ -133,7 +133,7 @@ def run_scaling(args: argparse.Namespace) -> list[dict]:
         "batch_size": [B // 4, B // 2, B, 2 * B, 4 * B],
         "length": [L // 2, L, 2 * L, 4 * L, 8 * L],
         "vocab_size": [K // 8, K // 4, K // 2, K, 2 * K, 4 * K],
-        "loss_tokens": [B * L // 2, B * L, 2 * B * L, 4 * B * L, 8 * B * L],
+        "loss_tokens": [B * L * 2**power for power in range(6)],
     }
     points = [
         (name, axis, size)

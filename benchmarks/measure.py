@@ -1,16 +1,18 @@
 """What the benchmarks measure with: time, peak memory, arithmetic, the machine."""
 
-import ctypes
 import platform
 import re
 import resource
 import statistics
 import subprocess
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 HERE = Path(__file__).resolve().parent
 # Dense bfloat16 arithmetic that the makers state, TFLOP/s.
@@ -48,10 +50,12 @@ def alternate(
 
 
 def peak_memory(step: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Memory in MB: `rest` before a step, `peak` during it, `step` the difference.
+    """Peak memory of a step in MB.
 
-    On CUDA what tensors take; on Linux the process's resident memory, interpreter and
-    libraries included; elsewhere the largest of the process so far, as `peak` alone.
+    `step` is what its tensors take at most, beyond those that were there before it.
+    `peak` counts everything: on CUDA all tensors, elsewhere the resident memory of the
+    process, interpreter and libraries included (on Linux during this step, on others
+    the largest so far).
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -60,28 +64,47 @@ def peak_memory(step: Callable[[], object], device: torch.device) -> dict[str, f
         step()
         torch.cuda.synchronize(device)
         peak = torch.cuda.max_memory_allocated(device)
-    elif Path("/proc/self/clear_refs").exists():
-        _return_freed_memory()
+        return {"peak": peak / 2**20, "step": (peak - rest) / 2**20}
+    if Path("/proc/self/clear_refs").exists():
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-        rest = _resident("VmRSS")
         step()
-        peak = _resident("VmHWM")
+        status = Path("/proc/self/status").read_text()
+        peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
     else:
         step()
-        peak = rest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    names = {"rest": rest, "peak": peak, "step": peak - rest}
-    return {name: value / 2**20 for name, value in names.items()}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    with LiveTensors() as tensors:
+        step()
+    return {"peak": peak, "step": tensors.peak / 2**20}
 
 
-def _resident(name: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) * 1024
+class LiveTensors(TorchDispatchMode):
+    """Bytes of the tensors that operations make, now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.known: weakref.WeakSet = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        results = func(*args, **(kwargs or {}))
+        inputs = {_storage(x) for x in tree_leaves((args, kwargs))}
+        for storage in map(_storage, tree_leaves(results)):
+            if storage is None or storage in inputs or storage in self.known:
+                continue  # no tensor, or the memory of another one
+            size = storage.nbytes()
+            self.known.add(storage)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._free, size)
+        return results
+
+    def _free(self, size: int) -> None:
+        self.now -= size
 
 
-def _return_freed_memory() -> None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+def _storage(x: object) -> torch.UntypedStorage | None:
+    return x.untyped_storage() if isinstance(x, torch.Tensor) else None
 
 
 def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:

@@ -94,9 +94,9 @@ TABLES = {
 
 NOTES = """\
 `plain` is `plain.py`: dense, eager formulas, torch's default AdamW. `use` is the
-arithmetic that a step needs over what the machine could do in that time. `peak` is the
-whole process (on CUDA, all tensors) in a process of its own, `step` what a step adds
-to weights, optimiser state and EMA.
+arithmetic that a step needs over what the machine could do in that time. Memory is of
+a process of its own: `plain` and `ours` all of it (on CUDA, all tensors), libraries,
+weights, optimiser state and EMA included; `step` the tensors that a step adds to these.
 """
 
 
@@ -126,7 +126,7 @@ def write(
             table.add_row(*row)
         Console().print(table)
         lines += [f"## {title[0].upper()}{title[1:]}", ""]
-        if "peak_tflops" in rows[0]:
+        if any(key == "ours_mfu" for _, key, _ in columns):
             peak = "{peak_tflops:.3g} TFLOP/s ({peak_source})".format(**rows[0])
             lines += [f"The machine could do {peak}.", ""]
         rule = ["---"] * len(header)
@@ -154,7 +154,9 @@ def plot(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     )
     algorithms = list(dict.fromkeys(row["algorithm"] for row in rows))
     for column, axis in enumerate(names):
-        for row, (unit, label) in enumerate((("ms", "ms"), ("mb", "MB of a step"))):
+        for row, (unit, label) in enumerate(
+            (("ms", "ms"), ("mb", "MB that a step adds"))
+        ):
             panel = panels[row, column]
             for color, algorithm in enumerate(algorithms):
                 for variant, style in (("plain", "--"), ("ours", "-")):
@@ -169,6 +171,11 @@ def plot(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
                     panel.plot(x, y, style, marker="o", color=f"C{color}", label=name)
             panel.set(xscale="log", yscale="log", ylabel=label)
             panel.grid(alpha=0.3)
+            ticks = sorted({r["size"] for r in rows if r["axis"] == axis})
+            panel.set_xticks(ticks, map(str, ticks))
+            panel.set_xticks([], minor=True)
+            panel.yaxis.set_major_formatter("{x:g}")
+            panel.yaxis.set_minor_formatter("")
         panels[1, column].set_xlabel(names[axis])
     panels[0, 0].legend()
     args.output.mkdir(parents=True, exist_ok=True)

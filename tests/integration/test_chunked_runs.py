@@ -12,6 +12,8 @@ from cli import TINY, logged, run
     [
         pytest.param("ar", marks=pytest.mark.slow),  # 20 seconds each
         pytest.param("mdlm", marks=pytest.mark.slow),
+        pytest.param("sedd", marks=pytest.mark.slow),
+        pytest.param("d3pm", marks=pytest.mark.slow),
         "duo_base",
     ],
 )

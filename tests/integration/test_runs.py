@@ -52,6 +52,20 @@ def test_own_text_files(tokenizer, tmp_path):
     assert len(logged(tmp_path / "run", "val/nll")) == 2
 
 
+def test_half_precision_with_what_saves_memory_and_shows_time(tmp_path):
+    """bf16 with clipping, checkpointed blocks, a table of Lightning's hooks."""
+    done = run(
+        *TINY,
+        "trainer.precision=bf16",
+        "training.activation_checkpointing=True",
+        "trainer.profiler=simple",
+        "hydra.run.dir=run",
+        cwd=tmp_path,
+    )
+    assert "run_training_batch" in done.stdout + done.stderr
+    assert all(map(math.isfinite, logged(tmp_path / "run", "val/nll")))
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")

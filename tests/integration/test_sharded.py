@@ -1,4 +1,4 @@
-"""EMA and samples with sharded weights, on two CPU processes.
+"""EMA, samples and the loss in chunks with sharded weights, on two CPU processes.
 
 Lightning runs FSDP on CUDA alone and torch asks for an accelerator, but its sharding
 itself works on CPUs; what the trainer would do is done by hand here.
@@ -11,6 +11,7 @@ from pathlib import Path
 from cli import ROOT
 
 SCRIPT = """
+import copy
 import os
 import sys
 from types import SimpleNamespace
@@ -79,11 +80,44 @@ with other.eval_weights(), other.whole_weights():
 x = other.generate_samples(3)
 assert x.shape == (3, 8)
 assert (x != other.mask_index).all()
+
+
+class LossOf(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch):
+        return self.model.loss(batch).loss
+
+
+plain = MDLM(config, tokenizer).train()
+torch.nn.init.normal_(plain.backbone.output_embedding.weight)
+sharded = MDLM(copy.deepcopy(config), tokenizer).train()
+sharded.load_state_dict(plain.state_dict())
+plain.config.training.loss_chunk = None
+sharded.config.training.loss_chunk = 3
+wrapper = FullyShardedDataParallel(
+    LossOf(sharded), device_id=torch.device("cpu"), use_orig_params=True)
+runs = [(LossOf(plain), plain.make_optimizer()), (wrapper, sharded.make_optimizer())]
+ids = torch.arange(32).view(4, 8) % 10
+batch = {"input_ids": ids, "attention_mask": torch.ones(4, 8)}
+for step in range(3):
+    losses = []
+    for loss_of, optimizer in runs:
+        optimizer.zero_grad()
+        losses.append(loss_of(batch))
+        losses[-1].backward()
+        optimizer.step()
+    torch.testing.assert_close(*losses)
+with FullyShardedDataParallel.summon_full_params(wrapper):
+    for ours, theirs in zip(sharded.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.detach(), theirs.detach())
 print("agreed")
 """
 
 
-def test_ema_survives_sharding(tmp_path: Path, unused_tcp_port: int):
+def test_sharded_weights_do_what_whole_ones_do(tmp_path: Path, unused_tcp_port: int):
     script = tmp_path / "sharded.py"
     script.write_text(SCRIPT)
     ranks = [

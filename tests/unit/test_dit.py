@@ -195,6 +195,56 @@ def test_blocks_see_relative_positions(generator):
     assert not torch.allclose(stretched, here, atol=1e-4)
 
 
+def test_rotary_tables_are_not_part_of_a_checkpoint():
+    assert set(Rotary(8, 12).state_dict()) == {"inv_freq"}
+
+
+def test_rotary_tables_grow_with_the_sequence():
+    """To the bits that a table of that length has from the start."""
+    short, long = Rotary(8, 4), Rotary(8, 32)
+    assert all(map(torch.equal, short(20), long(20)))
+
+
+def test_rotary_tables_stay_in_float32():
+    """A cast of the whole module, as sharding in bfloat16 makes it, rounds them."""
+    rotary = Rotary(8, 12)
+    exact = rotary(12)
+    assert all(map(torch.equal, rotary.bfloat16()(12), exact))
+
+
+def test_rotary_tables_of_validation_serve_training():
+    """Tensors made in inference mode could not be saved for backward."""
+    rotary = Rotary(8)
+    with torch.inference_mode():
+        rotary(12)
+    q = torch.ones(1, 12, 1, 8, requires_grad=True)
+    rotate(q, rotary(12)).sum().backward()
+    assert q.grad is not None
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_activation_checkpointing_changes_nothing_but_the_cost(x, causal, monkeypatch):
+    """Same output and gradients, dropout included; each block runs once more."""
+    runs = []
+    block_forward = models.dit.Block.forward
+
+    def counted(self, *args):
+        runs.append(self)
+        return block_forward(self, *args)
+
+    monkeypatch.setattr(models.dit.Block, "forward", counted)
+    found = {}
+    for checkpointing in (False, True):
+        model = build(causal, checkpointing=checkpointing, dropout=0.3).train()
+        torch.manual_seed(1)
+        output = model(x, sigma_for(model, x))
+        output.square().sum().backward()
+        found[checkpointing] = [output, *(p.grad for p in model.parameters())]
+        assert len(runs) == (4 if checkpointing else 2)
+        runs.clear()
+    assert all(map(torch.equal, *found.values()))
+
+
 # ---------------------------------------------------------------- refusals
 
 

@@ -1,5 +1,7 @@
 """What a config may not ask for, the randomness of a run, weights and checkpoints."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -287,3 +289,36 @@ def test_autocast_follows_the_trainers_precision(make_model, precision, dtype):
     with model.autocast():
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == (dtype or torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("precision", "fused"), [("32", True), ("bf16", True), (16, False)]
+)
+def test_the_optimizer_is_fused_unless_gradients_are_scaled(
+    make_model, precision, fused
+):
+    model = make_model("algo=mdlm", f"trainer.precision={precision}")
+    assert model.make_optimizer().defaults["fused"] is fused
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value", None])
+def test_gradients_are_clipped(make_model, algorithm):
+    """By total norm unless by value; also for a fused optimiser."""
+    model = make_model("algo=mdlm")
+    model._trainer = SimpleNamespace(model=model)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    model.configure_gradient_clipping(model.make_optimizer(), 0.25, algorithm)
+    grads = torch.cat([p.grad.flatten() for p in model.parameters()])
+    if algorithm == "value":
+        assert bool((grads == 0.25).all())
+    else:
+        assert grads.norm().item() == pytest.approx(0.25, rel=1e-4)
+
+
+@pytest.mark.parametrize("off", [None, 0])
+def test_gradients_are_left_alone_without_clipping(make_model, off):
+    model = make_model("algo=mdlm")
+    model.backbone.output_embedding.bias.grad = torch.full((7,), 1e3)
+    model.configure_gradient_clipping(model.make_optimizer(), off)
+    assert bool((model.backbone.output_embedding.bias.grad == 1e3).all())
