@@ -1,10 +1,10 @@
 """One class per objective; the mathematics only. The shared steps (time, corrupt,
 denoise, reduce) are in `diffusion.py` and `trainer_base.py`.
 
-Everything below the vocabulary axis is token by token: `...` is (B, L) where samplers
-ask, (n,), a chunk of tokens, in the loss. Work over K is in the dtype of the logits,
-the rest in that of alpha_t (float64 where there is one), which keeps the losses exact
-where 1 - alpha_t or alpha_t is tiny.
+Objectives work token by token: `...` is (B, L) where samplers ask, and (n,), a chunk of
+tokens, in the loss. Work over K is in the dtype of the logits, the rest in that of
+alpha_t (float64 where there is one), which keeps the losses exact where 1 - alpha_t or
+alpha_t is tiny.
 
 Shapes: B batch, L length, K vocabulary.
 """

@@ -137,7 +137,11 @@ class Diffusion(TrainerBase):
     def q_xt(
         self, x0: Tensor, alpha_t: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Draws x_t ~ q(x_t | x_0): noise with probability 1 - alpha_t, (B, L)."""
+        """Draws x_t ~ q(x_t | x_0): noise with probability 1 - alpha_t, (B, L).
+
+        Outside of training, on the device of x0. A process that does not replace
+        tokens independently overrides this and `corrupt`.
+        """
         u = torch.rand(x0.shape, device=x0.device, generator=generator)
         return torch.where(u < 1 - alpha_t, self.noise_tokens(x0.shape, generator), x0)
 

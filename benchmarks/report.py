@@ -10,6 +10,7 @@ from rich.table import Table
 
 matplotlib.use("Agg")  # no display is needed
 from matplotlib import pyplot
+from matplotlib.ticker import LogLocator
 
 # Tables: title, the section of its rows, and columns as (heading, key, format).
 TABLES = {
@@ -174,6 +175,7 @@ def plot(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
             ticks = sorted({r["size"] for r in rows if r["axis"] == axis})
             panel.set_xticks(ticks, map(str, ticks))
             panel.set_xticks([], minor=True)
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.yaxis.set_major_formatter("{x:g}")
             panel.yaxis.set_minor_formatter("")
         panels[1, column].set_xlabel(names[axis])
