@@ -45,13 +45,20 @@ FLAGS = (
     "eval.disable_ema",
     "sampling.use_float64",
 )
+# Keys with a few values.
+CHOICES = {
+    **dict.fromkeys(FLAGS, (True, False)),
+    "training.loss_compile": ("auto", True, False),
+    "trainer.profiler": (None, "simple", "advanced"),
+}
 
 
 def check_values(config: DictConfig) -> None:
     """Refuses values of the wrong kind, key by key."""
     check_numbers(config)
-    check_flags(config)
-    check_loss(config)
+    for key, choices in CHOICES.items():
+        require(OmegaConf.select(config, key), choices, key)
+    check_loss_chunk(config)
 
 
 def check_numbers(config: DictConfig) -> None:
@@ -69,9 +76,7 @@ def check_numbers(config: DictConfig) -> None:
 
 
 def check_devices(config: DictConfig) -> None:
-    """Refuses accelerators, strategies and profilers that this machine cannot run."""
-    profilers = (None, "simple", "advanced")
-    require(config.trainer.profiler, profilers, "trainer.profiler")
+    """Refuses accelerators and strategies that this machine cannot run."""
     accelerator = config.trainer.accelerator
     require(accelerator, ("auto", "cpu", "cuda", "gpu", "mps"), "trainer.accelerator")
     if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
@@ -103,16 +108,8 @@ def check_batches(config: DictConfig) -> None:
         )
 
 
-def check_flags(config: DictConfig) -> None:
-    """Refuses what is neither True nor False where one of them is needed."""
-    for key in FLAGS:
-        require(OmegaConf.select(config, key), (True, False), key)
-
-
-def check_loss(config: DictConfig) -> None:
-    """Refuses ways to form the loss that there are not."""
-    choices = ("auto", True, False)
-    require(config.training.loss_compile, choices, "training.loss_compile")
+def check_loss_chunk(config: DictConfig) -> None:
+    """Refuses a number of tokens that is none."""
     chunk = config.training.loss_chunk
     if chunk not in (None, "auto") and not (type(chunk) is int and chunk >= 1):
         raise ConfigError(

@@ -30,9 +30,9 @@ class Latent(NamedTuple):
 class Diffusion(TrainerBase):
     """Time, corruption and the negative ELBO of every diffusion model.
 
-    A subclass supplies the forward process (`noise_tokens`, `prior_sample`,
-    `posterior`), the parameterisation (`process_logits`) and the objective
-    (`nll_per_token`). The last two work token by token, on any leading shape.
+    A subclass supplies the forward process (`noise_tokens`, `posterior`), the
+    parameterisation (`process_logits`) and the objective (`nll_per_token`). The last
+    two work token by token, on any leading shape.
     """
 
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:
@@ -150,6 +150,12 @@ class Diffusion(TrainerBase):
     ) -> Tensor:
         """Token ids to put in place of clean ones, on the generator's device."""
         raise NotImplementedError
+
+    def prior_sample(
+        self, num_samples: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Token ids at t = 1, (B, L): noise alone."""
+        return self.noise_tokens((num_samples, self.num_tokens), generator)
 
     def scored_positions(self, is_noised: Tensor) -> Tensor | None:
         """Flat positions of the tokens whose loss is not 0 for sure; None is all.
@@ -281,12 +287,6 @@ class AbsorbingState(Diffusion):
     def scored_positions(self, is_noised: Tensor) -> Tensor | None:
         return is_noised.flatten().nonzero().squeeze(-1)
 
-    def prior_sample(
-        self, num_samples: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        shape = (num_samples, self.num_tokens)
-        return torch.full(shape, self.mask_index, device=self.device)
-
     def posterior(
         self, x_theta: Tensor, *, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor
     ) -> Tensor:
@@ -339,11 +339,6 @@ class UniformState(Diffusion):
     ) -> Tensor:
         device = self.device if generator is None else generator.device
         return torch.randint(self.vocab_size, shape, device=device, generator=generator)
-
-    def prior_sample(
-        self, num_samples: int, generator: torch.Generator | None = None
-    ) -> Tensor:
-        return self.noise_tokens((num_samples, self.num_tokens), generator)
 
     def posterior(
         self, x_theta: Tensor, *, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor

@@ -121,9 +121,13 @@ def is_compiled(setting: str | bool, device: str) -> bool:
     """
     if setting != "auto":
         return setting
+    return device == "cuda" and _has_compiler()
+
+
+@functools.cache  # asked at every step
+def _has_compiler() -> bool:
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    has_triton = importlib.util.find_spec("triton") is not None
-    return device == "cuda" and has_triton and compiler is not None
+    return importlib.util.find_spec("triton") is not None and compiler is not None
 
 
 def logits_of(head: Head, precision: Precision) -> Tensor:

@@ -184,9 +184,9 @@ class TrainerBase(lightning.LightningModule):
             x = x.flatten(0, 1)
             return x if scored is None else x.index_select(0, scored)
 
-        linear, training = self.backbone.output_embedding, self.config.training
+        training = self.config.training
         total, nll = head_loss(
-            [Head(rows(hidden), linear.weight, linear.bias)],
+            [self._head(rows(hidden))],
             token_loss,
             {name: rows(x.expand(shape)) for name, x in inputs.items()},
             rows(weights),
@@ -475,9 +475,11 @@ class TrainerBase(lightning.LightningModule):
 
     def logits_for_loss(self, hidden: Tensor) -> Tensor:
         """The head in the precision that `training.loss_precision` asks for."""
+        return logits_of(self._head(hidden), self.loss_precision())
+
+    def _head(self, hidden: Tensor) -> Head:
         linear = self.backbone.output_embedding
-        head = Head(hidden, linear.weight, linear.bias)
-        return logits_of(head, self.loss_precision())
+        return Head(hidden, linear.weight, linear.bias)
 
     def loss_precision(self) -> Precision:
         weight = self.backbone.output_embedding.weight

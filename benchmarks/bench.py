@@ -271,7 +271,7 @@ def _rank(
         "gloo", init_method=meet, rank=rank, world_size=num
     )
     model, x0 = cases.build(name, args)
-    step = cases.OurStep(name, model.train(), DistributedDataParallel)
+    step = cases.OurStep(model.train(), DistributedDataParallel)
     torch.distributed.barrier()
     times = measure.alternate(
         {"ours": lambda: step(x0)}, args.torch_device, args.rounds
@@ -302,7 +302,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--algorithms", nargs="+", default=list(plain.NLL))
     parser.add_argument("--scaling-algorithms", nargs="+", default=["mdlm", "duo_base"])
     parser.add_argument("--sections", nargs="+", default=list(SECTIONS))
-    parser.add_argument("--compile", type=bool, default=device == "cuda")
+    compiles = argparse.BooleanOptionalAction
+    parser.add_argument("--compile", action=compiles, default=device == "cuda")
     parser.add_argument("--loss-chunk", default="auto", help="auto, a number or null")
     parser.add_argument("--scaling-vocab-size", type=int, default=16384)
     parser.add_argument("--output", type=Path, default=HERE)

@@ -77,7 +77,7 @@ class LossOf(nn.Module):
 class OurStep:
     """One optimiser update through the library's own loss and EMA."""
 
-    def __init__(self, name: str, model, wrap=lambda module: module) -> None:
+    def __init__(self, model, wrap=lambda module: module) -> None:
         self.model = model
         self.loss = wrap(LossOf(model))
         self.optimizer = model.make_optimizer()
@@ -86,16 +86,22 @@ class OurStep:
     def __call__(self, x0: Tensor) -> None:
         loss = self.loss(x0)
         self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.backward(loss)
+        self.clip()
         self.optimizer.step()
         self.ema.update(self.model.parameters())
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def clip(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
 
 
 def train_step(name: str, variant: str, args, **sizes) -> Callable[[], object]:
     model, x0 = build(name, args, **sizes)
-    kind = {"ours": OurStep, "plain": plain.PlainStep}[variant]
-    step = kind(name, model.train())
+    model.train()
+    step = OurStep(model) if variant == "ours" else plain.PlainStep(name, model)
     return lambda: step(x0)
 
 

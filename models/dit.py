@@ -211,8 +211,9 @@ class Rotary(nn.Module):
 
     def forward(self, length: int) -> tuple[Tensor, Tensor]:
         """cos and sin, each (L, head_dim)."""
-        is_rounded = self.cos.dtype in (torch.float16, torch.bfloat16)  # by a cast of
-        if is_rounded or len(self.cos) < length:  # the module, or sharding
+        # Casts of the module, which sharding makes too, round its buffers.
+        is_rounded = self.cos.dtype in (torch.float16, torch.bfloat16)
+        if is_rounded or len(self.cos) < length:
             self._tabulate(length)
         return self.cos[:length], self.sin[:length]
 

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from refusals import refused
 
 import corpora
 from corpora import (
@@ -27,7 +28,6 @@ from corpora import (
     synthetic_rows,
     text8_normalize,
 )
-from utils import ConfigError
 
 # ---------------------------------------------------------------- synthetic
 
@@ -206,15 +206,6 @@ def write(path, column="text"):
 
 def read(files, tmp_path, column="text"):
     return read_texts(files, "data.path", column, str(tmp_path / "cache"))
-
-
-def refused(call, *parts):
-    with pytest.raises(ConfigError) as error:
-        call()
-    text = str(error.value)
-    assert "\n" not in text
-    for part in parts:
-        assert part in text
 
 
 @pytest.mark.parametrize("suffix", sorted(TEXT_FORMATS))

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 
 import dataloader
 from dataloader import DATASETS, DataModule, DatasetSpec, TokenRows, get_tokenizer
-from utils import ConfigError
 
 
 @pytest.fixture
@@ -40,15 +40,6 @@ def text_module(compose, tmp_path):
         return DataModule(config, get_tokenizer(config), mask_index)
 
     return build
-
-
-def refused(call, *parts):
-    with pytest.raises(ConfigError) as error:
-        call()
-    text = str(error.value)
-    assert "\n" not in text
-    for part in parts:
-        assert part in text
 
 
 # ---------------------------------------------------------------- loading

@@ -68,8 +68,10 @@ def test_a_loss_is_compiled_if_so_asked(device, setting):
 
 @pytest.mark.parametrize("triton", [True, False])
 @pytest.mark.parametrize("compiler", ["CC", "gcc", "clang", None])
-def test_auto_compiles_where_it_can(monkeypatch, triton, compiler):
+def test_auto_compiles_where_it_can(monkeypatch, request, triton, compiler):
     """On CUDA, with Triton and any C compiler; never elsewhere."""
+    losses._has_compiler.cache_clear()
+    request.addfinalizer(losses._has_compiler.cache_clear)
     monkeypatch.delenv("CC", raising=False)
     if compiler == "CC":
         monkeypatch.setenv("CC", "/opt/cc")
