@@ -18,12 +18,18 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from diffusion import AbsorbingState, UniformState
+from diffusion import (
+    NEG_INFINITY,
+    AbsorbingState,
+    Draw,
+    UniformState,
+    without_mask,
+)
 from losses import TokenNLL
+from models.attention import KVCache
+from prompts import Given
 from trainer_base import TrainerBase, vocabulary_with_mask
 from utils import ConfigError
-
-NEG_INFINITY = -1e6  # finite, so that 0 * log 0 stays 0
 
 
 def algorithm_class(config: DictConfig) -> type[TrainerBase]:
@@ -76,16 +82,26 @@ class AR(TrainerBase):
         """Next-token log-probabilities, never the mask, (..., K)."""
         return without_mask(logits, self.mask_index).log_softmax(dim=-1)
 
+    def hidden(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Hidden states of tokens x that follow those of the cache, (B, l, D)."""
+        return self.backbone.trunk(x, cache=cache)
+
     def next_token(self, x: Tensor) -> Tensor:
         """Log-probabilities of the token after x, (B, l) -> (B, K)."""
-        hidden = self.backbone.trunk(x)[:, -1]
-        return self.process_logits(self.logits_for_loss(hidden))
+        return self.process_logits(self.logits_for_loss(self.hidden(x)[:, -1]))
 
     def prior_sample(
         self, num_samples: int, generator: torch.Generator | None = None
     ) -> Tensor:
-        shape = (num_samples, 1)
+        """Bos everywhere, (B, L); a sampler overwrites all but the first."""
+        shape = (num_samples, self.num_tokens)
         return torch.full(shape, self.tokenizer.bos_token_id, device=self.device)
+
+    def with_bos(self, given: Given) -> Given:
+        """The first token is bos."""
+        first = torch.arange(given.known.shape[1], device=given.known.device) == 0
+        tokens = given.tokens.masked_fill(first, self.tokenizer.bos_token_id)
+        return Given(tokens, given.known | first)
 
 
 class MDLM(AbsorbingState):
@@ -164,12 +180,8 @@ class SEDDAbsorb(AbsorbingState):
         entropy = total - r * pick(log_score, x0) + r * (r.log() - 1)
         return torch.where(xt == self.mask_index, dsigma * entropy, 0.0)
 
-    def predict_x0(self, xt: Tensor, alpha_t: Tensor) -> Tensor:
-        """At a mask the score of a token is proportional to its probability."""
-        return subs(self.log_score(xt, alpha_t), xt, self.mask_index)
-
-    def log_score(self, xt: Tensor, alpha_t: Tensor) -> Tensor:
-        return self(xt, self.sigma(alpha_t))
+    def log_score(self, logits: Tensor, *, alpha_t: Tensor, sigma: Tensor) -> Tensor:
+        return self.process_logits(logits, xt=None, sigma=sigma)
 
 
 class D3PMAbsorb(AbsorbingState):
@@ -261,10 +273,27 @@ class D3PMAbsorb(AbsorbingState):
         masked = torch.where(self._is_mask(x_theta), stay, (1 - stay) * x_theta)
         return torch.where((xt == self.mask_index)[..., None], masked, x_theta)
 
-    def most_likely_x0(self, x_theta: Tensor, xt: Tensor) -> Tensor:
+    def undecided(self, xt: Tensor) -> Tensor:
         if not self.redraws_revealed:
-            return super().most_likely_x0(x_theta, xt)
-        return x_theta.argmax(dim=-1)  # NOTE(compat): revealed tokens, too
+            return super().undecided(xt)
+        return torch.ones_like(xt, dtype=torch.bool)  # NOTE(compat): revealed ones, too
+
+    def denoised(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
+        if not self.redraws_revealed:
+            return super().denoised(logits, xt=xt, sigma=sigma)
+        return self.process_logits(logits, xt=xt, sigma=sigma)
+
+    def change_bound(self, xt: Tensor, *, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
+        if not self.redraws_revealed:
+            return super().change_bound(xt, alpha_t=alpha_t, alpha_s=alpha_s)
+        return torch.ones_like(alpha_t)
+
+    def changed(
+        self, x_theta: Tensor, *, draw: Draw, generator: Any, **levels: Tensor
+    ) -> Tensor:
+        if not self.redraws_revealed:
+            return super().changed(x_theta, draw=draw, generator=generator, **levels)
+        return draw(self.posterior(x_theta, **levels), generator)
 
 
 class DUO_BASE(UniformState):
@@ -332,29 +361,6 @@ class DUO_BASE(UniformState):
 def pick(values: Tensor, index: Tensor) -> Tensor:
     """values[..., index], (B, L, K) and (B, L) -> (B, L)."""
     return values.gather(-1, index[..., None]).squeeze(-1)
-
-
-def without_mask(logits: Tensor, mask_index: int) -> Tensor:
-    """Logits whose mask entry has next to no probability, (..., K)."""
-    is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_index
-    return logits + torch.where(is_mask, NEG_INFINITY, 0.0).to(logits.dtype)
-
-
-def subs(logits: Tensor, xt: Tensor, mask_index: int) -> Tensor:
-    """The SUBS parameterisation: no mass on the mask, and revealed tokens stay.
-
-    Reference: MDLM (arXiv:2406.07524), section 3.2.3 (zero masking, carry-over).
-
-    Args:
-        logits: (B, L, K).
-        xt: Noisy ids, (B, L).
-        mask_index: Id of the mask.
-
-    Returns:
-        Log-probabilities of clean tokens, (B, L, K).
-    """
-    log_x_theta = without_mask(logits, mask_index).log_softmax(dim=-1)
-    return carry_over(log_x_theta, xt, mask_index)
 
 
 def carry_over(log_x_theta: Tensor, xt: Tensor, mask_index: int) -> Tensor:

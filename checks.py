@@ -29,6 +29,10 @@ NUMBERS = {
     "trainer.accumulate_grad_batches": (int, 1, None),
     "sampling.steps": (int, 1, None),
     "sampling.p_nucleus": (float, 0, 1),
+    "sampling.stride_length": (int, 1, None),
+    "sampling.num_strides": (int, 0, None),
+    "sampling.psi.high_frac": (float, 0, 1),
+    "sampling.psi.middle_frac": (float, 0, 1),
     "sampling.num_sample_batches": (int, 0, None),
     "sampling.num_sample_log": (int, 0, None),
     "training.ema": (float, 0, 1),
@@ -44,6 +48,7 @@ FLAGS = (
     "training.activation_checkpointing",
     "eval.disable_ema",
     "sampling.use_float64",
+    "sampling.semi_ar",
 )
 # Keys with a few values.
 CHOICES = {
@@ -84,7 +89,13 @@ def check_devices(config: DictConfig) -> None:
             f"trainer.accelerator={accelerator!r}: no CUDA device is visible; "
             "choose auto or cpu."
         )
-    if "fsdp" in config.strategy._target_.lower() and not uses_cuda(accelerator):
+    is_sharded = "fsdp" in config.strategy._target_.lower()
+    if is_sharded and config.mode == "sample_eval":
+        raise ConfigError(
+            "strategy=fsdp shards weights for training; mode=sample_eval splits "
+            "samples over devices: choose strategy=ddp."
+        )
+    if is_sharded and not uses_cuda(accelerator):
         raise ConfigError(
             "strategy=fsdp needs CUDA devices, and none is in use; choose strategy=ddp."
         )
@@ -130,9 +141,6 @@ INERT_KEYS = {
     "prior.type": "none",
     "prior.latent_width": 0,
     "prior.latent_height": 0,
-    "sampling.semi_ar": False,
-    "sampling.stride_length": 1,
-    "sampling.num_strides": 1,
     "sampling.guid_weight": None,
 }
 

@@ -6,6 +6,7 @@ Shapes: B batch, L length, K vocabulary, D hidden size, N tokens of a batch. `al
 works token by token is written for any leading shape `...`: (B, L) or (n,).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,14 @@ from torch import Tensor, nn
 
 from losses import TokenNLL
 from models.noise import SCHEDULES
+from prompts import Given
 from trainer_base import TrainerBase, vocabulary_with_mask
 from utils import require, to_device, wide_dtype
+
+NEG_INFINITY = -1e6  # finite, so that 0 * log 0 stays 0
+
+# One token from each row of probabilities: (n, K), generator -> (n,).
+Draw = Callable[[Tensor, torch.Generator | None], Tensor]
 
 
 class Latent(NamedTuple):
@@ -238,32 +245,78 @@ class Diffusion(TrainerBase):
 
     # ---- what samplers ask for
 
-    def with_bos(self, xt: Tensor) -> Tensor:
-        """With `algo.ignore_bos` the first token is always a clean bos, (B, L)."""
+    def with_bos(self, given: Given) -> Given:
+        """With `algo.ignore_bos` the first token is a clean bos, unless given."""
         if not self.ignore_bos:
-            return xt
-        bos = torch.full_like(xt[:, :1], self.tokenizer.bos_token_id)
-        return torch.cat([bos, xt[:, 1:]], dim=1)
+            return given
+        first = torch.arange(given.known.shape[1], device=given.known.device) == 0
+        puts_bos = first & ~given.known
+        tokens = given.tokens.masked_fill(puts_bos, self.tokenizer.bos_token_id)
+        return Given(tokens, given.known | puts_bos)
 
-    def predict_x0(self, xt: Tensor, alpha_t: Tensor) -> Tensor:
-        """Log-probabilities of clean tokens, (B, L, K)."""
-        return self(xt, self.sigma(alpha_t))
+    def undecided(self, xt: Tensor) -> Tensor:
+        """Tokens that the reverse process may still change, (B, L) bool."""
+        return torch.ones_like(xt, dtype=torch.bool)
+
+    def denoised(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
+        """Log-probabilities of clean tokens where `undecided`, (..., K).
+
+        Args:
+            logits, xt, sigma: As for `process_logits`.
+        """
+        return self.process_logits(logits, xt=xt, sigma=sigma)
 
     def posterior(
         self, x_theta: Tensor, *, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor
     ) -> Tensor:
-        """q(x_s | x_t, x_theta) for s < t, normalised, (B, L, K).
+        """q(x_s | x_t, x_theta) for s < t, normalised, (..., K).
 
         Args:
-            x_theta: Probabilities of clean tokens, (B, L, K).
-            xt: Noisy ids, (B, L).
-            alpha_t, alpha_s: Signal levels, (B, 1), alpha_t < alpha_s.
+            x_theta: Probabilities of clean tokens, (..., K).
+            xt: Noisy ids, (...).
+            alpha_t, alpha_s: Signal levels that broadcast with xt, alpha_t <= alpha_s.
         """
         raise NotImplementedError
 
-    def most_likely_x0(self, x_theta: Tensor, xt: Tensor) -> Tensor:
-        """Greedy clean tokens, (B, L)."""
-        return x_theta.argmax(dim=-1)
+    def marginal(self, x0_probs: Tensor, alpha_s: Tensor) -> Tensor:
+        """q(x_s) for x_0 ~ x0_probs, (..., K): noise with probability 1 - alpha_s.
+
+        Args:
+            x0_probs: (..., K).
+            alpha_s: Signal levels, (...).
+        """
+        raise NotImplementedError
+
+    # The same reverse step as a draw in two parts. A process that has no better one
+    # than from the whole posterior leaves these as they are.
+
+    def change_bound(self, xt: Tensor, *, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
+        """Probability with which `changed` is to be asked, whatever the network says.
+
+        Broadcasts with xt (B, L); alpha_t is (B, 1), alpha_s (B, 1) or (B, L).
+        """
+        return self.undecided(xt).to(alpha_t.dtype)
+
+    def changed(
+        self,
+        x_theta: Tensor,
+        *,
+        xt: Tensor,
+        alpha_t: Tensor,
+        alpha_s: Tensor,
+        draw: Draw,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Draws x_s for tokens that `change_bound` let through, (n, K) -> (n,).
+
+        Args:
+            x_theta: As for `posterior`, (n, K).
+            xt, alpha_t, alpha_s: (n,).
+            draw: Of one token from each row of probabilities.
+            generator: For draws.
+        """
+        q_xs = self.posterior(x_theta, xt=xt, alpha_t=alpha_t, alpha_s=alpha_s)
+        return draw(q_xs.to(x_theta.dtype), generator)
 
 
 class AbsorbingState(Diffusion):
@@ -273,6 +326,7 @@ class AbsorbingState(Diffusion):
     """
 
     has_score = True
+    has_mask = True
 
     @staticmethod
     def vocabulary(tokenizer: Any) -> tuple[int, int]:
@@ -292,7 +346,7 @@ class AbsorbingState(Diffusion):
     ) -> Tensor:
         """Revealed tokens stay; a mask stays with probability (1 - alpha_s) /
         (1 - alpha_t), else becomes a draw from x_theta without its mask entry."""
-        stay = ((1 - alpha_s) / (1 - alpha_t))[..., None].to(x_theta.dtype)  # (B, 1, 1)
+        stay = ((1 - alpha_s) / (1 - alpha_t))[..., None].to(x_theta.dtype)  # (..., 1)
         is_mask = self._is_mask(x_theta)
         tokens = x_theta.masked_fill(is_mask, 0)
         tokens = tokens / tokens.sum(dim=-1, keepdim=True)
@@ -300,24 +354,47 @@ class AbsorbingState(Diffusion):
         revealed = nn.functional.one_hot(xt, x_theta.shape[-1]).to(x_theta.dtype)
         return torch.where((xt == self.mask_index)[..., None], masked, revealed)
 
-    def most_likely_x0(self, x_theta: Tensor, xt: Tensor) -> Tensor:
-        best = x_theta.masked_fill(self._is_mask(x_theta), -1).argmax(dim=-1)
-        return torch.where(xt == self.mask_index, best, xt)
+    def marginal(self, x0_probs: Tensor, alpha_s: Tensor) -> Tensor:
+        alpha_s = alpha_s[..., None]
+        noise = self._is_mask(x0_probs).to(x0_probs.dtype)
+        return alpha_s * x0_probs + (1 - alpha_s) * noise
 
-    def log_score(self, xt: Tensor, alpha_t: Tensor) -> Tensor:
-        """log p_t(y) / p_t(x_t) for one-token changes x_t -> y, (B, L, K).
+    def undecided(self, xt: Tensor) -> Tensor:
+        return xt == self.mask_index
 
-        With k = alpha_t / (1 - alpha_t): at a mask, k p(y) for tokens and 1 for the
-        mask; at a token, 1 for itself, 1 / k for the mask, 0 for the rest.
+    def denoised(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
+        """At a mask; the scores of tokens are proportional to their probabilities."""
+        return without_mask(logits, self.mask_index).log_softmax(dim=-1)
+
+    def change_bound(self, xt: Tensor, *, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
+        """A mask is revealed with probability (alpha_s - alpha_t) / (1 - alpha_t)."""
+        return self.undecided(xt) * ((alpha_s - alpha_t) / (1 - alpha_t))
+
+    def changed(
+        self,
+        x_theta: Tensor,
+        *,
+        xt: Tensor,
+        alpha_t: Tensor,
+        alpha_s: Tensor,
+        draw: Draw,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        return draw(x_theta, generator)
+
+    def log_score(self, logits: Tensor, *, alpha_t: Tensor, sigma: Tensor) -> Tensor:
+        """log p_t(y) / p_t(m) at masks, for tokens y, (..., K).
+
+        k p(y) with k = alpha_t / (1 - alpha_t). The mask's own entry, which is 0,
+        is not filled in.
+
+        Args:
+            logits: Of the head, (..., K).
+            alpha_t, sigma: Levels that broadcast with (...).
         """
-        log_x_theta = self.predict_x0(xt, alpha_t)
-        log_k = torch.log(alpha_t / (1 - alpha_t))[..., None].to(log_x_theta.dtype)
-        is_mask = self._is_mask(log_x_theta)
-        masked = torch.where(is_mask, 0.0, log_x_theta + log_k)
-        revealed = log_x_theta.new_full(log_x_theta.shape, -1e6)
-        revealed = torch.where(is_mask, -log_k, revealed)
-        revealed = revealed.scatter(-1, xt[..., None], 0.0)
-        return torch.where((xt == self.mask_index)[..., None], masked, revealed)
+        log_p = self.process_logits(logits, xt=None, sigma=sigma)
+        log_k = torch.log(alpha_t / (1 - alpha_t))[..., None]
+        return log_p + log_k.to(log_p.dtype)
 
     def _is_mask(self, like: Tensor) -> Tensor:
         """(K,) bool: the mask's entry of the vocabulary."""
@@ -351,9 +428,58 @@ class UniformState(Diffusion):
         """
         K = x_theta.shape[-1]
         alpha_t, alpha_s = (a[..., None].to(x_theta.dtype) for a in (alpha_t, alpha_s))
-        alpha_ts = alpha_t / alpha_s  # (B, 1, 1)
-        p_xt = x_theta.gather(-1, xt[..., None])  # (B, L, 1)
+        alpha_ts = alpha_t / alpha_s  # (..., 1)
+        p_xt = x_theta.gather(-1, xt[..., None])  # (..., 1)
         stay = K * alpha_t * p_xt + alpha_ts - alpha_t
         mixture = (alpha_s - alpha_t) * x_theta + (1 - alpha_ts) * (1 - alpha_s) / K
         mixture = mixture.scatter_add(-1, xt[..., None], stay)
         return mixture / (K * alpha_t * p_xt + 1 - alpha_t)
+
+    def marginal(self, x0_probs: Tensor, alpha_s: Tensor) -> Tensor:
+        alpha_s = alpha_s[..., None]
+        return alpha_s * x0_probs + (1 - alpha_s) / x0_probs.shape[-1]
+
+    def change_bound(self, xt: Tensor, *, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
+        """The mixture's weight apart from staying, over its smallest total.
+
+            (alpha_s - alpha_t + (1 - alpha_ts) (1 - alpha_s)) / (1 - alpha_t)
+
+        The total K alpha_t p[xt] + 1 - alpha_t needs the network only for p[xt], by
+        which `changed` thins what the bound lets through.
+        """
+        denoise, noise = self._change_weights(alpha_t, alpha_s)
+        return (denoise + noise) / (1 - alpha_t)
+
+    def changed(
+        self,
+        x_theta: Tensor,
+        *,
+        xt: Tensor,
+        alpha_t: Tensor,
+        alpha_s: Tensor,
+        draw: Draw,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        K = x_theta.shape[-1]
+        p_xt = x_theta.gather(-1, xt[:, None]).squeeze(-1)
+        changes = (1 - alpha_t) / (K * alpha_t * p_xt + 1 - alpha_t)
+        denoise, noise = self._change_weights(alpha_t, alpha_s)
+        u = torch.rand(
+            (2, *xt.shape), dtype=alpha_t.dtype, device=xt.device, generator=generator
+        )
+        is_noise = u[0] * (denoise + noise) >= denoise
+        new = torch.where(
+            is_noise, self.noise_tokens(xt.shape, generator), draw(x_theta, generator)
+        )
+        return torch.where(u[1] < changes, new, xt)
+
+    @staticmethod
+    def _change_weights(alpha_t: Tensor, alpha_s: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of a draw from x_theta and of a uniform draw in the posterior."""
+        return alpha_s - alpha_t, (1 - alpha_t / alpha_s) * (1 - alpha_s)
+
+
+def without_mask(logits: Tensor, mask_index: int) -> Tensor:
+    """Logits whose mask entry has next to no probability, (..., K)."""
+    is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_index
+    return logits + torch.where(is_mask, NEG_INFINITY, 0.0).to(logits.dtype)

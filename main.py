@@ -31,9 +31,14 @@ from rich.tree import Tree
 
 from algo import algorithm_class
 from checks import check_batches, check_devices, check_values
+from corpora import find_files, read_texts
 from dataloader import DataModule, get_tokenizer
-from metrics import GenerativePerplexity, sample_entropy, unigram_nll
+from generation import Drawing, SampleFile, settings_of, summarise
+from metrics import GenerativePerplexity, mauve_score, require_mauve, unigram_nll
 from models import validate_backbone
+from prompts import KEYS as PROMPT_KEYS
+from prompts import check_prompts, read_prompts
+from samplers import build_sampler
 from trainer_base import TrainerBase
 from utils import (
     ConfigError,
@@ -47,7 +52,6 @@ from utils import (
     require,
     unknown_value,
     uses_cuda,
-    write_json,
 )
 
 log = logging.getLogger(__name__)
@@ -57,7 +61,7 @@ console = Console()
 # ---------------------------------------------------------------- modes
 
 
-def train(config: DictConfig) -> None:
+def train(config: DictConfig) -> dict[str, float]:
     """Trains, resuming from `checkpointing.resume_ckpt_path` if it exists."""
     algorithm = prepare(config, splits=("train", "valid"))
     finetune = config.training.finetune_path
@@ -69,7 +73,7 @@ def train(config: DictConfig) -> None:
     data.load("train")
     data.load("valid")
     wants_judge = config.eval.compute_generative_perplexity
-    judge = load_judge(config) if wants_judge else None
+    judge = load_judge(config, algorithm) if wants_judge else None
     model = algorithm(config, tokenizer)
     model.judge = judge
     if finetune:
@@ -88,9 +92,10 @@ def train(config: DictConfig) -> None:
     report_likelihood(config, model, data)
     report_samples(model.valid_texts[: config.sampling.num_sample_log])
     report_files(config, trainer)
+    return model.valid_results
 
 
-def ppl_eval(config: DictConfig) -> None:
+def ppl_eval(config: DictConfig) -> dict[str, float]:
     """Prints val/nll, val/bpd and val/ppl of a checkpoint, with standard errors."""
     algorithm = prepare(config, splits=("valid",))
     checkpoint = read_checkpoint(config.eval.checkpoint_path, "eval.checkpoint_path")
@@ -103,47 +108,56 @@ def ppl_eval(config: DictConfig) -> None:
     trainer = build_trainer(config, callbacks=[], logger=build_loggers(config))
     trainer.validate(model, datamodule=data, verbose=False)
     report_likelihood(config, model, data)
+    return model.valid_results
 
 
-def sample_eval(config: DictConfig) -> None:
+def sample_eval(config: DictConfig) -> dict[str, Any]:
     """Draws samples from a checkpoint, judges them, writes them as JSON."""
     algorithm = prepare(config, splits=())
-    path = config.eval.generated_samples_path
-    if path_exists(path):
-        raise ConfigError(
-            f"eval.generated_samples_path={path!r} exists; it is not overwritten. "
-            "Move it away or give another path."
-        )
+    file = SampleFile(config.eval.generated_samples_path, settings_of(config))
+    if num_done := file.check():
+        log.info("going on with %s: %d batches are there", file.path, num_done)
     checkpoint = read_checkpoint(config.eval.checkpoint_path, "eval.checkpoint_path")
-    judge = load_judge(config)
+    references = mauve_references(config)
+    judge = load_judge(config, algorithm)
     tokenizer = get_tokenizer(config)
     model = algorithm(config, tokenizer)
     model.load_weights(checkpoint, "eval.checkpoint_path")
-    model.to(device_of(config))
-    log.info("categorical draws in %s", model.sampler.draw_dtype(model.device))
-    texts, entropies = [], []
-    with model.eval_weights():
-        for index in range(config.sampling.num_sample_batches):
-            x = model.generate_samples(
-                config.loader.eval_batch_size,
-                generator=model.generator("sample_eval", index),
-                show_progress=True,
-            )
-            texts += tokenizer.batch_decode(x)
-            entropies += sample_entropy(x).tolist()
-    results = {
-        "generative_ppl": judge(texts) if judge is not None else None,
-        "entropy": sum(entropies) / len(entropies) if entropies else None,
-        "generated_seqs": texts,
-    }
-    write_json(path, results)
+    prompts = read_prompts(config, tokenizer, model.sampler.length(model.num_tokens))
+    drawing = Drawing(model, file, judge, prompts)
+    trainer = build_trainer(config, callbacks=[], logger=[])
+    log.info("categorical draws in %s", model.sampler.draw_dtype(device_of(config)))
+    file.begin()
+    try:
+        with model.eval_weights():
+            trainer.predict(drawing, return_predictions=False)
+    except BaseException:
+        file.interrupt()
+        raise
+    trainer.strategy.barrier()  # every rank's batches are there
+    return finish_samples(config, file, judge, references)
+
+
+@rank_zero_only
+def finish_samples(
+    config: DictConfig,
+    file: SampleFile,
+    judge: GenerativePerplexity | None,
+    references: list[str],
+) -> dict[str, Any]:
+    """The whole JSON, and a report of it."""
+    batches = file.batches()
+    texts = [text for batch in batches for text in batch["generated_seqs"]]
+    results = summarise(batches)
+    if references and judge is not None:
+        file.write({"complete": False})  # before what may take long
+        features = (judge.features(x) for x in (references, texts))
+        results["mauve"] = mauve_score(*features, seed=config.seed)
+    file.write(results | {"complete": True})
+    file.close()
     report_samples(texts[: config.sampling.num_sample_log])
-    table = Table("metric", "value", title=f"{len(texts)} samples")
-    for name in ("generative_ppl", "entropy"):
-        value = results[name]
-        table.add_row(name, "-" if value is None else f"{value:.4f}")
-    table.add_row("file", escape(path))
-    console.print(table)
+    report_sampling(config, results)
+    return results
 
 
 MODES = {"train": train, "ppl_eval": ppl_eval, "sample_eval": sample_eval}
@@ -164,6 +178,7 @@ def prepare(config: DictConfig, splits: tuple[str, ...]) -> type[TrainerBase]:
     DataModule.validate_config(config, splits)
     check_devices(config)
     check_batches(config)
+    check_prompts(config, algorithm.is_autoregressive)
     logger_names(config)
     report_config(config)
     return algorithm
@@ -239,11 +254,14 @@ def wandb_logger(config: DictConfig) -> Logger:
 LOGGERS = {"csv": csv_logger, "wandb": wandb_logger}
 
 
-def load_judge(config: DictConfig) -> GenerativePerplexity | None:
+def load_judge(
+    config: DictConfig, algorithm: type[TrainerBase]
+) -> GenerativePerplexity | None:
     """The model that scores samples, or None where it is off or cannot be had.
 
     Raises:
-        ConfigError: If it cannot be had and `eval.compute_generative_perplexity`.
+        ConfigError: If it cannot be had, but is asked for: by
+            `eval.compute_generative_perplexity` or `eval.mauve_references`.
     """
     name = config.eval.gen_ppl_eval_model_name_or_path
     if name is None:
@@ -252,14 +270,29 @@ def load_judge(config: DictConfig) -> GenerativePerplexity | None:
         return GenerativePerplexity(
             name,
             batch_size=config.eval.perplexity_batch_size,
-            max_length=config.model.length,
+            max_length=build_sampler(config, algorithm).length(config.model.length),
             device=device_of(config),
         )
     except ConfigError as error:
-        if config.eval.compute_generative_perplexity:
+        wanted = config.eval.mauve_references is not None
+        if wanted or config.eval.compute_generative_perplexity:
             raise
         log.warning("%s Going on without it.", error)
         return None
+
+
+def mauve_references(config: DictConfig) -> list[str]:
+    """Texts of `eval.mauve_references`; none if it is not set."""
+    path, key = config.eval.mauve_references, "eval.mauve_references"
+    if path is None:
+        return []
+    if config.eval.gen_ppl_eval_model_name_or_path is None:
+        raise ConfigError(
+            f"{key}={path!r} needs eval.gen_ppl_eval_model_name_or_path, whose hidden "
+            "states are compared."
+        )
+    require_mauve()
+    return read_texts(find_files(path, key), key, "text", config.data.cache_dir)
 
 
 def device_of(config: DictConfig) -> torch.device:
@@ -322,6 +355,21 @@ def report_samples(texts: list[str]) -> None:
         console.print(text, markup=False, highlight=False)
 
 
+def report_sampling(config: DictConfig, results: dict[str, Any]) -> None:
+    """A table of what samples are worth and what they cost."""
+    title = f"{results['num_samples']} samples, {config.sampling.predictor}"
+    columns = ("metric", "value", "standard error")
+    table = Table(*columns, title=title, min_width=len(title) + 2)
+    for name, value in results.items():
+        if name.endswith("_stderr") or name in ("complete", "num_samples"):
+            continue
+        cells = (value, results.get(f"{name}_stderr"))
+        table.add_row(name, *("-" if x is None else f"{x:.4f}" for x in cells))
+    path = config.eval.generated_samples_path
+    table.add_row("file", escape(path), "")
+    console.print(table)
+
+
 @rank_zero_only
 def report_files(config: DictConfig, trainer: lightning.Trainer) -> None:
     """Where the run left its files."""
@@ -342,16 +390,17 @@ def report_files(config: DictConfig, trainer: lightning.Trainer) -> None:
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="config")
-def run(config: DictConfig) -> None:
+def run(config: DictConfig) -> dict[str, Any] | None:
+    """One job; what it returns is for the summary of a sweep."""
     try:
         mode = choose(MODES, config.mode, "mode")
         validate_backbone(config)
         check_values(config)
         OmegaConf.resolve(config)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
-        mode(config)
+        return mode(config)
     except (ConfigError, OmegaConfBaseException) as error:
-        fail(str(error))
+        return fail(str(error))
 
 
 def fail(message: str) -> None:
@@ -398,7 +447,19 @@ def config_keys(configs: Path) -> set[str]:
     }
 
 
+def quoted(argument: str) -> str:
+    """A prompt on the command line as Hydra wants it, so that it may hold anything."""
+    key, is_pair, text = argument.partition("=")
+    if not is_pair or key.lstrip("+") not in [f"sampling.{k}" for k in PROMPT_KEYS]:
+        return argument
+    if text in ("null", "") or (text[0] in "'\"" and text[0] == text[-1]):
+        return argument
+    text = re.sub(r"(\\*)'", lambda found: f"{found[1]}{found[1]}\\'", text)
+    return f"{key}='{text}'"
+
+
 def main() -> Any:
+    sys.argv[1:] = map(quoted, sys.argv[1:])
     register_resolvers()
     keep_freed_memory()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us

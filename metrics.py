@@ -1,12 +1,15 @@
 """Metrics of likelihood (val/nll, val/bpd, val/ppl with standard errors) and of
-samples (entropy, generative perplexity), and the unigram baseline.
+samples (entropy, distinct n-grams, generative perplexity, MAUVE), and the unigram
+baseline.
 
 Nothing here knows about algorithms. Units: nats per token unless a name says bits.
 """
 
+import functools
+import importlib.util
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,6 +89,28 @@ def sample_entropy(x: Tensor) -> Tensor:
     return torch.stack(entropies)
 
 
+def distinct_n(x: Tensor, n: int) -> Tensor:
+    """Share of different n-grams among a sample's n-grams, (N, L) -> (N,).
+
+    1 without any repetition. Within each sample, so that it does not depend on how
+    many samples there are.
+
+    Reference: Li et al., diversity-promoting objective (arXiv:1510.03055), distinct-n.
+    """
+    shares = [
+        len(sample.unfold(0, n, 1).unique(dim=0)) / (len(sample) - n + 1)
+        for sample in x
+    ]
+    return torch.tensor(shares, dtype=torch.float64)
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error; the latter None below two values."""
+    x = np.asarray(values, dtype=np.float64)
+    error = float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else None
+    return float(x.mean()), error
+
+
 def unigram_nll(train: np.ndarray, valid: np.ndarray, vocab_size: int) -> float:
     """Nats per token of a unigram model with add-one smoothing.
 
@@ -100,13 +125,30 @@ def unigram_nll(train: np.ndarray, valid: np.ndarray, vocab_size: int) -> float:
     return float(-log_p[valid.ravel()].mean())
 
 
+class TextScores(NamedTuple):
+    """What a judge says of texts."""
+
+    nll: Tensor  # summed over the tokens that count, nats, (N,) float64
+    num_tokens: Tensor  # that count, (N,)
+
+    def perplexity(self) -> tuple[float, float] | None:
+        """Of all texts, with its standard error; None if no token counts."""
+        if not self.num_tokens.sum():
+            return None
+        likelihood = Likelihood()
+        likelihood.update(*self)
+        results = likelihood.compute()
+        return float(results["ppl"]), float(results["ppl_stderr"])
+
+
 class GenerativePerplexity:
     """Perplexity of generated texts under a judge language model.
 
     The judge is loaded once. A text is tokenised by the judge's tokenizer, cut to
     `max_length` tokens and padded with eos to the longest text of its batch. A token
     counts if it is not eos, or if it is the first eos of its text, padding included;
-    every text counts, the last batch included.
+    every text counts, the last batch included. Texts longer than the judge's context
+    are scored a context at a time, each on its own.
 
     Args:
         name_or_path: Folder or hub id of any causal language model.
@@ -129,19 +171,59 @@ class GenerativePerplexity:
         self.batch_size = batch_size
         self.max_length = max_length
         self.tokenizer, self.model = _load_judge(name_or_path)
-        self.model = self.model.eval().requires_grad_(False).to(device)
-        self.nll_sum = 0.0
-        self.num_tokens = 0
+        self.model = self.model.eval().requires_grad_(False)
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        self.context: int = positions or max_length
+        self.to(device)
+
+    def to(self, device: torch.device | str) -> None:
+        self.model = self.model.to(device)
 
     def __call__(self, texts: Sequence[str]) -> float | None:
-        """Perplexity of these texts alone."""
-        self.nll_sum, self.num_tokens = 0.0, 0
-        self.update(texts)
-        return self.compute()
+        """Perplexity of these texts; None if no token counts."""
+        result = self.score(texts).perplexity()
+        return None if result is None else result[0]
 
-    def update(self, texts: Sequence[str]) -> None:
-        """Scores texts and adds them to the average."""
-        eos = self.tokenizer.eos_token_id
+    def score(self, texts: Sequence[str]) -> TextScores:
+        """Each text's likelihood."""
+        scores = [self.score_ids(**batch) for batch in self._batches(texts)]
+        empty = TextScores(torch.zeros(0, dtype=torch.float64), torch.zeros(0))
+        return TextScores(*map(torch.cat, zip(empty, *scores, strict=True)))
+
+    @torch.no_grad()
+    def score_ids(self, input_ids: Tensor, attention_mask: Tensor) -> TextScores:
+        """Each tokenised text's likelihood, (N, L); see `counted_tokens`."""
+        nll = torch.zeros(len(input_ids), dtype=wide_dtype(input_ids.device))
+        num_tokens = torch.zeros(len(input_ids))
+        for ids, mask in zip(
+            input_ids.split(self.context, dim=1),
+            attention_mask.split(self.context, dim=1),
+            strict=True,
+        ):
+            if ids.shape[1] < 2:  # nothing is left to predict
+                continue
+            logits = self.model(ids, attention_mask=mask).logits[:, :-1]
+            losses = F.cross_entropy(
+                logits.float().transpose(1, 2), ids[:, 1:], reduction="none"
+            )
+            counted = counted_tokens(ids, self.tokenizer.eos_token_id)[:, 1:]
+            nll += (losses.to(nll.dtype) * counted).sum(dim=-1).cpu()
+            num_tokens += counted.sum(dim=-1).cpu()
+        return TextScores(nll, num_tokens)
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str]) -> np.ndarray:
+        """The judge's last hidden state at each text's last token, (N, D): MAUVE's."""
+        rows = []
+        for batch in self._batches(texts):
+            ids, mask = (x[:, : self.context] for x in batch.values())
+            hidden = self.model(ids, attention_mask=mask, output_hidden_states=True)
+            last = mask.sum(dim=-1).clamp(min=1) - 1
+            state = hidden.hidden_states[-1][torch.arange(len(ids)), last]
+            rows.append(state.float().cpu().numpy())
+        return np.concatenate(rows)
+
+    def _batches(self, texts: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         for start in range(0, len(texts), self.batch_size):
             batch = self.tokenizer(
                 list(texts[start : start + self.batch_size]),
@@ -151,25 +233,34 @@ class GenerativePerplexity:
                 max_length=self.max_length,
                 return_token_type_ids=False,
             ).to(self.model.device)
-            if batch["input_ids"].shape[1] > 1:
-                self.add(batch["input_ids"], batch["attention_mask"], eos)
+            names = ("input_ids", "attention_mask")
+            yield {name: batch[name].long() for name in names}
 
-    @torch.no_grad()
-    def add(self, ids: Tensor, attention_mask: Tensor, eos: int) -> None:
-        """Adds tokenised texts, (N, L); see `counted_tokens` for what counts."""
-        logits = self.model(ids, attention_mask=attention_mask).logits[:, :-1]
-        nll = F.cross_entropy(
-            logits.float().transpose(1, 2), ids[:, 1:], reduction="none"
+
+def require_mauve() -> None:
+    """Refuses to compare with references where the package is not installed.
+
+    Raises:
+        ConfigError: With the command that installs it.
+    """
+    if importlib.util.find_spec("mauve") is None:
+        raise ConfigError(
+            "eval.mauve_references is set, but MAUVE is not installed; run pip install "
+            "mauve-text, or set it to null."
         )
-        counted = counted_tokens(ids, eos)[:, 1:]
-        self.nll_sum += float((nll.to(wide_dtype(nll.device)) * counted).sum())
-        self.num_tokens += int(counted.sum())
 
-    def compute(self) -> float | None:
-        """Perplexity of all texts so far; None if no token counted."""
-        if not self.num_tokens:
-            return None
-        return math.exp(self.nll_sum / self.num_tokens)
+
+def mauve_score(references: np.ndarray, samples: np.ndarray, seed: int) -> float:
+    """MAUVE between two sets of features, (N, D) each; 1 if they are alike.
+
+    Reference: MAUVE (arXiv:2102.01454), with its package's defaults.
+    """
+    import mauve  # optional
+
+    result = mauve.compute_mauve(
+        p_features=references, q_features=samples, seed=seed, verbose=False
+    )
+    return float(result.mauve)
 
 
 def counted_tokens(ids: Tensor, eos: int) -> Tensor:
@@ -178,6 +269,7 @@ def counted_tokens(ids: Tensor, eos: int) -> Tensor:
     return ~is_eos | (is_eos.cumsum(dim=-1) == 1)
 
 
+@functools.lru_cache(maxsize=1)  # the runs of a sweep share it
 def _load_judge(name_or_path: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -33,7 +33,8 @@ from losses import (
 from metrics import GenerativePerplexity, Likelihood, sample_entropy
 from models import build_backbone
 from models.ema import ExponentialMovingAverage
-from samplers import sampler_class
+from prompts import Given
+from samplers import Samples, build_sampler
 from utils import (
     ConfigError,
     key_report,
@@ -60,6 +61,7 @@ class TrainerBase(lightning.LightningModule):
     parameterization = "mean"  # what the network's output means
     is_autoregressive = False
     has_score = False
+    has_mask = False
     is_discrete_time = False  # whether algo.T > 0 has a meaning
     has_subs_masking = False  # whether algo.subs_masking=True has one
 
@@ -79,9 +81,7 @@ class TrainerBase(lightning.LightningModule):
         self.valid_results: dict[str, float] = {}
         self.valid_texts: list[str] = []
         self.judge: GenerativePerplexity | None = None
-        self.sampler = sampler_class(config.sampling.predictor, type(self))(
-            config.sampling
-        )
+        self.sampler = build_sampler(config, type(self))
         self._validating = ExitStack()
         self._logged_step = 0
 
@@ -115,9 +115,7 @@ class TrainerBase(lightning.LightningModule):
         require(algo.compat, ("paper", "reference"), "algo.compat")
         precisions = ("bf16", "float32", "float64")
         require(config.training.loss_precision, precisions, "training.loss_precision")
-        sampler = sampler_class(config.sampling.predictor, cls)
-        removals = sampler(config.sampling).removals()
-        require(config.sampling.noise_removal, removals, "sampling.noise_removal")
+        build_sampler(config, cls)
 
     # ---- for subclasses
 
@@ -427,8 +425,8 @@ class TrainerBase(lightning.LightningModule):
             x = self.generate_samples(
                 config.loader.eval_batch_size, self.generator("samples", *position)
             )
-            texts += self.tokenizer.batch_decode(x)
-            entropies.append(sample_entropy(x))
+            texts += self.tokenizer.batch_decode(x.tokens)
+            entropies.append(sample_entropy(x.tokens))
         results = {"sample_entropy": torch.cat(entropies).mean()}
         if self.judge is not None:
             results["gen_ppl"] = torch.tensor(self.judge(texts) or float("nan"))
@@ -455,14 +453,16 @@ class TrainerBase(lightning.LightningModule):
         num_samples: int,
         generator: torch.Generator | None = None,
         num_steps: int | None = None,
+        given: Given | None = None,
         show_progress: bool = False,
-    ) -> Tensor:
-        """Draws token ids (num_samples, L) with the configured sampler."""
+    ) -> Samples:
+        """Draws samples with the configured sampler; see `samplers.Sampler`."""
         with self.autocast(), self.whole_weights():
             return self.sampler(
                 self,
                 num_samples,
                 num_steps=num_steps,
+                given=given,
                 generator=generator,
                 show_progress=show_progress,
             )

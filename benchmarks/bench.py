@@ -37,7 +37,8 @@ SETTINGS = {  # of the two make targets
         "blocks": 4,
         "heads": 4,
         "rounds": 5,
-        "sampling_steps": 8,
+        "sampling_steps": 32,
+        "sampling_rounds": 2,
         "sample_batch": 2,
         "precision": "32",
     },
@@ -50,6 +51,7 @@ SETTINGS = {  # of the two make targets
         "heads": 12,
         "rounds": 10,
         "sampling_steps": 32,
+        "sampling_rounds": 3,
         "sample_batch": 8,
         "precision": "bf16",
     },
@@ -117,11 +119,25 @@ def run_evaluation(args: argparse.Namespace) -> list[dict]:
 
 
 def run_sampling(args: argparse.Namespace) -> list[dict]:
+    """Every predictor: seconds a sequence, memory in a process of its own."""
     rows = []
-    for name in tqdm(args.algorithms, "sampling"):
-        times = compare(cases.sampling, name, args)
-        row = {f"{v}_s_per_sequence": times[v] / args.sample_batch for v in VARIANTS}
-        rows.append({"algorithm": name, **row, "speed": times["plain"] / times["ours"]})
+    chosen = [case for case in cases.SAMPLING if case.algorithm in args.algorithms]
+    for case in tqdm(chosen, "sampling"):
+        steps = {variant: cases.sampling(case, variant, args) for variant in VARIANTS}
+        for variant in VARIANTS:
+            cases.sampling(case, variant, args, num_steps=1)()  # warms up
+        times = measure.alternate(steps, args.torch_device, args.sampling_rounds, 0)
+        batch = case.batch or args.sample_batch
+        row = {"algorithm": case.algorithm, "predictor": case.predictor}
+        row |= {"batch": batch, "steps": case.steps * args.sampling_steps}
+        row["length"] = case.length * args.length
+        for variant in VARIANTS:
+            row[f"{variant}_s_per_sequence"] = times[variant] / batch
+            index = str(cases.SAMPLING.index(case))
+            memory = in_own_process("sampling-memory", index, variant, args)
+            row |= {f"{variant}_{key}_mb": value for key, value in memory.items()}
+        row["speed"] = times["plain"] / times["ours"]
+        rows.append(row)
     return rows
 
 
@@ -227,6 +243,14 @@ def own_memory(name: str, variant: str, args: argparse.Namespace) -> dict[str, f
     return measure.peak_memory(step, args.torch_device)
 
 
+def own_sampling_memory(
+    index: str, variant: str, args: argparse.Namespace
+) -> dict[str, float]:
+    """Of a few steps: memory does not depend on their number."""
+    step = cases.sampling(cases.SAMPLING[int(index)], variant, args, num_steps=3)
+    return measure.peak_memory(step, args.torch_device)
+
+
 def own_largest_batch(name: str, variant: str, args: argparse.Namespace) -> int:
     """The largest multiple of 8 that trains without running out of memory."""
 
@@ -282,6 +306,7 @@ def _rank(
 
 TASKS = {
     "memory": own_memory,
+    "sampling-memory": own_sampling_memory,
     "largest-batch": own_largest_batch,
     "processes-1": lambda name, variant, args: own_processes(1, name, args),
     "processes-2": lambda name, variant, args: own_processes(2, name, args),

@@ -9,14 +9,16 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import hydra
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+import psi
 from algo import algorithm_class
-from benchmarks import plain
+from benchmarks import plain, plain_sampling
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -28,7 +30,7 @@ def compose(*overrides: str):
     return config
 
 
-def build(name: str, args: argparse.Namespace, **sizes: int):
+def build(name: str, args: argparse.Namespace, *overrides: str, **sizes: int):
     """A model of the benchmark's size on its device."""
     size = {**vars(args), **sizes}
     config = compose(
@@ -45,6 +47,7 @@ def build(name: str, args: argparse.Namespace, **sizes: int):
         f"trainer.precision={args.precision}",
         f"training.compile={args.compile}",
         f"training.loss_chunk={args.loss_chunk}",
+        *overrides,
     )
     tokenizer = SizedTokenizer(
         vocab_size=size["vocab_size"], mask_token_id=None, bos_token_id=0
@@ -120,13 +123,51 @@ def evaluation(name: str, variant: str, args) -> Callable[[], object]:
     return step
 
 
-def sampling(name: str, variant: str, args) -> Callable[[], object]:
-    model, _ = build(name, args)
+class SamplingCase(NamedTuple):
+    """A row of the table of samplers."""
+
+    algorithm: str
+    predictor: str
+    batch: int = 0  # 0: --sample-batch
+    steps: int = 1  # times --sampling-steps
+    length: int = 1  # times --length
+
+
+SAMPLING = (
+    SamplingCase("duo_base", "ancestral"),
+    SamplingCase("duo_base", "psi"),
+    SamplingCase("mdlm", "ancestral"),
+    SamplingCase("mdlm", "ancestral_cache", batch=1, steps=4),
+    SamplingCase("mdlm", "ancestral_cache", batch=16),
+    SamplingCase("mdlm", "psi"),
+    SamplingCase("mdlm", "first_hitting"),
+    SamplingCase("sedd", "analytic"),
+    SamplingCase("ar", "ancestral", length=2),
+)
+
+
+def sampling(
+    case: SamplingCase, variant: str, args, num_steps: int | None = None
+) -> Callable[[], object]:
+    """A batch of samples.
+
+    Args:
+        case: What is sampled.
+        variant: plain or ours.
+        args: The benchmark's arguments.
+        num_steps: None takes the case's.
+    """
+    if num_steps is None:
+        num_steps = case.steps * args.sampling_steps
+    modes = [f"sampling.psi.{phase}_mode=constant-0.5" for phase in psi.PHASES]
+    predictor = (f"sampling.predictor={case.predictor}", *modes)
+    length = case.length * args.length
+    model, _ = build(case.algorithm, args, *predictor, length=length)
     model.eval()
-    size = (args.sample_batch, args.sampling_steps)
+    batch = case.batch or args.sample_batch
     if variant == "ours":
-        return lambda: model.generate_samples(size[0], num_steps=size[1])
-    return lambda: plain.sample(name, model, *size)
+        return lambda: model.generate_samples(batch, num_steps=num_steps)
+    return lambda: plain_sampling.sample(case.predictor, model, batch, num_steps)
 
 
 def loss_alone(name: str, variant: str, args, **sizes) -> Callable[[], object]:

@@ -7,7 +7,6 @@ by the library.
 """
 
 import math
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +27,7 @@ def ar_nll(model, x0: Tensor) -> Tensor:
 
 def mdlm_nll(model, x0: Tensor) -> Tensor:
     xt, alpha_t, dalpha_t = absorb(model, x0)
-    log_p = _subs(model.backbone(xt, _zeros(x0)), xt, model.mask_index)
+    log_p = subs(model.backbone(xt, _zeros(x0)), xt, model.mask_index)
     return dalpha_t / (1 - alpha_t) * log_p.gather(-1, x0[..., None])[..., 0]
 
 
@@ -101,7 +100,7 @@ def _zeros(x0: Tensor) -> Tensor:
     return torch.zeros(len(x0), device=x0.device)
 
 
-def _subs(logits: Tensor, xt: Tensor, mask_index: int) -> Tensor:
+def subs(logits: Tensor, xt: Tensor, mask_index: int) -> Tensor:
     logits = logits.clone()
     logits[..., mask_index] += -1e6
     log_p = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
@@ -141,73 +140,3 @@ class PlainStep:
             for shadow, parameter in zip(self.shadow, self.parameters, strict=True):
                 shadow -= (1 - 0.9999) * (shadow - parameter)
         return loss.item()
-
-
-# ---------------------------------------------------------------- sampling
-
-
-@torch.no_grad()
-def sample(name: str, model, num_samples: int, num_steps: int) -> Tensor:
-    """Ancestral sampling with dense float64 posteriors; AR without a cache."""
-    if name == "ar":
-        return _sample_ar(model, num_samples)
-    device, K, m = model.device, model.vocab_size, model.mask_index
-    shape = (num_samples, model.num_tokens)
-    if m is None:
-        xt = torch.randint(K, shape, device=device)
-    else:
-        xt = torch.full(shape, m, device=device)
-    times = torch.linspace(1, 1e-5, num_steps + 1, dtype=torch.float64, device=device)
-    for t, s in pairwise(times):
-        alpha_t, alpha_s = (log_linear(x[None])[0] for x in (t, s))  # (1, 1)
-        with model.autocast():
-            condition = -alpha_t[0].log().float().expand(num_samples)
-            logits = model.backbone(xt, condition).float()
-        if m is None:
-            probs = _uniform_posterior(logits, xt, alpha_t, alpha_s)
-        else:
-            probs = _absorbing_posterior(logits, xt, alpha_t, alpha_s, m)
-        xt = _draw(probs)
-    return xt
-
-
-def _uniform_posterior(
-    logits: Tensor, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor
-) -> Tensor:
-    K = logits.shape[-1]
-    alpha_ts = alpha_t / alpha_s
-    p = logits.double().softmax(-1)
-    current = F.one_hot(xt, K).double()
-    numerator = (
-        K * alpha_t * p * current
-        + (alpha_ts - alpha_t) * current
-        + (alpha_s - alpha_t) * p
-        + (1 - alpha_ts) * (1 - alpha_s) / K
-    )
-    at_xt = p.gather(-1, xt[..., None])
-    return numerator / (K * alpha_t * at_xt + 1 - alpha_t)
-
-
-def _absorbing_posterior(
-    logits: Tensor, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor, mask_index: int
-) -> Tensor:
-    p = _subs(logits, xt, mask_index).double().exp()
-    probs = p * (alpha_s - alpha_t) / (1 - alpha_t)
-    probs[..., mask_index] = ((1 - alpha_s) / (1 - alpha_t)).squeeze()
-    revealed = (xt != mask_index)[..., None]
-    return torch.where(revealed, F.one_hot(xt, logits.shape[-1]).double(), probs)
-
-
-def _sample_ar(model, num_samples: int) -> Tensor:
-    x = torch.zeros(num_samples, 1, dtype=torch.long, device=model.device)
-    for _ in range(model.num_tokens - 1):
-        with model.autocast():
-            logits = model.backbone(x)[:, -1].float()
-        logits[..., model.mask_index] += -1e6
-        x = torch.cat([x, _draw(logits.double().softmax(-1))[:, None]], dim=1)
-    return x
-
-
-def _draw(probs: Tensor) -> Tensor:
-    noise = 1e-10 - (torch.rand_like(probs) + 1e-10).log()
-    return (probs / noise).argmax(-1)

@@ -26,6 +26,30 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, kernel: str) -> Ten
     return KERNELS[kernel](q, k, v, causal)
 
 
+class KVCache:
+    """Keys and values of the tokens so far, in every layer of a causal model.
+
+    Args:
+        capacity: Most tokens that there will be.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.length = 0  # tokens so far
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens, those of the new ones (B, l, H, D) last."""
+        if layer not in self._layers:
+            B, _, H, D = k.shape
+            shape = (B, self.capacity, H, D)
+            self._layers[layer] = k.new_empty(shape), v.new_empty(shape)
+        end = self.length + k.shape[1]
+        for stored, new in zip(self._layers[layer], (k, v), strict=True):
+            stored[:, self.length : end] = new
+        return tuple(stored[:, :end] for stored in self._layers[layer])
+
+
 @functools.cache
 def flash_is_installed() -> bool:
     return importlib.util.find_spec("flash_attn") is not None

@@ -12,7 +12,9 @@ Precision: embedding, noise embedding, rotary tables, layer norms and the residu
 stream are float32 under autocast; matrix products follow autocast.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +23,11 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import KERNELS, attend, flash_is_installed
+from models.attention import KERNELS, KVCache, attend, flash_is_installed
 from utils import ConfigError, choose
+
+# New keys and values (B, l, H, D / H) -> those of all tokens so far.
+Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class DIT(nn.Module):
@@ -108,7 +113,11 @@ class DIT(nn.Module):
         return self.head(self.trunk(x, sigma, weights))
 
     def trunk(
-        self, x: Tensor, sigma: Tensor | None = None, weights: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor | None = None,
+        weights: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
         """Hidden states that `head` maps to logits.
 
@@ -117,6 +126,8 @@ class DIT(nn.Module):
                 embedding rows; or, with `weights`, ids (B, L, k).
             sigma: Noise level -log(alpha_t) of each sequence, (B,); None when causal.
             weights: Weights of the k embedding rows, (B, L, k).
+            cache: Tokens before x, when causal; x is one token, or the first ones. It
+                then holds x, too.
 
         Returns:
             (B, L, D), final norm and modulation included.
@@ -124,12 +135,19 @@ class DIT(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             h = self.vocab_embed(x, weights)  # (B, L, D)
             c = None if self.causal else F.silu(self.sigma_map(sigma))  # (B, C)
-            rotary = self.rotary_emb(h.shape[1])  # 2 x (L, D / H)
-        for block in self.blocks:
-            if self.checkpointing and torch.is_grad_enabled():
+            start = 0 if cache is None else cache.length
+            rotary = self.rotary_emb(start + h.shape[1])  # 2 x (L, D / H)
+        for layer, block in enumerate(self.blocks):
+            if cache is not None:  # not compiled: its shapes change with every token
+                past = functools.partial(cache.extend, layer)
+                rows = tuple(table[start:] for table in rotary)
+                h = block.forward(h, c, rows, past)
+            elif self.checkpointing and torch.is_grad_enabled():
                 h = checkpoint(block, h, c, rotary, use_reentrant=False)
             else:
                 h = block(h, c, rotary)
+        if cache is not None:
+            cache.length += x.shape[1]
         return self.output_layer.modulated_norm(h, c)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -291,11 +309,15 @@ class Block(nn.Module):
             self.adaLN_modulation = zero_linear(cond_dim, 6 * hidden_size)
 
     def forward(
-        self, h: Tensor, c: Tensor | None, rotary: tuple[Tensor, Tensor]
+        self,
+        h: Tensor,
+        c: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        extend: Extend | None = None,
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+        """(B, L, D) -> (B, L, D); `extend` puts earlier keys and values in front."""
         if c is None:
-            h = h + self._drop(self._attention(self.norm1(h), rotary))
+            h = h + self._drop(self._attention(self.norm1(h), rotary, extend))
             return h + self._drop(self.mlp(self.norm2(h)))
         modulation = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)  # (B, 1, D)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
@@ -304,13 +326,21 @@ class Block(nn.Module):
         x = modulate(self.norm2(h), shift_mlp, scale_mlp)
         return h + gate_mlp * self._drop(self.mlp(x))
 
-    def _attention(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    def _attention(
+        self,
+        x: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        extend: Extend | None = None,
+    ) -> Tensor:
         qkv = self.attn_qkv(x)
         q, k, v = rearrange(
             qkv, "b l (three h d) -> three b l h d", three=3, h=self.n_heads
         )
         q, k = rotate(q, rotary), rotate(k, rotary)
-        out = attend(q, k, v, causal=self.causal, kernel=self.attention)
+        if extend is not None:
+            k, v = extend(k, v)
+        causal = self.causal and q.shape[1] > 1  # the last token sees all
+        out = attend(q, k, v, causal=causal, kernel=self.attention)
         return self.attn_out(out.flatten(2))
 
     def _drop(self, x: Tensor) -> Tensor:

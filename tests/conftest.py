@@ -6,6 +6,7 @@ added to the code is tested without an edit here.
 
 import copy
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from torch import Tensor
 from diffusion import AbsorbingState, Diffusion, UniformState
 from models.noise import SCHEDULES
 from samplers import SAMPLERS
+from trainer_base import TrainerBase
 from utils import register_resolvers
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -243,6 +245,18 @@ def output_for(model: Diffusion, x_theta: Tensor, xt: Tensor, alpha_t: Tensor):
     return log_score.scatter(-1, xt[..., None], 0.0)
 
 
+def logits_for(model: Diffusion, x_theta: Tensor) -> Tensor:
+    """Raw logits of a head that believes x_theta at noisy tokens, (..., K).
+
+    A score model's are log s + log(e^sigma - 1) + log(K - 1), and the true score is
+    s = x_theta / (e^sigma - 1).
+    """
+    logits = x_theta.log().clamp(min=-1e6)
+    if model.config.algo.parameterization != "score":
+        return logits
+    return logits + math.log(model.vocab_size - 1)
+
+
 def clean_ids(model: Diffusion) -> Tensor:
     """Every id that clean data may hold."""
     ids = torch.arange(model.vocab_size)
@@ -252,4 +266,24 @@ def clean_ids(model: Diffusion) -> Tensor:
 @pytest.fixture
 def laws() -> SimpleNamespace:
     """The definitions that property tests compare the code with."""
-    return SimpleNamespace(marginal=marginal, output_for=output_for, clean=clean_ids)
+    return SimpleNamespace(
+        marginal=marginal,
+        output_for=output_for,
+        logits_for=logits_for,
+        clean=clean_ids,
+    )
+
+
+@pytest.fixture
+def give_logits(monkeypatch) -> Callable[[TrainerBase, Callable], None]:
+    """Puts a function in place of a model's network: give_logits(model, function).
+
+    It gets what `model.hidden` gets, the rows of a subset of the sequences, and
+    returns raw logits (B, L, K).
+    """
+
+    def give(model: TrainerBase, logits: Callable[..., Tensor]) -> None:
+        monkeypatch.setattr(model, "hidden", logits)
+        monkeypatch.setattr(model, "logits_for_loss", lambda hidden: hidden)
+
+    return give

@@ -2,12 +2,15 @@
 
 import functools
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import torch
 from golden_cases import ROOT, Case
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from algo import algorithm_class
 from samplers import SAMPLERS
@@ -119,3 +122,14 @@ def derivative_factor(config: DictConfig) -> float:
     of both does. Every continuous-time loss is proportional to that derivative.
     """
     return 1 - config.noise.eps if config.noise.type == "cosine" else 1.0
+
+
+def inverse_of_reference(noise_type: str) -> Callable[[Tensor], Tensor]:
+    """The reference's time for a signal level, which ignores eps.
+
+    It is (1 - eps) times the time at which the schedule has that level, which is ours.
+    """
+    return {
+        "log-linear": lambda alpha: 1 - alpha,
+        "cosine": lambda alpha: 1 - 2 / math.pi * torch.acos(1 - alpha),
+    }[noise_type]

@@ -26,7 +26,6 @@ LATER = {
     "distillation": "distillation comes with later work",
     "duo": "the curriculum comes with later work",
     "integral": "the diffusion transformation operator comes with later work",
-    "sampling_schedules": "the psi sampler comes with later work",
 }
 
 

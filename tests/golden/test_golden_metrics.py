@@ -6,7 +6,13 @@ from golden_cases import close, for_cases
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from metrics import GenerativePerplexity, Likelihood, counted_tokens, sample_entropy
+from metrics import (
+    GenerativePerplexity,
+    Likelihood,
+    TextScores,
+    counted_tokens,
+    sample_entropy,
+)
 
 
 @for_cases("metrics", holding="batches_nll_sum_and_tokens")
@@ -71,6 +77,14 @@ def texts_of(tokens: torch.Tensor) -> list[str]:
     return [" ".join(f"<{token}>" for token in row) for row in tokens.tolist()]
 
 
+def check(scores: TextScores, golden: dict[str, float], rtol: float) -> None:
+    """Sums over the rows, and the perplexity that they make."""
+    assert int(scores.num_tokens.sum()) == golden["token_count"]
+    assert float(scores.nll.sum()) == pytest.approx(golden["nll_sum"], rel=rtol)
+    perplexity, _ = scores.perplexity()
+    assert perplexity == pytest.approx(golden["perplexity"], rel=rtol)
+
+
 @for_cases("metrics", holding="full_context")
 def test_generative_perplexity(case, judge):
     """Texts to perplexity, over the rows that the reference counted.
@@ -80,17 +94,17 @@ def test_generative_perplexity(case, judge):
     """
     golden, limits = case.values["full_context"], case.tolerance("full_context")
     texts = texts_of(case["tokens"])
-    perplexity = judge(texts[: golden["rows_used"]])
-    assert judge.num_tokens == golden["token_count"]
-    assert judge.nll_sum == pytest.approx(golden["nll_sum"], rel=limits["rtol"])
+    rows = slice(golden["rows_used"])
+    check(judge.score(texts[rows]), golden, limits["rtol"])
+    perplexity = judge(texts[rows])
     assert perplexity == pytest.approx(golden["perplexity"], rel=limits["rtol"])
-    judge(texts)
+    scores = judge.score(texts)
     counted = case["counted"]
-    assert judge.num_tokens == int(counted.sum())
+    assert int(scores.num_tokens.sum()) == int(counted.sum())
     total = float(case["token_nll"].double()[counted].sum())
-    assert judge.nll_sum == pytest.approx(total, rel=limits["rtol"])
+    assert float(scores.nll.sum()) == pytest.approx(total, rel=limits["rtol"])
     if golden["rows_used"] < len(texts):
-        assert judge.num_tokens > golden["token_count"]
+        assert scores.num_tokens.sum() > golden["token_count"]
 
 
 @for_cases("metrics", holding="padded")
@@ -99,24 +113,15 @@ def test_generative_perplexity_of_padded_rows(case, judge):
     the mask."""
     golden, limits = case.values["padded"], case.tolerance("padded")
     rows = slice(golden["rows_used"])
-    judge.add(
-        case["tokens"][rows],
-        case["attention_mask"][rows],
-        case.values["eos_token_id"],
-    )
-    assert judge.num_tokens == golden["token_count"]
-    assert judge.nll_sum == pytest.approx(golden["nll_sum"], rel=limits["rtol"])
-    assert judge.compute() == pytest.approx(golden["perplexity"], rel=limits["rtol"])
+    scores = judge.score_ids(case["tokens"][rows], case["attention_mask"][rows])
+    check(scores, golden, limits["rtol"])
 
 
 @for_cases("metrics", holding="chunked")
 def test_generative_perplexity_of_chunks(case, judge):
-    """Rows in chunks, each scored on its own. Ours truncates long texts instead, so
-    the chunks are made here."""
+    """Texts beyond the judge's context are scored in chunks, each on its own."""
     golden, limits = case.values["chunked"], case.tolerance("chunked")
-    rows = slice(golden["rows_used"])
-    for chunk in case["tokens"][rows].split(golden["context"], dim=1):
-        judge.add(chunk, torch.ones_like(chunk), case.values["eos_token_id"])
-    assert judge.nll_sum == pytest.approx(golden["nll_sum"], rel=limits["rtol"])
-    assert judge.num_tokens == golden["token_count"]
-    assert judge.compute() == pytest.approx(golden["perplexity"], rel=limits["rtol"])
+    tokens = case["tokens"][slice(golden["rows_used"])]
+    judge.context = golden["context"]
+    scores = judge.score_ids(tokens, torch.ones_like(tokens))
+    check(scores, golden, limits["rtol"])

@@ -1,11 +1,18 @@
-"""One reverse step q(x_s | x_t, p) from given clean distributions p.
+"""One reverse step q(x_s | x_t, p) from given clean distributions p, and its mixture
+with a prediction of x_0 that is noised again, the psi sampler's.
 
-Known error of the reference, absorbing state: at revealed tokens it returns p itself,
+Known errors of the reference, absorbing state: at revealed tokens it returns p itself,
 so all but MDLM, whose p is one-hot there, draw revealed tokens anew at every step; and
 rows are not normalised where p has mass on the mask. Ours keeps revealed tokens and
 takes the mask out of p. `algo.compat=reference` gives D3PM the old rows back, because
 published samples were made with them.
+
+Another follows from the first: at revealed tokens the prediction of x_0 may be the
+mask, and noising sets its probability to 1 - alpha_s instead of adding that. No
+published sample mixes such rows, so there is no switch back.
 """
+
+import re
 
 import torch
 import torch.nn.functional as F
@@ -18,21 +25,16 @@ def model_of(case: Case, **settings):
     return build(case, weights=None, model__n_blocks=1, **settings)
 
 
-def steps(case: Case) -> list[tuple[str, Tensor, Tensor]]:
-    """(recorded name, alpha_s, alpha_t) of every recorded posterior.
+def posterior_steps(case: Case) -> dict[str, tuple[Tensor, Tensor]]:
+    """(alpha_s, alpha_t) of every recorded posterior, (B, 1) each, by its name.
 
-    `posterior_to_0` is the step to alpha_s = 1; the psi sampler's mixture at kappa = 1
-    is the posterior. Signal levels are float32 there.
+    `posterior_to_0` is the step to alpha_s = 1. Signal levels are float32 there.
     """
     column = torch.ones(len(case["xt"]), 1)
-    mixtures = [f"mix_{kappa}" for kappa in case.values["kappas"] if kappa == 1]
-    found = []
+    found = {}
     for index, (alpha_s, alpha_t) in enumerate(case.values["alpha_pairs_s_t"]):
-        found.append((f"{index}/posterior_to_0", column, alpha_t * column))
-        found += [
-            (f"{index}/{name}", alpha_s * column, alpha_t * column)
-            for name in ("posterior", *mixtures)
-        ]
+        found[f"{index}/posterior_to_0"] = (column, alpha_t * column)
+        found[f"{index}/posterior"] = (alpha_s * column, alpha_t * column)
     return found
 
 
@@ -42,8 +44,28 @@ def posteriors(case: Case, model) -> dict[str, Tensor]:
         name: model.posterior(
             case["p_x0"], xt=case["xt"], alpha_t=alpha_t, alpha_s=alpha_s
         )
-        for name, alpha_s, alpha_t in steps(case)
+        for name, (alpha_s, alpha_t) in posterior_steps(case).items()
     }
+
+
+def mixtures(case: Case, model, rows: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What the psi sampler makes of posteriors, by its recorded name, (B, L, K) each:
+
+        renoised  = q(x_s), x_0 ~ posterior_to_0
+        mix_kappa = kappa posterior + (1 - kappa) renoised
+
+    Args:
+        rows: Posteriors, by their names.
+    """
+    found = {}
+    for index, (alpha_s, _) in enumerate(case.values["alpha_pairs_s_t"]):
+        column = torch.full((len(case["xt"]), 1), alpha_s)
+        renoised = model.marginal(rows[f"{index}/posterior_to_0"], column)
+        found[f"{index}/renoised"] = renoised
+        for kappa in case.values["kappas"]:
+            mixture = kappa * rows[f"{index}/posterior"] + (1 - kappa) * renoised
+            found[f"{index}/mix_{kappa}"] = mixture
+    return found
 
 
 def row_sums(rows: dict[str, Tensor]) -> Tensor:
@@ -53,8 +75,8 @@ def row_sums(rows: dict[str, Tensor]) -> Tensor:
 
 
 def expected(case: Case, name: str) -> Tensor:
-    """The recorded rows (B, L, K), with both errors of the reference undone if it
-    made them.
+    """Recorded rows of a posterior (B, L, K), with both errors of the reference undone
+    if it made them.
 
     Revealed tokens stay. At a mask, p loses its mass on the mask: tokens are divided
     by 1 - p[m]; the mask's own probability is right as it is.
@@ -67,6 +89,33 @@ def expected(case: Case, name: str) -> Tensor:
     at_mask = torch.where(is_mask, golden, golden / rest)
     revealed = F.one_hot(case["xt"], golden.shape[-1]).to(golden.dtype)
     return torch.where((case["xt"] == mask)[..., None], at_mask, revealed)
+
+
+def expected_mixture(case: Case, name: str, undo: bool = True) -> Tensor:
+    """Recorded `renoised` or `mix_kappa` (B, L, K), with what its reference lost.
+
+    These are linear in the posteriors: what is missing in a posterior is missing in
+    them, times its weight. What noising forgets of the mask is always given back.
+
+    Args:
+        undo: Whether to undo the errors of the posteriors, too.
+    """
+    index, kind = name.split("/")
+    alpha_s = case.values["alpha_pairs_s_t"][int(index)][0]
+    kappa = 0.0 if kind == "renoised" else float(kind.removeprefix("mix_"))
+    now, clean = f"{index}/posterior", f"{index}/posterior_to_0"
+    right = expected if undo else Case.__getitem__
+    in_now = right(case, now) - case[now]
+    in_clean = right(case, clean) - noised_from(case, clean)
+    return case[name] + kappa * in_now + (1 - kappa) * alpha_s * in_clean
+
+
+def noised_from(case: Case, name: str) -> Tensor:
+    """The recorded posterior to 0 as the reference's noising takes it: no mask."""
+    mask = case.values["mask_index"]
+    if mask is None:
+        return case[name]
+    return case[name].index_fill(-1, torch.tensor(mask), 0)
 
 
 def is_sound(case: Case) -> bool:
@@ -97,6 +146,22 @@ def test_posterior(case):
             assert (ours.amax(dim=-1)[revealed] == 1).all()
 
 
+@for_cases("posterior", holding="kappas")
+def test_mixture(case):
+    """Forward noising of a distribution, and the psi sampler's mixture at every kappa:
+    the recorded rows with the reference's errors undone, and distributions."""
+    model = model_of(case)
+    rows = mixtures(case, model, posteriors(case, model))
+    recorded = {name for name in case.stated if re.search(r"/(mix_|renoised)", name)}
+    assert recorded == set(rows)
+    for name, ours in rows.items():
+        golden = expected_mixture(case, name)
+        close(ours, golden, f"{case}: {name}", **case.tolerance(name))
+        assert (ours >= 0).all()
+        one = torch.ones(case["xt"].shape)
+        close(ours.sum(dim=-1), one, f"{case}: sums of {name}", atol=1e-6)
+
+
 @for_cases("posterior", holding="row_sums", where=is_sound)
 def test_row_sums(case):
     """Where the reference makes no error its row sums are ours too: 1."""
@@ -111,12 +176,15 @@ def test_reference_redraws_revealed_tokens(case):
     """The recorded rows at revealed tokens are p, not the token that is there, and
     rows at masks sum to less than 1; so as they are they are not ours."""
     revealed = case["xt"] != case.values["mask_index"]
-    rows = posteriors(case, model_of(case))
+    model = model_of(case)
+    rows = posteriors(case, model)
     for name, ours in rows.items():
         golden = case[name]
         p = case["p_x0"][revealed]
         close(golden[revealed], p, f"{case}: {name}", **case.tolerance(name))
         assert not torch.allclose(ours, golden, atol=1e-3)
+    for name, ours in mixtures(case, model, rows).items():
+        assert not torch.allclose(ours, case[name], atol=1e-5)
     case.check("row_sums", row_sums({name: case[name] for name in rows}))
     assert (case["row_sums"] < 1 - 1e-6).any()
 
@@ -125,8 +193,13 @@ def test_reference_redraws_revealed_tokens(case):
     "posterior", holding="row_sums", where=lambda c: c.config.algo.name == "d3pm"
 )
 def test_d3pm_compat(case):
-    """algo.compat=reference gives the recorded rows and row sums as they are."""
-    rows = posteriors(case, model_of(case, algo__compat="reference"))
+    """algo.compat=reference gives the recorded rows and row sums as they are, and the
+    mixtures but for what noising forgets of the mask."""
+    model = model_of(case, algo__compat="reference")
+    rows = posteriors(case, model)
     for name, ours in rows.items():
         case.check(name, ours)
+    for name, ours in mixtures(case, model, rows).items():
+        golden = expected_mixture(case, name, undo=False)
+        close(ours, golden, f"{case}: {name}", **case.tolerance(name))
     case.check("row_sums", row_sums(rows))

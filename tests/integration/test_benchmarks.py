@@ -45,7 +45,12 @@ def test_every_section_measures_and_reports(tmp_path):
     results = run_sections(
         tmp_path, "train", "evaluation", "sampling", "scaling", "loading"
     )
-    for section in ("train", "evaluation", "sampling"):
+    sampled = [(r["algorithm"], r["predictor"]) for r in results["sampling"]]
+    assert ("ar", "ancestral") in sampled
+    assert ("duo_base", "psi") in sampled
+    assert all(row["speed"] > 0 for row in results["sampling"])
+    assert all(row["ours_step_mb"] > 0 for row in results["sampling"])
+    for section in ("train", "evaluation"):
         assert [r["algorithm"] for r in results[section]] == ["ar", "d3pm", "duo_base"]
         assert all(row["speed"] > 0 for row in results[section])
     assert all(row["plain_peak_mb"] > 50 for row in results["train"])

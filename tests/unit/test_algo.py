@@ -5,7 +5,9 @@ import torch
 import torch.nn.functional as F
 
 import algo
-from algo import algorithm_class, pick, subs, without_mask
+from algo import algorithm_class, pick, without_mask
+from models.attention import KVCache
+from prompts import Given
 from utils import ConfigError
 
 # ---------------------------------------------------------------- look-up
@@ -70,11 +72,14 @@ def test_without_mask_touches_the_mask_only(generator):
 
 
 @pytest.mark.parametrize("mask_index", [0, 2, 4])
-def test_subs(generator, mask_index):
+def test_subs(make_model, stub_tokenizer, generator, mask_index):
     """At a mask: softmax over the other tokens; at a token: that token for sure."""
+    tokenizer = stub_tokenizer(5, 0, mask_token_id=mask_index)
+    model = make_model("algo=mdlm", tokenizer=tokenizer)
     logits = torch.randn(1, 5, 5, dtype=torch.float64, generator=generator)
     xt = torch.arange(5)[None]
-    x_theta = subs(logits, xt, mask_index).exp()[0]
+    log_p = model.process_logits(logits, xt=xt, sigma=None)
+    x_theta = model.carry_over(log_p, xt).exp()[0]
     expected = F.one_hot(xt[0], 5).double()
     kept = logits[0, mask_index].clone()
     kept[mask_index] = -torch.inf
@@ -93,15 +98,17 @@ def test_sedd_log_score(make_model, generator):
     torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
 
 
-def test_sedd_denoises_by_its_score(make_model):
-    """p(x_0 | mask) is proportional to the score; revealed tokens stay."""
+def test_sedd_denoises_by_its_score(make_model, generator):
+    """p(x_0 | mask) is proportional to the score, whatever the score's sum is."""
     model = make_model("algo=sedd")
-    xt = torch.tensor([[6, 3, 6, 6, 6, 6, 6, 6]])
-    alpha_t = torch.tensor([[0.3]], dtype=torch.float64)
-    score = model.log_score(xt, alpha_t).exp()[0, 0, :6]
-    x_theta = model.predict_x0(xt, alpha_t).exp()[0]
-    torch.testing.assert_close(x_theta[0, :6], score / score.sum())
-    assert x_theta[1].tolist() == [0, 0, 0, 1, 0, 0, 0]
+    xt, sigma = torch.tensor([6, 6]), torch.tensor([0.3, 2.0], dtype=torch.float64)
+    logits = torch.randn(2, 7, dtype=torch.float64, generator=generator)
+    log_score = model.log_score(logits, alpha_t=torch.exp(-sigma), sigma=sigma)
+    score = log_score.exp()[:, :6]
+    x_theta = model.denoised(logits, xt=xt, sigma=sigma).exp()
+    expected = score / score.sum(dim=-1, keepdim=True)
+    torch.testing.assert_close(x_theta[:, :6], expected)
+    assert not x_theta[:, 6].any()
 
 
 @pytest.mark.parametrize("masking", [True, False])
@@ -174,3 +181,25 @@ def test_ar_scores_what_it_predicts(ar):
     assert losses.num_tokens.tolist() == [2, 7]
     nll = ar.nll(batch["input_ids"]).nll
     torch.testing.assert_close(losses.nlls[0], nll[0, :2].sum())
+
+
+def test_ar_puts_bos_first(ar):
+    """Whatever is given there; the rest of what is given stays."""
+    ar.tokenizer.bos_token_id = 5
+    known = torch.tensor([[True, True, False], [False, False, True]])
+    given = ar.with_bos(Given(torch.full((2, 3), 3), known))
+    assert given.known.tolist() == [[True, True, False], [True, False, True]]
+    assert given.tokens[:, 0].tolist() == [5, 5]
+    assert given.tokens[:, 1:].tolist() == [[3, 3], [3, 3]]
+
+
+def test_ar_hidden_states_of_a_cache_are_those_of_the_whole_prefix(ar, generator):
+    """The first tokens at once, the others one by one, as samplers feed them."""
+    x = torch.randint(6, (3, 8), generator=generator)
+    whole = ar.hidden(x)
+    for start in (1, 4, 7):
+        cache = KVCache(8)
+        parts = [ar.hidden(x[:, :start], cache)]
+        parts += [ar.hidden(x[:, i : i + 1], cache) for i in range(start, 8)]
+        assert cache.length == 8
+        torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)

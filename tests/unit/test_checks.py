@@ -1,4 +1,5 @@
-"""Keys that take one of several kinds of values; numbers are in `test_main.py`."""
+"""Keys that take one of several kinds of values, and what a mode cannot run on; numbers
+are in `test_main.py`."""
 
 from functools import partial
 
@@ -6,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 from refusals import refused
 
-from checks import FLAGS, check_values
+from checks import FLAGS, check_devices, check_values
 
 
 @pytest.mark.parametrize("value", [0, -3, "many", "", "7", 1.5, float("inf"), True])
@@ -49,3 +50,11 @@ def test_the_loss_is_compiled_or_not_or_auto(compose, value):
         "True",
         "False",
     )
+
+
+def test_samples_are_not_drawn_from_shards(compose, monkeypatch):
+    """Also where fsdp could train."""
+    monkeypatch.setattr("checks.uses_cuda", lambda accelerator: True)
+    check_devices(compose("strategy=fsdp"))
+    sharded = compose("strategy=fsdp", "mode=sample_eval")
+    refused(partial(check_devices, sharded), "strategy=fsdp", "mode=sample_eval", "ddp")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from diffusion import Diffusion
+from prompts import Given
 
 
 @pytest.fixture
@@ -20,11 +21,16 @@ def test_forward_gives_an_output_for_each_token(model, generator):
 
 
 def test_denoisers_give_distributions_over_clean_tokens(model, generator):
-    """predict_x0 is normalised for every parameterisation, scores included."""
-    xt = torch.randint(7, (3, 8), generator=generator)
-    alpha_t = torch.full((3, 1), 0.4, dtype=torch.float64)
-    x_theta = model.predict_x0(xt, alpha_t).exp()
-    torch.testing.assert_close(x_theta.sum(dim=-1), torch.ones(3, 8))
+    """`denoised` is normalised for every parameterisation, scores included, and has
+    no mass on the mask; also with levels (n,) as samplers give them."""
+    logits = torch.randn(24, 7, dtype=torch.float64, generator=generator)
+    xt = torch.full((24,), 6)
+    sigma = torch.linspace(0.1, 3, 24, dtype=torch.float64)
+    x_theta = model.denoised(logits, xt=xt, sigma=sigma).exp()
+    torch.testing.assert_close(x_theta.sum(dim=-1), torch.ones(24).double())
+    clean = range(7) if model.mask_index is None else range(6)
+    expected = logits[:, clean].softmax(dim=-1)
+    torch.testing.assert_close(x_theta[:, clean], expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("conditioning", [True, False])
@@ -86,14 +92,10 @@ def test_the_loss_trains_every_parameter(model):
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
 
 
-def test_greedy_tokens(model, laws):
-    """The likeliest clean token; never the mask, and revealed ones stay."""
-    x_theta = torch.tensor([0.1, 0.2, 0.1, 0.15, 0.05, 0.1, 0.3]).expand(1, 7, 7)
-    got = model.most_likely_x0(x_theta, torch.arange(7)[None])[0].tolist()
-    if model.mask_index is None:
-        assert got == [6] * 7
-    else:
-        assert got == [0, 1, 2, 3, 4, 5, 1]
+def test_undecided_tokens(model):
+    """Masks; of a uniform state all tokens."""
+    got = model.undecided(torch.arange(7)[None])[0].tolist()
+    assert got == [model.mask_index is None or i == 6 for i in range(7)]
 
 
 @pytest.mark.parametrize("method", ["process_logits", "nll_per_token", "posterior"])
@@ -101,15 +103,32 @@ def test_every_model_overrides_what_the_skeleton_leaves_open(model, method):
     assert getattr(type(model), method) is not getattr(Diffusion, method)
 
 
-def test_scores_of_revealed_tokens(make_model, absorbing_name):
-    """log p_t(y) / p_t(x): 0 for y = x, log (1 - a) / a for the mask, else -inf."""
+def test_scores_at_masks(make_model, absorbing_name, laws, generator):
+    """log p_t(y) / p_t(m) = log p(y) a / (1 - a) for every token y."""
     model = make_model(f"algo={absorbing_name}", "sampling.predictor=analytic")
-    if model.config.algo.parameterization == "score":
-        pytest.skip("the network gives the score")
-    xt = torch.tensor([[2] * 8])
-    log_score = model.log_score(xt, torch.tensor([[0.2]], dtype=torch.float64))[0, 0]
-    assert log_score[2] == 0
-    assert log_score[6].item() == pytest.approx(
-        torch.tensor(4.0).log().item(), rel=1e-6
-    )
-    assert bool((log_score[[0, 1, 3, 4, 5]] <= -1e5).all())
+    p = torch.rand(4, 7, dtype=torch.float64, generator=generator)
+    p[:, 6] = 0
+    p /= p.sum(dim=-1, keepdim=True)
+    alpha_t = torch.tensor([0.01, 0.2, 0.5, 0.999], dtype=torch.float64)
+    score = model.log_score(
+        laws.logits_for(model, p), alpha_t=alpha_t, sigma=model.sigma(alpha_t)
+    ).exp()
+    expected = p[:, :6] * (alpha_t / (1 - alpha_t))[:, None]
+    torch.testing.assert_close(score[:, :6], expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("ignore_bos", [True, False])
+def test_with_bos(make_model, diffusion_name, ignore_bos):
+    """A clean bos first where training never noises it, unless another is given."""
+    model = make_model(f"algo={diffusion_name}", f"algo.ignore_bos={ignore_bos}")
+    model.tokenizer.bos_token_id = 5
+    tokens = torch.tensor([[3, 3, 3], [3, 3, 3]])
+    known = torch.tensor([[True, False, True], [False, True, False]])
+    before = tokens.clone(), known.clone()
+    got = model.with_bos(Given(tokens, known))
+    assert torch.equal(tokens, before[0])
+    assert torch.equal(known, before[1])
+    assert got.known[0].tolist() == [True, False, True]
+    assert got.known[1].tolist() == [ignore_bos, True, False]
+    xt = got.put(torch.zeros(2, 3, dtype=torch.long))
+    assert xt.tolist() == [[3, 0, 3], [5 if ignore_bos else 0, 3, 0]]

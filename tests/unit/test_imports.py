@@ -14,8 +14,9 @@ LAYERS = [
     {"algo"},
     {"diffusion"},
     {"trainer_base"},
-    {"samplers", "metrics", "models", "dataloader", "checks"},
-    {"corpora"},
+    {"samplers", "metrics", "dataloader"},
+    {"chain", "checks", "corpora", "draws", "prompts", "psi"},
+    {"models"},
     {"utils", "losses"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -57,7 +58,15 @@ def test_layers_that_must_not_meet():
     assert by_name["utils"] == by_name["losses"] == set()
     assert by_name["corpora"] <= {"utils"}
     assert by_name["dataloader"] <= {"corpora", "utils"}
-    assert by_name["samplers"] <= {"utils"}
+    assert by_name["samplers"] <= {
+        "chain",
+        "draws",
+        "models",
+        "prompts",
+        "psi",
+        "utils",
+    }
+    assert by_name["draws"] == set()
     assert by_name["metrics"] <= {"utils"}
     assert by_name["models"] <= {"models", "utils"}
     for name in ("algo", "diffusion", "trainer_base"):

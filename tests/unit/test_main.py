@@ -1,14 +1,21 @@
 """The checks of the entry point; whole runs are in tests/integration."""
 
 from functools import partial
+from types import SimpleNamespace
 
+import hypothesis.strategies as st
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import example, given
 from omegaconf import OmegaConf
 from refusals import refused
+from rich.console import Console
 
 import main
+from algo import AR, MDLM
 from checks import NUMBERS, check_batches, check_devices, check_numbers
-from main import LOGGERS
+from main import LOGGERS, load_judge, mauve_references, quoted, report_sampling
+from utils import ConfigError
 
 
 def test_defaults_pass_every_check(compose):
@@ -77,3 +84,165 @@ def test_an_unknown_logger_is_refused(compose):
 
 def test_evaluation_runs_on_the_configured_device(compose):
     assert main.device_of(compose("trainer.accelerator=cpu")).type == "cpu"
+
+
+# ---------------------------------------------------------------- the judge
+
+
+@pytest.fixture
+def judges(monkeypatch):
+    """Arguments of every judge that is made; the judge itself is not."""
+    made = []
+
+    def judge(name, **arguments):
+        made.append((name, arguments))
+        return SimpleNamespace(name=name)
+
+    monkeypatch.setattr(main, "GenerativePerplexity", judge)
+    return made
+
+
+def test_the_judge_reads_texts_of_a_samples_length(compose, judges):
+    """With windows a sample is longer than the model."""
+    config = compose("eval.perplexity_batch_size=3")
+    assert load_judge(config, MDLM).name == "gpt2-large"
+    windows = ("sampling.semi_ar=True", "sampling.stride_length=2")
+    load_judge(compose(*windows, "sampling.num_strides=5"), MDLM)
+    (_, plain), (_, long) = judges
+    assert (plain["max_length"], plain["batch_size"]) == (8, 3)
+    assert long["max_length"] == 8 + 5 * 2
+    assert plain["device"].type == "cpu"
+
+
+def test_without_a_judge_none_is_made(compose, judges):
+    config = compose("eval.gen_ppl_eval_model_name_or_path=null", "algo=ar")
+    assert load_judge(config, AR) is None
+    assert not judges
+
+
+def test_a_judge_out_of_reach_is_missed_only_where_it_is_asked_for(
+    compose, monkeypatch, caplog
+):
+    def judge(name, **arguments):
+        raise ConfigError("no judge today.")
+
+    monkeypatch.setattr(main, "GenerativePerplexity", judge)
+    assert load_judge(compose(), MDLM) is None
+    assert "no judge today. Going on without it." in caplog.text
+    for asked in (
+        "eval.compute_generative_perplexity=True",
+        "eval.mauve_references=a.txt",
+    ):
+        refused(partial(load_judge, compose(asked), MDLM), "no judge today.")
+
+
+def test_mauve_references_are_texts_of_a_file(compose, tmp_path, monkeypatch):
+    monkeypatch.setattr(main, "require_mauve", lambda: None)
+    assert mauve_references(compose()) == []
+    path = tmp_path / "texts.txt"
+    path.write_text("one\ntwo\n")
+    config = compose()
+    config.eval.mauve_references = str(path)
+    assert mauve_references(config)
+    assert "one" in "".join(mauve_references(config))
+    config.eval.mauve_references = str(tmp_path / "none.txt")
+    refused(partial(mauve_references, config), "eval.mauve_references", "none.txt")
+
+
+def test_mauve_needs_a_judge(compose):
+    config = compose(
+        "eval.mauve_references=a.txt", "eval.gen_ppl_eval_model_name_or_path=null"
+    )
+    refused(
+        partial(mauve_references, config),
+        "eval.mauve_references='a.txt'",
+        "eval.gen_ppl_eval_model_name_or_path",
+    )
+
+
+# ---------------------------------------------------------------- reports
+
+
+def test_the_table_has_every_number_with_its_error(compose, monkeypatch, capsys):
+    """None is a dash; paths may hold what rich takes for markup."""
+    monkeypatch.setattr(main, "console", Console(width=120))
+    config = compose("sampling.predictor=psi")
+    config.eval.generated_samples_path = "[a]/samples.json"
+    results = {
+        "generative_ppl": None,
+        "generative_ppl_stderr": None,
+        "entropy": 1.25,
+        "entropy_stderr": 0.5,
+        "num_samples": 6,
+        "samples_per_second": 3.0,
+        "mauve": 0.875,
+    }
+    report_sampling(config, results)
+    out = capsys.readouterr().out
+    assert "6 samples, psi" in out
+    rows = [line.replace("│", " ").split() for line in out.splitlines()]
+    assert ["generative_ppl", "-", "-"] in rows
+    assert ["entropy", "1.2500", "0.5000"] in rows
+    assert ["mauve", "0.8750", "-"] in rows
+    assert ["file", "[a]/samples.json"] in rows
+    assert "num_samples" not in out
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def through_hydra(argument: str):
+    """The value that Hydra's own parser reads from an argument."""
+    return OverridesParser.create().parse_override(quoted(argument)).value()
+
+
+# Printable, blanks and quotes included; "${" is an interpolation.
+PRINTABLE = st.text(
+    st.characters(exclude_categories=["C", "Zl", "Zp"])
+    | st.sampled_from("\\'\" ,=[]{}"),
+    min_size=1,
+).filter(lambda text: "${" not in text)
+
+
+def is_quoted_already(text: str) -> bool:
+    """As in examples of Hydra's: such text goes to Hydra as it is."""
+    return text[0] in "'\"" and text[-1] == text[0]
+
+
+@pytest.mark.parametrize("key", ["prompt", "prompt_file", "infill"])
+@given(
+    text=PRINTABLE.filter(
+        lambda text: (
+            text != "null" and not is_quoted_already(text) and not text.endswith("\\")
+        )
+    )
+)
+@example(text='It\'s "so", he said: {a, b} = [c] ~ 100%')
+@example(text="a\\'b\\\\'c")
+@example(text="1,2,3")
+@example(text="True")
+@example(text=" The [MASK:12] sat on [MASK:5].")
+def test_prompts_survive_the_command_line(key, text):
+    """Whatever the text, Hydra reads a string: this one."""
+    assert through_hydra(f"sampling.{key}={text}") == text
+
+
+def test_a_prompt_of_null_is_none():
+    assert quoted("sampling.prompt=null") == "sampling.prompt=null"
+    assert through_hydra("sampling.prompt=null") is None
+
+
+def test_text_in_quotes_is_hydras_already():
+    """So that a command that quotes for Hydra works, and a second pass, as for the
+    processes of several devices, changes nothing."""
+    assert through_hydra("sampling.prompt='a, b'") == "a, b"
+    once = quoted("sampling.prompt=It's, well")
+    assert quoted(once) == once
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["sampling.steps=8,16", "-m", "+wandb.offline=true", "a.prompt=x y", "prompt=x y"],
+)
+def test_other_arguments_stay(argument):
+    assert quoted(argument) == argument

@@ -1,13 +1,27 @@
-"""Generative perplexity under a judge of the test's own."""
+"""Generative perplexity under a judge of the test's own, MAUVE, distinct n-grams,
+means with standard errors."""
 
 import math
+import sys
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from refusals import refused
 from torch import nn
 
 import metrics
-from metrics import GenerativePerplexity, _load_judge, unigram_nll
+from metrics import (
+    GenerativePerplexity,
+    TextScores,
+    _load_judge,
+    distinct_n,
+    mauve_score,
+    mean_and_error,
+    require_mauve,
+    unigram_nll,
+)
 from utils import ConfigError
 
 VOCAB, EOS = 10, 9
@@ -37,27 +51,38 @@ class Judge(nn.Module):
 
     device = torch.device("cpu")
 
-    def forward(self, ids, attention_mask):
+    def __init__(self, context=None):
+        super().__init__()
+        self.config = SimpleNamespace(max_position_embeddings=context)
+
+    def forward(self, ids, attention_mask, output_hidden_states=False):
+        assert ids.shape[1] <= (self.config.max_position_embeddings or math.inf)
         p = torch.full((*ids.shape, VOCAB), 0.5 / 9)
         p.scatter_(-1, ((ids + 1) % VOCAB)[..., None], 0.5)
-        return type("Output", (), {"logits": p.log()})
+        # A state that tells token and position: (10 position + token, batch's row).
+        places = 10 * torch.arange(ids.shape[1]) + ids
+        rows = torch.arange(len(ids))[:, None].expand_as(ids)
+        states = (None, torch.stack([places, rows], dim=-1).bfloat16())
+        return SimpleNamespace(
+            logits=p.log(), hidden_states=states if output_hidden_states else None
+        )
 
 
 @pytest.fixture
 def judge(monkeypatch):
     loads = []
 
-    def load(name):
-        loads.append(name)
-        return DigitTokenizer(), Judge()
+    def build(context=None, **kwargs):
+        def load(name):
+            loads.append(name)
+            return DigitTokenizer(), Judge(context)
 
-    monkeypatch.setattr(metrics, "_load_judge", load)
-
-    def build(**kwargs):
+        monkeypatch.setattr(metrics, "_load_judge", load)
+        before = len(loads)
         built = GenerativePerplexity(
             "judge", **({"batch_size": 2, "max_length": 9} | kwargs)
         )
-        assert len(loads) == 1  # once, however many texts there are
+        assert len(loads) == before + 1  # once, however many texts there are
         return built
 
     return build
@@ -97,17 +122,64 @@ def test_texts_are_cut_to_the_longest_allowed(judge):
     assert judge(max_length=3)(["0120000"]) == pytest.approx(2.0)
 
 
-def test_each_call_starts_anew_and_updates_add_up(judge):
+def test_each_call_starts_anew(judge):
     metric = judge()
     metric(["0000"])
     assert metric(["0123"]) == pytest.approx(2.0)
-    metric.update(["0000"])
-    assert metric.compute() == pytest.approx(expected_ppl("0123", "0000"))
+
+
+def test_scores_are_those_of_each_text(judge):
+    """So that batches scored one after the other, or by several devices, add up."""
+    texts = ["0123", "0000", "4567", "1357", "8888"]
+    together = judge().score(texts)
+    assert together.nll.dtype == torch.float64
+    assert together.num_tokens.tolist() == [3] * 5
+    for text, nll in zip(texts, together.nll, strict=True):
+        assert math.exp(nll / 3) == pytest.approx(expected_ppl(text))
+
+
+def test_perplexity_has_the_standard_error_of_a_ratio():
+    """Of exp(sum of nll / sum of tokens) over independent texts, by the delta
+    method."""
+    nll, tokens = np.array([3.0, 4.5, 2.0, 9.0]), np.array([2, 3, 2, 4])
+    mean = nll.sum() / tokens.sum()
+    spread = ((nll - mean * tokens) ** 2).sum() * 4 / 3
+    error = math.exp(mean) * math.sqrt(spread) / tokens.sum()
+    got = TextScores(torch.tensor(nll), torch.tensor(tokens)).perplexity()
+    assert got == pytest.approx((math.exp(mean), error))
+
+
+def test_one_text_has_no_standard_error():
+    ppl, error = TextScores(torch.tensor([2.0]), torch.tensor([2])).perplexity()
+    assert ppl == pytest.approx(math.e)
+    assert math.isnan(error)
 
 
 @pytest.mark.parametrize("texts", [[], ["1"], ["1", "2", "3"]])
 def test_without_a_token_to_score_there_is_no_perplexity(judge, texts):
+    assert judge().score(texts).perplexity() is None
     assert judge()(texts) is None
+
+
+def test_long_texts_are_scored_a_context_at_a_time(judge):
+    """Each on its own: its first token is not scored, its first eos counts."""
+    texts = ["01230000", "99123999"]
+    parts = [text[i : i + 3] for text in texts for i in (0, 3, 6)]
+    assert judge(context=3)(texts) == pytest.approx(expected_ppl(*parts))
+    scores = judge(context=3).score(texts)
+    assert scores.num_tokens.tolist() == [5, 3]
+
+
+def test_a_last_context_of_one_token_scores_nothing(judge):
+    assert judge(context=3)(["0123"]) == pytest.approx(expected_ppl("012"))
+
+
+@pytest.mark.parametrize(("context", "last"), [(None, 24), (2, 13)])
+def test_features_are_the_last_state_of_the_last_token(judge, context, last):
+    """At a text's own last token, not at its batch's; cut to the judge's context."""
+    got = judge(context=context).features(["23", "5", "234"])
+    assert got.dtype == np.float32
+    assert got.tolist() == [[13, 0], [5, 1], [last, 0]]
 
 
 def test_a_judge_that_cannot_be_loaded_is_refused(tmp_path, monkeypatch):
@@ -148,3 +220,60 @@ def test_unigram_takes_any_integer_type(generator):
     expected = unigram_nll(ids, ids, 7)
     for dtype in ("uint8", "uint16", "int32"):
         assert unigram_nll(ids.astype(dtype), ids.astype(dtype), 7) == expected
+
+
+# ---------------------------------------------------------------- MAUVE
+
+
+def test_mauve_gets_references_first_and_the_seed(monkeypatch):
+    """p are the references, q the samples; the score is not symmetric."""
+    calls = []
+
+    def compute_mauve(**arguments):
+        calls.append(arguments)
+        return SimpleNamespace(mauve=np.float64(0.25))
+
+    fake = ModuleType("mauve")
+    fake.compute_mauve = compute_mauve
+    monkeypatch.setitem(sys.modules, "mauve", fake)
+    references, samples = np.zeros((3, 2)), np.ones((4, 2))
+    score = mauve_score(references, samples, seed=5)
+    assert type(score) is float
+    assert score == 0.25
+    (arguments,) = calls
+    assert arguments["p_features"] is references
+    assert arguments["q_features"] is samples
+    assert arguments["seed"] == 5
+
+
+def test_mauve_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refused(require_mauve, "eval.mauve_references", "pip install mauve-text", "null")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: "found")
+    require_mauve()
+
+
+# ---------------------------------------------------------------- plain numbers
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_distinct_n_counts_different_n_grams(n, generator):
+    """Of each sample by itself, in plain Python."""
+    x = torch.randint(4, (6, 12), generator=generator)
+    expected = []
+    for row in x.tolist():
+        grams = [tuple(row[i : i + n]) for i in range(len(row) - n + 1)]
+        expected.append(len(set(grams)) / len(grams))
+    assert distinct_n(x, n).tolist() == expected
+
+
+def test_distinct_n_of_extremes():
+    x = torch.stack([torch.arange(8), torch.zeros(8, dtype=torch.long)])
+    assert distinct_n(x, 2).tolist() == [1, 1 / 7]
+
+
+def test_mean_and_error_is_numpys():
+    values = [1.0, 2.5, 4.0, -3.0]
+    error = np.std(values, ddof=1) / 2
+    assert mean_and_error(values) == pytest.approx((np.mean(values), error))
+    assert mean_and_error([3]) == (3.0, None)

@@ -97,6 +97,46 @@ def test_what_an_algorithm_cannot_do_is_refused(
         make_model(f"algo={name}", override)
 
 
+SEMI_AR = ("sampling.semi_ar=True", "sampling.stride_length=2")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "parts"),
+    [
+        ("ar", [], ["sampling.semi_ar=True", "algo=ar", "False"]),
+        (
+            "mdlm",
+            ["sampling.stride_length=8"],
+            ["sampling.stride_length=8", "above 0 and below", "model.length=8"],
+        ),
+        (
+            "duo_base",
+            ["sampling.noise_removal=none"],
+            ["sampling.noise_removal='none'", "sampling.semi_ar=True", "greedy"],
+        ),
+        (
+            "sedd",
+            ["sampling.noise_removal=False"],
+            ["sampling.noise_removal=False", "sampling.semi_ar=True", "ancestral"],
+        ),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(
+    compose, make_model, name, overrides, parts
+):
+    config = compose(f"algo={name}", *SEMI_AR, *overrides)
+    refused(partial(algorithm_class(config).validate_config, config), *parts)
+    with pytest.raises(ConfigError):
+        make_model(f"algo={name}", *SEMI_AR, *overrides)
+
+
+def test_windows_make_samples_longer(make_model, diffusion_name):
+    """The keys of published semi-autoregressive samples are no longer refused."""
+    model = make_model(f"algo={diffusion_name}", *SEMI_AR, "sampling.num_strides=3")
+    samples = model.generate_samples(2, model.generator("test"))
+    assert samples.tokens.shape == (2, 8 + 3 * 2)
+
+
 @pytest.mark.parametrize("name", ["mdlm", "d3pm"])
 def test_discrete_time_is_accepted_where_it_has_a_form(make_model, name):
     assert make_model(f"algo={name}", "algo.T=16").T == 16

@@ -1,0 +1,144 @@
+"""One summary of a Hydra multirun: a table, a CSV and a plot of what its runs returned.
+
+`python main.py -m mode=sample_eval sampling.steps=8,16,32 ...` runs the jobs; each
+leaves its numbers in its folder, and the last one is followed by the summary, whatever
+launcher ran them.
+"""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+ROW = "numbers.json"  # in every job's folder
+# Numbers in the table; the CSV has all.
+SHOWN = (
+    *("generative_ppl", "mauve", "entropy", "evaluations", "samples_per_second"),
+    *("nll", "ppl"),
+)
+
+
+class Summary(Callback):
+    """Hydra calls it at the end of every job and of the multirun."""
+
+    def on_job_end(
+        self, config: DictConfig, job_return: JobReturn, **kwargs: Any
+    ) -> None:
+        hydra = config.hydra
+        is_multirun = "MULTIRUN" in str(hydra.mode)
+        if not is_multirun or job_return.status != JobStatus.COMPLETED:
+            return
+        row = {
+            "job": hydra.job.num,
+            "overrides": _overrides(hydra),
+            "numbers": job_return.return_value or {},
+        }
+        (Path(hydra.runtime.output_dir) / ROW).write_text(json.dumps(row))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        rows = [json.loads(path.read_text()) for path in folder.glob(f"**/{ROW}")]
+        rows.sort(key=lambda row: row["job"])
+        if rows:
+            summarise(rows, folder)
+
+
+def _overrides(hydra: DictConfig) -> dict[str, str]:
+    """key=value of the job's command line."""
+    pairs = (
+        text.split("=", 1) for text in OmegaConf.to_container(hydra.overrides.task)
+    )
+    return {key.lstrip("+~"): value for key, *rest in pairs for value in rest}
+
+
+def summarise(jobs: list[dict[str, Any]], folder: Path) -> None:
+    """Prints a table of jobs and writes summary.csv and summary.png.
+
+    Args:
+        jobs: job, overrides and numbers of each.
+        folder: Where the files go.
+    """
+    overrides = [job["overrides"] for job in jobs]
+    keys = dict.fromkeys(key for row in overrides for key in row)
+    swept = [key for key in keys if len({row.get(key) for row in overrides}) > 1]
+    rows = [{"job": job["job"], **job["overrides"], **job["numbers"]} for job in jobs]
+    numbers = dict.fromkeys(key for job in jobs for key in job["numbers"])
+    numbers = [key for key in numbers if any(row.get(key) is not None for row in rows)]
+    columns = ["job", *swept, *numbers]
+    with open(folder / "summary.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    shown = ["job", *swept, *(key for key in numbers if key in SHOWN)]
+    table = Table(*shown, title=f"{len(rows)} runs")
+    for row in rows:
+        table.add_row(*(_cell(row, key) for key in shown))
+    console = Console()
+    console.print(table)
+    files = [folder / "summary.csv", *plot(rows, folder)]
+    paths = (str(path.resolve()) for path in files)
+    console.print("summary:", *paths, soft_wrap=True, highlight=False)
+
+
+def _cell(row: dict[str, Any], key: str) -> str:
+    value, error = row.get(key), row.get(f"{key}_stderr")
+    if not isinstance(value, float):
+        return "-" if value is None else str(value)
+    return f"{value:.4g}" + (f" ± {error:.2g}" if error else "")
+
+
+def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """Generative perplexity against entropy and against steps; no judge: entropy.
+
+    Returns:
+        The file, or nothing if the runs drew no samples.
+    """
+    rows = [row for row in rows if row.get("entropy") is not None]
+    if not rows:
+        return []
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    judged = [row for row in rows if row.get("generative_ppl") is not None]
+    stepped = [row for row in judged or rows if "sampling.steps" in row]
+    stepped.sort(key=lambda row: int(row["sampling.steps"]))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4))
+    quality = "generative_ppl" if judged else "entropy"
+    for row in judged:
+        _point(left, row, "entropy")
+        label = row.get("sampling.steps", row["job"])
+        left.annotate(str(label), (row["entropy"], row["generative_ppl"]))
+    left.set(xlabel="entropy (nats)", ylabel="generative perplexity")
+    right.errorbar(
+        [int(row["sampling.steps"]) for row in stepped],
+        [row[quality] for row in stepped],
+        yerr=[row.get(f"{quality}_stderr") or 0 for row in stepped],
+        fmt="o-",
+        capsize=3,
+    )
+    label = "generative perplexity" if judged else "entropy (nats)"
+    right.set(xlabel="steps", ylabel=label, xscale="log")
+    figure.tight_layout()
+    figure.savefig(folder / "summary.png", dpi=150)
+    pyplot.close(figure)
+    return [folder / "summary.png"]
+
+
+def _point(axes: Any, row: dict[str, Any], x: str) -> None:
+    axes.errorbar(
+        row[x],
+        row["generative_ppl"],
+        xerr=row.get(f"{x}_stderr") or 0,
+        yerr=row.get("generative_ppl_stderr") or 0,
+        fmt="o",
+        color="tab:blue",
+        capsize=3,
+    )
