@@ -21,7 +21,6 @@ from torch import Tensor
 from diffusion import (
     NEG_INFINITY,
     AbsorbingState,
-    Draw,
     UniformState,
     without_mask,
 )
@@ -197,6 +196,7 @@ class D3PMAbsorb(AbsorbingState):
         super().__init__(config, tokenizer)
         self.subs_masking: bool = config.algo.subs_masking
         self.redraws_revealed = config.algo.compat == "reference"
+        self.draws_whole_rows = self.redraws_revealed
 
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:
@@ -282,18 +282,6 @@ class D3PMAbsorb(AbsorbingState):
         if not self.redraws_revealed:
             return super().denoised(logits, xt=xt, sigma=sigma)
         return self.process_logits(logits, xt=xt, sigma=sigma)
-
-    def change_bound(self, xt: Tensor, *, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
-        if not self.redraws_revealed:
-            return super().change_bound(xt, alpha_t=alpha_t, alpha_s=alpha_s)
-        return torch.ones_like(alpha_t)
-
-    def changed(
-        self, x_theta: Tensor, *, draw: Draw, generator: Any, **levels: Tensor
-    ) -> Tensor:
-        if not self.redraws_revealed:
-            return super().changed(x_theta, draw=draw, generator=generator, **levels)
-        return draw(self.posterior(x_theta, **levels), generator)
 
 
 class DUO_BASE(UniformState):

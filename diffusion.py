@@ -42,6 +42,8 @@ class Diffusion(TrainerBase):
     two work token by token, on any leading shape.
     """
 
+    draws_whole_rows = False  # whether samplers have to draw from `posterior` itself
+
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)
         self.T: int = config.algo.T

@@ -41,12 +41,17 @@ SETTINGS = (
     "sampling",
     "loader.eval_batch_size",
     "trainer.precision",
+    "training.ema",
+    "training.loss_precision",
     "data.tokenizer_name_or_path",
+    "data.vocab_size",
     "eval.checkpoint_path",
     "eval.disable_ema",
     "eval.gen_ppl_eval_model_name_or_path",
+    "eval.perplexity_batch_size",
     "eval.mauve_references",
 )
+FILES = ("eval.checkpoint_path", "sampling.prompt_file")  # whose contents count
 _SHOWN_ONLY = ("num_sample_log",)
 
 
@@ -60,6 +65,13 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
         settings[key] = value
     for key in _SHOWN_ONLY:
         settings["sampling"].pop(key)
+    for key in FILES:
+        path = OmegaConf.select(config, key)
+        if path and path_exists(path):
+            filesystem, inner = fsspec.core.url_to_fs(path)
+            info = filesystem.info(inner)
+            settings[f"{key} (bytes)"] = info.get("size")
+            settings[f"{key} (changed)"] = str(info.get("mtime", ""))
     return json.loads(json.dumps(settings))
 
 
@@ -201,6 +213,8 @@ class Drawing(lightning.LightningModule):
         prompts: list[Prompt],
     ) -> None:
         super().__init__()
+        # Fewer batches than ranks, or what an interruption left of them.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.model = model
         self.file = file
         self.judge = judge
@@ -272,10 +286,14 @@ class Drawing(lightning.LightningModule):
         """What the judge reads: of long texts of windows, without end marks."""
         if not self.model.config.sampling.semi_ar:
             return text
-        tokenizer = self.model.tokenizer
-        for mark in {tokenizer.bos_token, tokenizer.eos_token}:
-            text = text.replace(mark, "")
-        return text
+        return without_marks(text, self.model.tokenizer)
+
+
+def without_marks(text: str, tokenizer: Any) -> str:
+    """A text without the names of bos and eos."""
+    for mark in {tokenizer.bos_token, tokenizer.eos_token}:
+        text = text.replace(mark, "")
+    return text
 
 
 def _first_difference(one: Any, other: Any, key: str = "") -> str:

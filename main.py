@@ -19,6 +19,7 @@ import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -29,14 +30,14 @@ from rich.markup import escape
 from rich.table import Column, Table
 from rich.tree import Tree
 
+import sweep
 from algo import algorithm_class
 from checks import check_batches, check_devices, check_values
 from corpora import find_files, read_texts
 from dataloader import DataModule, get_tokenizer
-from generation import Drawing, SampleFile, settings_of, summarise
+from generation import Drawing, SampleFile, settings_of, summarise, without_marks
 from metrics import GenerativePerplexity, mauve_score, require_mauve, unigram_nll
 from models import validate_backbone
-from prompts import KEYS as PROMPT_KEYS
 from prompts import check_prompts, read_prompts
 from samplers import build_sampler
 from trainer_base import TrainerBase
@@ -135,23 +136,20 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
         file.interrupt()
         raise
     trainer.strategy.barrier()  # every rank's batches are there
-    return finish_samples(config, file, judge, references)
+    return finish_samples(drawing, references)
 
 
 @rank_zero_only
-def finish_samples(
-    config: DictConfig,
-    file: SampleFile,
-    judge: GenerativePerplexity | None,
-    references: list[str],
-) -> dict[str, Any]:
+def finish_samples(drawing: Drawing, references: list[str]) -> dict[str, Any]:
     """The whole JSON, and a report of it."""
+    file, judge, config = drawing.file, drawing.judge, drawing.model.config
     batches = file.batches()
     texts = [text for batch in batches for text in batch["generated_seqs"]]
     results = summarise(batches)
     if references and judge is not None:
         file.write({"complete": False})  # before what may take long
-        features = (judge.features(x) for x in (references, texts))
+        plain = [without_marks(text, drawing.model.tokenizer) for text in texts]
+        features = (judge.features(x) for x in (references, plain))
         results["mauve"] = mauve_score(*features, seed=config.seed)
     file.write(results | {"complete": True})
     file.close()
@@ -292,7 +290,10 @@ def mauve_references(config: DictConfig) -> list[str]:
             "states are compared."
         )
     require_mauve()
-    return read_texts(find_files(path, key), key, "text", config.data.cache_dir)
+    texts = read_texts(find_files(path, key), key, "text", config.data.cache_dir)
+    if ".txt" in Path(path).suffixes:  # one a line
+        texts = [line for text in texts for line in text.splitlines() if line.strip()]
+    return texts
 
 
 def device_of(config: DictConfig) -> torch.device:
@@ -358,7 +359,7 @@ def report_samples(texts: list[str]) -> None:
 def report_sampling(config: DictConfig, results: dict[str, Any]) -> None:
     """A table of what samples are worth and what they cost."""
     title = f"{results['num_samples']} samples, {config.sampling.predictor}"
-    columns = ("metric", "value", "standard error")
+    columns = ("metric", Column("value", overflow="fold"), "standard error")
     table = Table(*columns, title=title, min_width=len(title) + 2)
     for name, value in results.items():
         if name.endswith("_stderr") or name in ("complete", "num_samples"):
@@ -400,6 +401,11 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         return mode(config)
     except (ConfigError, OmegaConfBaseException) as error:
+        in_sweep = HydraConfig.initialized() and (
+            HydraConfig.get().mode == RunMode.MULTIRUN
+        )
+        if in_sweep:  # the other jobs go on
+            return {sweep.REFUSED: one_line(str(error))}
         return fail(str(error))
 
 
@@ -447,19 +453,30 @@ def config_keys(configs: Path) -> set[str]:
     }
 
 
+_QUOTED = re.compile(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\"""")
+
+
 def quoted(argument: str) -> str:
     """A prompt on the command line as Hydra wants it, so that it may hold anything."""
     key, is_pair, text = argument.partition("=")
-    if not is_pair or key.lstrip("+") not in [f"sampling.{k}" for k in PROMPT_KEYS]:
+    if not is_pair or key.lstrip("+") not in ("sampling.prompt", "sampling.infill"):
         return argument
-    if text in ("null", "") or (text[0] in "'\"" and text[0] == text[-1]):
+    if text in ("null", "") or _QUOTED.fullmatch(text):
         return argument
-    text = re.sub(r"(\\*)'", lambda found: f"{found[1]}{found[1]}\\'", text)
+    # Backslashes count only in front of a quote, the last one included.
+    text = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", r"\'")
     return f"{key}='{text}'"
 
 
+def arguments(argv: list[str]) -> list[str]:
+    """The command line as Hydra wants it: a sweep's flag in front, prompts quoted."""
+    flags = [argument for argument in argv if argument in ("-m", "--multirun")]
+    rest = [argument for argument in argv if argument not in flags]
+    return flags[:1] + [quoted(argument) for argument in rest]
+
+
 def main() -> Any:
-    sys.argv[1:] = map(quoted, sys.argv[1:])
+    sys.argv[1:] = arguments(sys.argv[1:])
     register_resolvers()
     keep_freed_memory()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us

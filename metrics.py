@@ -284,7 +284,7 @@ def _load_judge(name_or_path: str) -> tuple[Any, Any]:
             f"({reason}). Set it to the folder of a causal language model, or to null "
             "to do without generative perplexity."
         ) from None
-    if tokenizer.pad_token is None:
+    if tokenizer.eos_token is not None:  # which of them count is the eos rule's to say
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     return tokenizer, model

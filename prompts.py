@@ -93,6 +93,8 @@ def read_prompts(config: DictConfig, tokenizer: Any, length: int) -> list[Prompt
     """
     prompts = []
     for text, key, has_gaps in _texts(config):
+        if has_gaps:
+            _check_gaps(text, key, length)
         ids = _template(text, tokenizer) if has_gaps else _encode(text, tokenizer)
         if len(ids) >= length:
             raise ConfigError(
@@ -105,8 +107,10 @@ def read_prompts(config: DictConfig, tokenizer: Any, length: int) -> list[Prompt
             )
         unknown = tokenizer.unk_token_id
         if unknown is not None and unknown in ids and tokenizer.unk_token not in text:
+            strange = {c for c in text if unknown in _encode(c, tokenizer)}
+            which = ", ".join(sorted(map(repr, strange))) or "something"
             raise ConfigError(
-                f"{key}={text!r} holds characters that the tokenizer does not know."
+                f"{key}={text!r} holds {which}, which the tokenizer does not know."
             )
         prompts.append(Prompt(text, ids))
     return prompts
@@ -143,11 +147,11 @@ def _file(path: str) -> list[tuple[str, str, bool]]:
     where = f"sampling.prompt_file={path!r}"
     if not path_exists(path):
         raise ConfigError(f"{where}: there is no such file.")
-    with fsspec.open(path, "rt", encoding="utf-8") as file:
-        try:
+    try:
+        with fsspec.open(path, "rt", encoding="utf-8") as file:
             lines = [line.rstrip("\r\n") for line in file]
-        except UnicodeDecodeError:
-            raise ConfigError(f"{where} is not a text file.") from None
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError(f"{where} is not a text file.") from None
     is_json = Path(path).suffix in (".jsonl", ".json")
     texts = []
     for number, line in enumerate(lines, start=1):
@@ -174,6 +178,14 @@ def _json_line(line: str, where: str) -> tuple[str, bool]:
     raise ConfigError(
         f'{where} is neither a string nor {{"prompt": ...}} nor {{"infill": ...}}.'
     )
+
+
+def _check_gaps(text: str, key: str, length: int) -> None:
+    for gap in _GAP.finditer(text):
+        if not 0 < int(gap[1] or 1) < length:
+            raise ConfigError(
+                f"{key}={text!r}: {gap[0]} is no gap of 1 to {length - 1} tokens."
+            )
 
 
 def _template(text: str, tokenizer: Any) -> list[int | None]:

@@ -54,10 +54,11 @@ class Sampler:
         self.use_float64: bool = config.use_float64
         self.draw = inverse_cdf if self.use_float64 else exponential_race
         self.is_lean = self.use_float64
-        removal = config.noise_removal
-        if isinstance(removal, bool):
-            removal = self.removal_of_true if removal else "none"
-        self.remove_noise = choose(self.removals(), removal, "sampling.noise_removal")
+        removals = self.removals()
+        old = {True: removals.get(self.removal_of_true), False: removals.get("none")}
+        known = {**removals, **{name: x for name, x in old.items() if x is not None}}
+        require(config.noise_removal, known, "sampling.noise_removal")
+        self.remove_noise = known[config.noise_removal]
 
     @classmethod
     def fits(cls, algorithm: type) -> bool:
@@ -160,7 +161,7 @@ class Sampler:
             where: Positions to draw, (B, L) bool; the others stay.
         """
         model = chain.model
-        if not self.is_lean:
+        if not self.is_lean or model.draws_whole_rows:
             where = where & model.undecided(xt)
             probs = model.posterior
             return self.reverse_dense(chain, xt, alpha_t, alpha_s, where, probs)
@@ -274,7 +275,7 @@ class Psi(Ancestral):
     def step(self, chain: Chain, xt: Tensor, step: Step) -> Tensor:
         if step.kappa == 1:
             return super().step(chain, xt, step)
-        if not self.is_lean:
+        if not self.is_lean or chain.model.draws_whole_rows:
             return self._dense_step(chain, xt, step)
         corrects = chain.free & (chain.uniform(xt.shape) >= step.kappa)
         is_noise = corrects & (chain.uniform(xt.shape) < 1 - step.alpha_s)
@@ -306,6 +307,8 @@ class FirstHitting(Sampler):
     Reference: Masked diffusion models are secretly time-agnostic (arXiv:2409.02908),
     the first-hitting sampler.
     """
+
+    removal_of_true = "ancestral"
 
     @classmethod
     def fits(cls, algorithm: type) -> bool:
@@ -364,30 +367,29 @@ class Analytic(Sampler):
         model = chain.model
 
         def drawn(tokens: Tokens) -> Tensor:
-            score = self.scores(model, tokens)  # (n, K), 0 for the mask
-            total = score.sum(dim=-1)
-            reveal = (tokens.pick(expm1_d) * total).clamp(max=1)  # (n,)
+            log_score = self.log_scores(model, tokens)  # (n, K)
+            log_total = log_score.logsumexp(dim=-1)
+            rate = tokens.pick(expm1_d).to(log_total.dtype)
+            reveal = (rate.log() + log_total).exp().clamp(max=1)  # (n,)
+            probs = nucleus(log_score.softmax(dim=-1), self.p_nucleus)
             if not self.is_lean:
-                score[:, model.mask_index] = (1 / reveal - 1) * total
-                return self.draw(score, chain.generator)
-            reveals = chain.uniform(total.shape) < reveal
+                probs = probs * reveal[:, None]
+                probs[:, model.mask_index] = 1 - reveal
+                return self.draw(probs, chain.generator)
+            reveals = chain.uniform(reveal.shape) < reveal
             x = tokens.xt.clone()
-            x[reveals] = self.draw(score[reveals], chain.generator)
+            x[reveals] = self.draw(probs[reveals], chain.generator)
             return x
 
         return chain.replace(xt, alpha_t, chain.free & model.undecided(xt), drawn)
 
-    def scores(self, model: Any, tokens: Tokens) -> Tensor:
-        """s(y) at masks, 0 for y = m, (n, K). Nucleus keeps their sum."""
+    def log_scores(self, model: Any, tokens: Tokens) -> Tensor:
+        """log s(y) at masks, -inf for y = m, (n, K)."""
         log_score = model.log_score(
             self.widen(tokens.logits), alpha_t=tokens.alpha_t, sigma=tokens.sigma
         )
-        score = log_score.exp()
-        score[:, model.mask_index] = 0
-        if self.p_nucleus >= 1.0:
-            return score
-        total = score.sum(dim=-1, keepdim=True)
-        return nucleus(score / total, self.p_nucleus) * total
+        log_score[:, model.mask_index] = -torch.inf
+        return log_score
 
 
 class AutoRegressive(Sampler):
@@ -496,9 +498,9 @@ def sampler_class(predictor: str, algorithm: type) -> type[Sampler]:
         for sampler in samplers
         if sampler.fits(algorithm)
     }
-    name = ALIASES.get(predictor, predictor)
-    require(name, fitting, "sampling.predictor", algorithm.__name__)
-    return fitting[name]
+    if ALIASES.get(predictor) in fitting:
+        return fitting[ALIASES[predictor]]
+    return choose(fitting, predictor, "sampling.predictor", algorithm.__name__)
 
 
 def build_sampler(config: DictConfig, algorithm: type) -> Sampler | SemiAutoRegressive:

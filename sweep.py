@@ -7,6 +7,7 @@ launcher ran them.
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 ROW = "numbers.json"  # in every job's folder
+REFUSED = "refused"  # among a job's numbers: why it could not run
 # Numbers in the table; the CSV has all.
 SHOWN = (
     *("generative_ppl", "mauve", "entropy", "evaluations", "samples_per_second"),
-    *("nll", "ppl"),
+    *("nll", "ppl", REFUSED),
 )
 
 
@@ -47,6 +49,8 @@ class Summary(Callback):
         rows.sort(key=lambda row: row["job"])
         if rows:
             summarise(rows, folder)
+        if any(REFUSED in row["numbers"] for row in rows):
+            sys.exit(2)
 
 
 def _overrides(hydra: DictConfig) -> dict[str, str]:

@@ -122,13 +122,13 @@ def test_analytic_step(case, replay, monkeypatch):
     xt, (K, mask) = case["xt"], sizes_of(case)
     column = torch.ones(len(xt), 1, dtype=torch.float64)
     where = xt == mask
-    take = sampler.scores
+    take = sampler.log_scores
 
     def noted(*arguments):
-        scores.append(take(*arguments))
-        return scores[-1].clone()
+        scores.append(take(*arguments).exp())
+        return scores[-1].log()
 
-    monkeypatch.setattr(sampler, "scores", noted)
+    monkeypatch.setattr(sampler, "log_scores", noted)
     names = [
         f"{index}/{name}"
         for index in range(len(case.values["t_dt"]))

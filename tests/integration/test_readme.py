@@ -6,7 +6,12 @@ import shlex
 import subprocess
 
 import pytest
+import torch
 from cli import ROOT, logged, run
+
+import main
+from algo import algorithm_class
+from dataloader import get_tokenizer
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(
@@ -87,6 +92,74 @@ def test_command_runs(line, workplace, request):
     pythonpath = workplace if line.startswith("PYTHONPATH=.") else None
     done = run(*overrides, *smaller, cwd=workplace, pythonpath=pythonpath)
     assert "sample 1" in done.stdout or "val/ppl" in done.stdout
+
+
+def sampling_rows() -> list[str]:
+    """What the README's table says can be added to the sampling command."""
+    table = README.split("| to sample | add |")[1].split("\n\n")[0]
+    return [
+        cell for row in table.splitlines()[2:] for cell in re.findall(r"`(.*?)`", row)
+    ]
+
+
+def test_the_table_of_sampling_has_rows():
+    assert len(sampling_rows()) >= 11
+
+
+@pytest.fixture(scope="module")
+def sampled(workplace):
+    """Small checkpoints of the algorithms in the table, prompts and a judge."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from dataloader import text8_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = text8_tokenizer()
+    size = {"n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 64}
+    ids = {"bos_token_id": 1, "eos_token_id": 3}
+    judge = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **size, **ids))
+    judge.save_pretrained(workplace / "FOLDER")
+    tokenizer.save_pretrained(workplace / "FOLDER")
+    (workplace / "prompts.txt").write_text("return the\ncreate a\n")
+    return workplace
+
+
+@pytest.mark.parametrize("row", sampling_rows())
+def test_what_can_be_added_to_sampling(row, sampled, compose, monkeypatch, capsys):
+    """In this process, to save time; a sweep and a prompt through the real one."""
+    (line,) = [command for command in COMMANDS if "mode=sample_eval" in command]
+    added = shlex.split(row)
+    folder = sampled / f"row{sampling_rows().index(row)}"
+    small = (
+        *SMALLER,
+        "sampling.num_sample_batches=1",
+        "loader.eval_batch_size=2",
+        f"checkpointing.save_dir={folder}",
+    )
+    small += () if "FOLDER" in row else ("eval.gen_ppl_eval_model_name_or_path=null",)
+    if "-m" in added or "sampling.infill" in row:
+        done = run(
+            *overrides_of(line),
+            *added,
+            *small,
+            f"eval.checkpoint_path={sampled}/last.ckpt",
+            f"hydra.run.dir={folder}",
+            f"hydra.sweep.dir={folder}",
+            cwd=sampled,
+        )
+        assert ("summary.png" if "-m" in added else "return ") in done.stdout
+        return
+    monkeypatch.chdir(sampled)
+    quoted = [main.quoted(word) for word in (*overrides_of(line), *added)]
+    config = compose(*quoted, *small, tiny=False)
+    config.eval.checkpoint_path = str(folder / "random.ckpt")
+    config.eval.generated_samples_path = str(folder / "samples.json")
+    model = algorithm_class(config)(config, get_tokenizer(config))
+    folder.mkdir()
+    torch.save({"state_dict": model.state_dict()}, config.eval.checkpoint_path)
+    results = main.sample_eval(config)
+    assert results["num_samples"] == 2
+    assert "entropy" in capsys.readouterr().out
 
 
 def test_example_bounds_the_weight(workplace):

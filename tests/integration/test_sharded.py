@@ -78,7 +78,7 @@ with other.whole_weights():
 with other.eval_weights(), other.whole_weights():
     for p, value in zip(other.parameters(), before, strict=True):
         torch.testing.assert_close(p.detach(), value + (1 - decay))
-x = other.generate_samples(3)
+x = other.generate_samples(3).tokens
 assert x.shape == (3, 8)
 assert (x != other.mask_index).all()
 

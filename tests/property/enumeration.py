@@ -24,16 +24,20 @@ class Belief:
     """A denoiser of two tokens, a fixed table: raw logits by position and by the whole
     of x_t, and mildly by time where the model is conditioned on it.
 
-    For a score model they are those of scores with the wrong sum.
+    Args:
+        is_timed: Whether they depend on the time.
+        shift: Added to all; a score model's scores then sum to 0.2 to 3 of what they
+            should.
     """
 
-    def __init__(self, is_timed: bool, seed: int = 0) -> None:
+    def __init__(self, is_timed: bool, shift: float = 0.0, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         shapes = (K, K, L, K), (L, K)
         self.table, slope = (
             torch.randn(shape, dtype=torch.float64, generator=generator)
             for shape in shapes
         )
+        self.table = self.table + shift
         self.slope = is_timed * slope
 
     def __call__(self, xt: Tensor, sigma: Tensor) -> Tensor:
@@ -45,7 +49,10 @@ def pair_model(make_model, give_logits, *overrides: str, is_timed: bool | None =
     """A model of two tokens whose network is a `Belief`, and the belief."""
     model = make_model(*overrides)
     model.num_tokens = L
-    belief = Belief(model.time_conditioning if is_timed is None else is_timed)
+    if is_timed is None:
+        is_timed = model.time_conditioning
+    is_score = model.config.algo.parameterization == "score"
+    belief = Belief(is_timed, shift=-1.2 if is_score else 0.0)
     give_logits(model, belief)
     return model, belief
 

@@ -9,7 +9,6 @@ import zlib
 
 import pytest
 import torch
-from conftest import SAMPLING
 from enumeration import (
     K,
     N,
@@ -21,6 +20,7 @@ from enumeration import (
     pair_model,
     x_theta,
 )
+from tiny import SAMPLING
 
 SIGNIFICANCE = 1e-3
 STEPPING = [pair for pair in SAMPLING if pair[0] != "first_hitting" and pair[1] != "ar"]
@@ -28,7 +28,7 @@ HITTING = [name for predictor, name in SAMPLING if predictor == "first_hitting"]
 PSI = [name for predictor, name in SAMPLING if predictor == "psi"]
 # Kappas of every phase differ, and no phase is empty from two steps on.
 MIXED = {
-    "psi__high_mode": "constant-0.5",
+    "psi__high_mode": "constant-0.3",
     "psi__middle_mode": "pure-pc",
     "psi__low_mode": "max-rescale-0.3",
     "psi__high_frac": 0.4,
@@ -102,8 +102,8 @@ def test_dense_samples_follow_the_enumeration(build, predictor, name, seed):
     more is claimed than that 100 000 samples do not show it at 1e-5."""
     model, belief = build(predictor, name, use_float64=False)
     assert not model.sampler.is_lean
-    expected = enumerate_samples(model, belief, 2)
-    assert p_value(draw_counts(model, 2, seed), expected) > 1e-5
+    expected = enumerate_samples(model, belief, 5)
+    assert p_value(draw_counts(model, 5, seed), expected) > 1e-5
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,11 @@ def test_dense_samples_follow_the_enumeration(build, predictor, name, seed):
 def test_nucleus_truncates_the_belief(build, predictor, name, use_float64, seed):
     """Samples are those of the truncated belief, and not those of the whole one."""
     model, belief = build(predictor, name, p_nucleus=0.8, use_float64=use_float64)
-    counts = draw_counts(model, 2, seed)
-    truncated = enumerate_samples(model, belief, 2)
+    counts = draw_counts(model, 4, seed)
+    truncated = enumerate_samples(model, belief, 4)
     assert p_value(counts, truncated) > SIGNIFICANCE
     model.sampler.p_nucleus = 1.0
-    assert p_value(counts, enumerate_samples(model, belief, 2)) < SIGNIFICANCE
+    assert p_value(counts, enumerate_samples(model, belief, 4)) < SIGNIFICANCE
 
 
 @pairs

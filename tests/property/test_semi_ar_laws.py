@@ -2,10 +2,12 @@
 what the one before it drew.
 """
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SAMPLING, compose, tiny_model
+from tiny import SAMPLING, compose, tiny_model
 
 from algo import algorithm_class
 from prompts import Given
@@ -80,7 +82,7 @@ def test_windows_keep_what_was_drawn(make_model, pair, stride):
     model.sampler.sampler = spy
     x = model.generate_samples(4, seeded()).tokens
     assert len(drawn) == 4
-    for left, right in zip(drawn, drawn[1:], strict=False):
+    for left, right in pairwise(drawn):
         assert torch.equal(right[:, : L - stride], left[:, stride:])
     whole = torch.cat([drawn[0], *(window[:, -stride:] for window in drawn[1:])], dim=1)
     assert torch.equal(x, whole)

@@ -14,7 +14,14 @@ from rich.console import Console
 import main
 from algo import AR, MDLM
 from checks import NUMBERS, check_batches, check_devices, check_numbers
-from main import LOGGERS, load_judge, mauve_references, quoted, report_sampling
+from main import (
+    LOGGERS,
+    arguments,
+    load_judge,
+    mauve_references,
+    quoted,
+    report_sampling,
+)
 from utils import ConfigError
 
 
@@ -209,7 +216,7 @@ def is_quoted_already(text: str) -> bool:
     return text[0] in "'\"" and text[-1] == text[0]
 
 
-@pytest.mark.parametrize("key", ["prompt", "prompt_file", "infill"])
+@pytest.mark.parametrize("key", ["prompt", "infill"])
 @given(
     text=PRINTABLE.filter(
         lambda text: (
@@ -227,6 +234,12 @@ def test_prompts_survive_the_command_line(key, text):
     assert through_hydra(f"sampling.{key}={text}") == text
 
 
+@pytest.mark.parametrize("text", ["C:\\", '"So," he said, "be it."'])
+def test_prompts_with_quotes_and_backslashes_at_the_end_survive(text):
+    """A backslash at the end; quotes at both ends that are not a pair."""
+    assert through_hydra(f"sampling.prompt={text}") == text
+
+
 def test_a_prompt_of_null_is_none():
     assert quoted("sampling.prompt=null") == "sampling.prompt=null"
     assert through_hydra("sampling.prompt=null") is None
@@ -242,7 +255,24 @@ def test_text_in_quotes_is_hydras_already():
 
 @pytest.mark.parametrize(
     "argument",
-    ["sampling.steps=8,16", "-m", "+wandb.offline=true", "a.prompt=x y", "prompt=x y"],
+    [
+        "sampling.steps=8,16",
+        "-m",
+        "sampling.prompt_file=a,b",
+        "+wandb.offline=true",
+        "a.prompt=x y",
+        "prompt=x y",
+    ],
 )
 def test_other_arguments_stay(argument):
     assert quoted(argument) == argument
+
+
+@pytest.mark.parametrize("flag", ["-m", "--multirun"])
+def test_the_flag_of_a_sweep_may_stand_anywhere(flag):
+    """Hydra itself takes it for an override behind others."""
+    others = ["mode=sample_eval", "sampling.steps=8,16", "--cfg=job"]
+    for place in range(4):
+        argv = [*others[:place], flag, *others[place:]]
+        assert arguments(argv) == [flag, *others]
+    assert arguments(["sampling.prompt=a b"]) == ["sampling.prompt='a b'"]
