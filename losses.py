@@ -28,6 +28,7 @@ TokenLoss = Callable[..., Tensor]
 # Bytes of a chunk's logits in float32. On a CPU a chunk should stay in the cache, and
 # far below the 32 MiB from which glibc gives every new tensor fresh pages.
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20, "mps": 128 * 2**20}
+FEW_ROWS = 32  # on a CPU, up to which the head's product has the vocabulary first
 
 
 class TokenNLL(NamedTuple):
@@ -131,9 +132,16 @@ def _has_compiler() -> bool:
 
 
 def logits_of(head: Head, precision: Precision) -> Tensor:
-    """(N, K), differentiable."""
-    with torch.autocast(head.hidden.device.type, enabled=False):
-        return F.linear(*head.to(precision.product)).to(precision.logits)
+    """(..., K), differentiable."""
+    device = head.hidden.device.type
+    with torch.autocast(device, enabled=False):
+        hidden, weight, bias = head.to(precision.product)
+        if device == "cpu" and hidden.ndim == 2 and 1 < len(hidden) <= FEW_ROWS:
+            logits = (weight @ hidden.T).T.contiguous()  # up to 6 times as fast
+            logits = logits if bias is None else logits + bias
+        else:
+            logits = F.linear(hidden, weight, bias)
+        return logits.to(precision.logits)
 
 
 def head_loss(

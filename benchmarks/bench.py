@@ -25,6 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from benchmarks import cases, measure, plain, report  # noqa: E402
 from dataloader import DataModule, get_tokenizer  # noqa: E402
+from samplers import SAMPLERS  # noqa: E402
 from utils import keep_freed_memory, register_resolvers  # noqa: E402
 
 VARIANTS = ("plain", "ours")
@@ -121,7 +122,11 @@ def run_evaluation(args: argparse.Namespace) -> list[dict]:
 def run_sampling(args: argparse.Namespace) -> list[dict]:
     """Every predictor: seconds a sequence, memory in a process of its own."""
     rows = []
-    chosen = [case for case in cases.SAMPLING if case.algorithm in args.algorithms]
+    chosen = [
+        case
+        for case in cases.SAMPLING
+        if case.algorithm in args.algorithms and case.predictor in args.predictors
+    ]
     for case in tqdm(chosen, "sampling"):
         steps = {variant: cases.sampling(case, variant, args) for variant in VARIANTS}
         for variant in VARIANTS:
@@ -129,7 +134,7 @@ def run_sampling(args: argparse.Namespace) -> list[dict]:
         times = measure.alternate(steps, args.torch_device, args.sampling_rounds, 0)
         batch = case.batch or args.sample_batch
         row = {"algorithm": case.algorithm, "predictor": case.predictor}
-        row |= {"batch": batch, "steps": case.steps * args.sampling_steps}
+        row |= {"batch": batch, "steps": case.num_steps(args)}
         row["length"] = case.length * args.length
         for variant in VARIANTS:
             row[f"{variant}_s_per_sequence"] = times[variant] / batch
@@ -325,6 +330,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         parser.add_argument(flag, type=type(value), default=value)
     parser.add_argument("--vocab-size", type=int, default=50257, help="without mask")
     parser.add_argument("--algorithms", nargs="+", default=list(plain.NLL))
+    parser.add_argument("--predictors", nargs="+", default=list(SAMPLERS))
     parser.add_argument("--scaling-algorithms", nargs="+", default=["mdlm", "duo_base"])
     parser.add_argument("--sections", nargs="+", default=list(SECTIONS))
     compiles = argparse.BooleanOptionalAction

@@ -129,8 +129,11 @@ class SamplingCase(NamedTuple):
     algorithm: str
     predictor: str
     batch: int = 0  # 0: --sample-batch
-    steps: int = 1  # times --sampling-steps
+    steps: float = 1  # times --sampling-steps
     length: int = 1  # times --length
+
+    def num_steps(self, args: argparse.Namespace) -> int:
+        return max(1, round(self.steps * args.sampling_steps))
 
 
 SAMPLING = (
@@ -138,7 +141,7 @@ SAMPLING = (
     SamplingCase("duo_base", "psi"),
     SamplingCase("mdlm", "ancestral"),
     SamplingCase("mdlm", "ancestral_cache", batch=1, steps=4),
-    SamplingCase("mdlm", "ancestral_cache", batch=16),
+    SamplingCase("mdlm", "ancestral_cache", batch=16, steps=0.25),
     SamplingCase("mdlm", "psi"),
     SamplingCase("mdlm", "first_hitting"),
     SamplingCase("sedd", "analytic"),
@@ -158,7 +161,7 @@ def sampling(
         num_steps: None takes the case's.
     """
     if num_steps is None:
-        num_steps = case.steps * args.sampling_steps
+        num_steps = case.num_steps(args)
     modes = [f"sampling.psi.{phase}_mode=constant-0.5" for phase in psi.PHASES]
     predictor = (f"sampling.predictor={case.predictor}", *modes)
     length = case.length * args.length

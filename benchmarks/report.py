@@ -119,19 +119,27 @@ weights, optimiser state and EMA included; `step` the tensors that a step adds t
 """
 
 
+SIZES = (
+    *("model", "length", "batch_size", "hidden_size", "blocks", "vocab_size"),
+    *("precision", "compile", "loss_chunk", "sampling_steps", "rounds"),
+)
+
+
 def write(
     results: dict[str, list[dict[str, Any]]],
     args: argparse.Namespace,
     environment: dict[str, str],
 ) -> None:
-    """Prints and saves what `bench.py` measured."""
-    sizes = ("model", "length", "batch_size", "hidden_size", "blocks", "vocab_size")
-    sizes += ("precision", "compile", "loss_chunk", "sampling_steps", "rounds")
-    setting = environment | {name: getattr(args, name) for name in sizes}
-    described = ", ".join(f"{key} {value}" for key, value in setting.items())
-    lines = [f"# Benchmarks: {args.name}", "", described, "", NOTES]
+    """Prints and saves what `bench.py` measured; other sections stay as they were."""
+    setting = environment | {name: getattr(args, name) for name in SIZES}
+    args.output.mkdir(parents=True, exist_ok=True)
+    file = args.output / f"{args.name}.json"
+    before = json.loads(file.read_text()) if file.exists() else {}
+    settings = before.get("settings", {}) | dict.fromkeys(results, setting)
+    every = before.get("results", {}) | results
+    lines = [f"# Benchmarks: {args.name}", "", described(setting), "", NOTES]
     for title, section, columns in TABLES.values():
-        rows = results.get(section)
+        rows = every.get(section)
         if not rows:
             continue
         columns = [c for c in columns if any(c[1] in row for row in rows)]
@@ -140,24 +148,32 @@ def write(
             [form.format(row[key]) if key in row else "-" for _, key, form in columns]
             for row in rows
         ]
-        table = Table(*header, title=title)
-        for row in cells:
-            table.add_row(*row)
-        Console().print(table)
+        if section in results:
+            table = Table(*header, title=title)
+            for row in cells:
+                table.add_row(*row)
+            Console().print(table)
         lines += [f"## {title[0].upper()}{title[1:]}", ""]
+        other = settings[section].items() - setting.items()
+        if other:
+            lines += [f"Measured with {described(dict(sorted(other)))}.", ""]
         if any(key == "ours_mfu" for _, key, _ in columns):
             peak = "{peak_tflops:.3g} TFLOP/s ({peak_source})".format(**rows[0])
             lines += [f"The machine could do {peak}.", ""]
         rule = ["---"] * len(header)
         lines += ["| " + " | ".join(row) + " |" for row in [header, rule, *cells]]
         lines += [""]
-    if results.get("scaling"):
-        plot(results["scaling"], args)
+    if every.get("scaling"):
+        plot(every["scaling"], args)
         lines += [f"![cost against size]({args.name}.png)", ""]
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / f"{args.name}.md").write_text("\n".join(lines).rstrip() + "\n")
-    data = json.dumps({"setting": setting, "results": results}, indent=1)
-    (args.output / f"{args.name}.json").write_text(data + "\n")
+    markdown = "\n".join(lines).rstrip() + "\n"
+    (args.output / f"{args.name}.md").write_text(markdown)
+    data = {"setting": setting, "settings": settings, "results": every}
+    file.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def described(setting: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in setting.items())
 
 
 def plot(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
