@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses import Head, Precision, head_loss
+from losses import FEW_ROWS, Head, Precision, head_loss, logits_of
 
 WIDE = Precision(torch.float64, torch.float64)
 N, D = 5, 3
@@ -261,3 +261,20 @@ def test_no_more_than_a_chunk_of_logits_at_a_time(generator, chunk):
     assert [i for _, part in seen for i in part] == list(range(N))
     assert all(n == chunk for n, _ in seen[:-1])
     assert seen[-1][0] == (N % chunk or chunk if chunk < N else N)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_logits_of_few_rows_are_those_of_a_linear_map(generator, num_rows, has_bias):
+    """The product with the vocabulary first gives the same values and gradients."""
+    head = random_head(generator, 50, has_bias, n=num_rows)
+    head = requiring(head, (True, True, True))
+    hidden, weight, bias = head
+    logits = logits_of(head, WIDE)
+    expected = F.linear(hidden, weight, bias)
+    assert logits.is_contiguous()
+    torch.testing.assert_close(logits, expected)
+    probe = torch.randn(num_rows, 50, generator=generator, dtype=torch.float64)
+    grads = torch.autograd.grad((logits * probe).sum(), (hidden, weight))
+    slow = torch.autograd.grad((expected * probe).sum(), (hidden, weight))
+    torch.testing.assert_close(grads, slow)
