@@ -136,7 +136,9 @@ def logits_of(head: Head, precision: Precision) -> Tensor:
     device = head.hidden.device.type
     with torch.autocast(device, enabled=False):
         hidden, weight, bias = head.to(precision.product)
-        if device == "cpu" and hidden.ndim == 2 and 1 < len(hidden) <= FEW_ROWS:
+        is_wide = hidden.dtype.itemsize >= 4  # else bias would be rounded twice
+        few = hidden.ndim == 2 and 1 < len(hidden) <= FEW_ROWS
+        if device == "cpu" and is_wide and few:
             logits = (weight @ hidden.T).T.contiguous()  # up to 6 times as fast
             logits = logits if bias is None else logits + bias
         else:
