@@ -381,7 +381,8 @@ class Analytic(Sampler):
             x[reveals] = self.draw(probs[reveals], chain.generator)
             return x
 
-        return chain.replace(xt, alpha_t, chain.free & model.undecided(xt), drawn)
+        where = chain.free & (xt == model.mask_index)  # whatever `undecided` says
+        return chain.replace(xt, alpha_t, where, drawn)
 
     def log_scores(self, model: Any, tokens: Tokens) -> Tensor:
         """log s(y) at masks, -inf for y = m, (n, K)."""

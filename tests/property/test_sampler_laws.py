@@ -313,3 +313,24 @@ def test_nucleus_acts_on_what_the_denoiser_believes(make_model, give_logits, pre
     xt = torch.full((1, 8), 6)
     probs = dense_rows(model, xt, logits, 0.25, 0.75, give_logits)
     torch.testing.assert_close(probs, expected.expand(8, 7), rtol=0, atol=1e-9)
+
+
+def test_analytic_keeps_revealed_tokens_under_either_compat(make_model):
+    """Its transition is 0 from one token to another; algo.compat=reference lets only
+    posterior draws of D3PM change what is revealed."""
+    for compat in ("paper", "reference"):
+        model = make_model(
+            "algo=d3pm", "sampling.predictor=analytic", f"algo.compat={compat}"
+        )
+        step, pairs = model.sampler.step, []
+
+        def noted(chain, xt, *rest, step=step, pairs=pairs):
+            pairs.append((xt, step(chain, xt, *rest)))
+            return pairs[-1][1]
+
+        model.sampler.step = noted
+        x = model.generate_samples(64, seeded(0)).tokens
+        assert len(pairs) == model.sampler.num_steps
+        for xt, xs in [*pairs, (pairs[-1][1], x)]:
+            revealed = xt != model.mask_index
+            assert torch.equal(xs[revealed], xt[revealed])
