@@ -98,9 +98,8 @@ class AR(TrainerBase):
 
     def with_bos(self, given: Given) -> Given:
         """The first token is bos."""
-        first = torch.arange(given.known.shape[1], device=given.known.device) == 0
-        tokens = given.tokens.masked_fill(first, self.tokenizer.bos_token_id)
-        return Given(tokens, given.known | first)
+        every = torch.ones_like(given.known[:, 0])
+        return given.starting_with(self.tokenizer.bos_token_id, every)
 
 
 class MDLM(AbsorbingState):
@@ -196,7 +195,10 @@ class D3PMAbsorb(AbsorbingState):
         super().__init__(config, tokenizer)
         self.subs_masking: bool = config.algo.subs_masking
         self.redraws_revealed = config.algo.compat == "reference"
-        self.draws_whole_rows = self.redraws_revealed
+
+    @property
+    def draws_whole_rows(self) -> bool:
+        return self.redraws_revealed
 
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:

@@ -251,10 +251,7 @@ class Diffusion(TrainerBase):
         """With `algo.ignore_bos` the first token is a clean bos, unless given."""
         if not self.ignore_bos:
             return given
-        first = torch.arange(given.known.shape[1], device=given.known.device) == 0
-        puts_bos = first & ~given.known
-        tokens = given.tokens.masked_fill(puts_bos, self.tokenizer.bos_token_id)
-        return Given(tokens, given.known | puts_bos)
+        return given.starting_with(self.tokenizer.bos_token_id, ~given.known[:, 0])
 
     def undecided(self, xt: Tensor) -> Tensor:
         """Tokens that the reverse process may still change, (B, L) bool."""

@@ -19,7 +19,6 @@ import lightning
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -401,11 +400,8 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         return mode(config)
     except (ConfigError, OmegaConfBaseException) as error:
-        in_sweep = HydraConfig.initialized() and (
-            HydraConfig.get().mode == RunMode.MULTIRUN
-        )
-        if in_sweep:  # the other jobs go on
-            return {sweep.REFUSED: one_line(str(error))}
+        if HydraConfig.initialized() and sweep.is_sweep(HydraConfig.get()):
+            return {sweep.REFUSED: one_line(str(error))}  # the other jobs go on
         return fail(str(error))
 
 

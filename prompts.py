@@ -34,6 +34,13 @@ class Given(NamedTuple):
         """The part at start .. start + length - 1."""
         return Given(*(x[:, start : start + length] for x in self))
 
+    def starting_with(self, token: int, rows: Tensor) -> "Given":
+        """The same with a known first token in some rows, (B,) bool."""
+        tokens, known = (x.clone() for x in self)
+        tokens[:, 0].masked_fill_(rows, token)
+        known[:, 0] |= rows
+        return Given(tokens, known)
+
     def to(self, device: torch.device) -> "Given":
         return Given(*(x.to(device) for x in self))
 

@@ -161,7 +161,7 @@ class Sampler:
             where: Positions to draw, (B, L) bool; the others stay.
         """
         model = chain.model
-        if not self.is_lean or model.draws_whole_rows:
+        if self.is_dense(model):
             where = where & model.undecided(xt)
             probs = model.posterior
             return self.reverse_dense(chain, xt, alpha_t, alpha_s, where, probs)
@@ -203,6 +203,10 @@ class Sampler:
             return self.draw(q_xs.to(x_theta.dtype), chain.generator)
 
         return chain.replace(xt, alpha_t, where, drawn)
+
+    def is_dense(self, model: Any) -> bool:
+        """Whether positions draw from whole rows of the posterior."""
+        return not self.is_lean or model.draws_whole_rows
 
     def x_theta(self, model: Any, tokens: Tokens) -> Tensor:
         """Probabilities of clean tokens, nucleus applied, (n, K)."""
@@ -275,7 +279,7 @@ class Psi(Ancestral):
     def step(self, chain: Chain, xt: Tensor, step: Step) -> Tensor:
         if step.kappa == 1:
             return super().step(chain, xt, step)
-        if not self.is_lean or chain.model.draws_whole_rows:
+        if self.is_dense(chain.model):
             return self._dense_step(chain, xt, step)
         corrects = chain.free & (chain.uniform(xt.shape) >= step.kappa)
         is_noise = corrects & (chain.uniform(xt.shape) < 1 - step.alpha_s)

@@ -26,6 +26,11 @@ SHOWN = (
 )
 
 
+def is_sweep(hydra: DictConfig) -> bool:
+    """Whether a job is one of a multirun, by its `hydra` config."""
+    return "MULTIRUN" in str(hydra.mode)
+
+
 class Summary(Callback):
     """Hydra calls it at the end of every job and of the multirun."""
 
@@ -33,8 +38,7 @@ class Summary(Callback):
         self, config: DictConfig, job_return: JobReturn, **kwargs: Any
     ) -> None:
         hydra = config.hydra
-        is_multirun = "MULTIRUN" in str(hydra.mode)
-        if not is_multirun or job_return.status != JobStatus.COMPLETED:
+        if not is_sweep(hydra) or job_return.status != JobStatus.COMPLETED:
             return
         row = {
             "job": hydra.job.num,
