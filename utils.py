@@ -13,6 +13,7 @@ import json
 import math
 import operator
 import os
+import runpy
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
@@ -409,3 +410,9 @@ class GradientInspectionCallback(lightning.Callback):
         top = norms.topk(min(self.num_grads_log, len(named)))
         for norm, index in zip(top.values, top.indices.tolist(), strict=True):
             pl_module.log(f"grad_norm/{named[index][0]}", norm)
+
+
+# ---------------------------------------------------------------- command line
+
+if __name__ == "__main__":  # python utils.py --vocab_size=N: see integral/__main__.py
+    runpy.run_module("integral", run_name="__main__")

@@ -1,0 +1,153 @@
+"""Which operator `algo.curriculum` asks for."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from omegaconf import DictConfig
+
+from integral.approximations import (
+    EdgeCorrected,
+    Polynomials,
+    Series,
+    Sigmoid,
+)
+from integral.tables import Interpolated, Nearest, read_table
+from integral.transform import GammaRange, Operator, Spectral, suggest_gammas
+from utils import ConfigError, choose
+
+log = logging.getLogger(__name__)
+
+SMALLEST_ALPHA = 1e-9  # at gamma_max: the network is conditioned on -log alpha
+
+
+class Settings(NamedTuple):
+    """What an operator is built from."""
+
+    mode: str
+    vocab_size: int
+    gammas: GammaRange
+    num_terms: int  # of the series
+    cache_dir: str | None  # of fitted coefficients
+    table_path: str | None
+    as_published: bool  # algo.compat=reference
+
+    @classmethod
+    def of(cls, config: DictConfig, vocab_size: int) -> "Settings":
+        """The settings in `algo.curriculum`.
+
+        Args:
+            config: The run's config.
+            vocab_size: K.
+        """
+        curriculum = config.algo.curriculum
+        return cls(
+            mode=curriculum.mode,
+            vocab_size=vocab_size,
+            gammas=gamma_range(curriculum.gamma_min, curriculum.gamma_max, vocab_size),
+            num_terms=curriculum.n_series_terms,
+            cache_dir=curriculum.cache_dir,
+            table_path=curriculum.integral_cache_path,
+            as_published=config.algo.compat == "reference",
+        )
+
+
+def gamma_range(low: float | str, high: float | str, vocab_size: int) -> GammaRange:
+    """The range, with `auto` ends where alpha is 0.97 and 0.03.
+
+    Raises:
+        ConfigError: If it is empty.
+    """
+    suggested = suggest_gammas(vocab_size)
+    gammas = GammaRange(
+        suggested.low if low == "auto" else float(low),
+        suggested.high if high == "auto" else float(high),
+    )
+    if not gammas.low < gammas.high:
+        raise ConfigError(
+            f"algo.curriculum.gamma_min={gammas.low} is not below "
+            f"algo.curriculum.gamma_max={gammas.high}."
+        )
+    return gammas
+
+
+def build_operator(settings: Settings) -> Operator:
+    """The operator of `algo.curriculum.mode`.
+
+    Raises:
+        ConfigError: If there is no such mode, or it does not fit vocabulary and range.
+    """
+    kind = choose(OPERATORS, settings.mode, "algo.curriculum.mode")
+    if settings.table_path is not None and kind is not exact:
+        tabulated = [name for name, value in OPERATORS.items() if value is exact]
+        raise ConfigError(
+            f"algo.curriculum.integral_cache_path={settings.table_path!r} has no "
+            f"effect with algo.curriculum.mode={settings.mode}; give null, or one of "
+            f"the modes {', '.join(tabulated)}."
+        )
+    try:
+        operator = kind(settings)
+    except ValueError as error:
+        raise ConfigError(f"algo.curriculum.gamma_min, gamma_max: {error}") from None
+    _check_levels(operator, settings)
+    return operator
+
+
+def exact(settings: Settings) -> Operator:
+    """The operator to machine precision, or from a table in a file."""
+    path, key = settings.table_path, "algo.curriculum.integral_cache_path"
+    if path is None:
+        return Spectral(settings.vocab_size, settings.gammas)
+    table = read_table(path, key)
+    if table.vocab_size != settings.vocab_size:
+        message = (
+            f"{key}={path!r} is of {table.vocab_size} tokens, the model of "
+            f"{settings.vocab_size}."
+        )
+        if not settings.as_published:
+            raise ConfigError(f"{message} Give null, which needs no table.")
+        log.warning("%s Used all the same, as published runs did.", message)
+    if settings.as_published:
+        return Nearest(table, settings.gammas)
+    return Interpolated(table, settings.gammas, f"{key}={path!r}")
+
+
+def series(settings: Settings) -> Operator:
+    return Series(settings.vocab_size, settings.gammas, settings.num_terms)
+
+
+def fitted(kind: Callable[..., Operator], settings: Settings) -> Operator:
+    return kind(
+        settings.vocab_size,
+        settings.gammas,
+        cache_dir=settings.cache_dir,
+        as_published=settings.as_published,
+    )
+
+
+OPERATORS: dict[str, Callable[[Settings], Operator]] = {
+    "simple": exact,
+    "efficient_cached": exact,
+    "series": series,
+    "sigmoid": functools.partial(fitted, Sigmoid),
+    "sigmoid-edge-corrected": functools.partial(fitted, EdgeCorrected),
+    "poly3": functools.partial(fitted, functools.partial(Polynomials, 3)),
+    "poly5": functools.partial(fitted, functools.partial(Polynomials, 5)),
+    "poly7": functools.partial(fitted, functools.partial(Polynomials, 7)),
+    "poly9": functools.partial(fitted, functools.partial(Polynomials, 9)),
+}
+
+
+def _check_levels(operator: Operator, settings: Settings) -> None:
+    """Refuses levels that leave (0, 1), where losses would be NaN."""
+    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    alpha = operator(t).alpha_t
+    if not bool(((alpha > SMALLEST_ALPHA) & (alpha < 1)).all()):
+        low, high = settings.gammas
+        raise ConfigError(
+            f"algo.curriculum.mode={settings.mode}: from gamma_min={low} to "
+            f"gamma_max={high} alpha_t leaves (0, 1) for {settings.vocab_size} tokens; "
+            "choose a narrower range (auto suggests one), or mode=efficient_cached."
+        )

@@ -1,0 +1,189 @@
+"""Tables of the operator in files: ours (.npz) and the published ones (.pkl).
+
+A table holds P and dP/dgamma on equally spaced gammas. Nothing needs one; they are for
+comparison with older runs. Reading a file never executes code from it.
+"""
+
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+import numpy as np
+import torch
+from scipy.interpolate import CubicHermiteSpline
+from torch import Tensor
+
+from integral.transform import GammaRange, Operator, Spectral
+from models.noise import NoiseLevel
+from utils import ConfigError, path_exists
+
+_FIELDS = ("vocab_size", "gamma_min", "gamma_max", "num_points", "pt", "grad_pt")
+_DIFFERENCE = 1e-3  # step in gamma of the published derivative
+
+
+class Table(NamedTuple):
+    """P and dP/dgamma at `num_points` gammas from gamma_min to gamma_max."""
+
+    vocab_size: int
+    gamma_min: float
+    gamma_max: float
+    num_points: int
+    pt: np.ndarray  # (num_points,)
+    grad_pt: np.ndarray  # (num_points,)
+
+    @property
+    def gammas(self) -> GammaRange:
+        return GammaRange(self.gamma_min, self.gamma_max)
+
+    def grid(self) -> np.ndarray:
+        return np.linspace(self.gamma_min, self.gamma_max, self.num_points)
+
+
+def build_table(
+    vocab_size: int,
+    gammas: GammaRange,
+    num_points: int,
+    rows: slice = slice(None),
+) -> Table:
+    """A table to 1e-12; of `rows` of its points only, if given."""
+    t = torch.linspace(0, 1, num_points, dtype=torch.float64)[rows]
+    pt, dpt_dt = Spectral(vocab_size, gammas).probability(t)
+    grad_pt = dpt_dt / (gammas.high - gammas.low)
+    return Table(vocab_size, *gammas, num_points, pt.numpy(), grad_pt.numpy())
+
+
+def write_table(path: Path, table: Table) -> None:
+    """Writes .npz, all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb") as file:
+        np.savez(file, **table._asdict())
+    partial.replace(path)
+
+
+def read_table(path: str, key: str) -> Table:
+    """Reads a table of ours or of the published code.
+
+    Args:
+        path: Local or fsspec path.
+        key: Config key that held the path, for messages.
+
+    Raises:
+        ConfigError: If there is no such file, or it is no table.
+    """
+    where = f"{key}={path!r}"
+    if not path_exists(path):
+        raise ConfigError(
+            f"{where}: there is no such file. null needs none: the operator is then "
+            "computed to machine precision."
+        )
+    try:
+        with fsspec.open(path, "rb") as file:
+            return _checked(_read(file))
+    except Exception as error:  # a broken file may raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{where} is no table of the operator: {reason}") from None
+
+
+def _read(file: Any) -> dict[str, Any]:
+    if zipfile.is_zipfile(file):
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    file.seek(0)
+    return _ArraysOnly(file).load()
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Unpickles numbers, strings, dicts and numpy arrays; refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        module = module.replace("numpy.core", "numpy._core")  # before numpy 2
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return _ALLOWED[module, name]
+
+
+_ALLOWED = {
+    ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+    ("numpy._core.multiarray", "scalar"): np._core.multiarray.scalar,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+
+
+def _checked(content: Any) -> Table:
+    if not isinstance(content, dict) or not set(_FIELDS) <= content.keys():
+        raise ValueError(f"it does not hold {', '.join(_FIELDS)}")
+    sizes = (int(content[name]) for name in ("vocab_size", "num_points"))
+    vocab_size, num_points = sizes
+    low, high = (float(content[name]) for name in ("gamma_min", "gamma_max"))
+    pt, grad_pt = (np.asarray(content[name], np.float64) for name in _FIELDS[4:])
+    if not pt.shape == grad_pt.shape == (num_points,) or num_points < 2:
+        raise ValueError(f"its arrays do not hold num_points={num_points} values")
+    if vocab_size < 2 or not low < high:
+        raise ValueError(f"vocab_size={vocab_size}, gamma from {low} to {high}")
+    if not (np.isfinite(pt).all() and np.isfinite(grad_pt).all()):
+        raise ValueError("it holds values that are not finite")
+    return Table(vocab_size, low, high, num_points, pt, grad_pt)
+
+
+class Interpolated(Operator):
+    """A cubic through a table's values and slopes; gamma must lie in the table.
+
+    Args:
+        table: Of the model's vocabulary size.
+        gammas: Range of gamma that the run uses.
+        key: Config key that named the table, for messages.
+
+    Raises:
+        ConfigError: If the table is of another vocabulary or too narrow.
+    """
+
+    def __init__(self, table: Table, gammas: GammaRange, key: str) -> None:
+        super().__init__(table.vocab_size, gammas)
+        outside = gammas.low < table.gamma_min or gammas.high > table.gamma_max
+        if outside:
+            raise ConfigError(
+                f"{key}: the table reaches from gamma {table.gamma_min} to "
+                f"{table.gamma_max}, not from {gammas.low} to {gammas.high}."
+            )
+        self.P = CubicHermiteSpline(table.grid(), table.pt, table.grad_pt)
+        self.dP = self.P.derivative()
+
+    def level(self, t: Tensor) -> NoiseLevel:
+        K = self.vocab_size
+        gamma = self.gammas.gamma(t).detach().double().cpu().numpy()
+        P, dP = (torch.from_numpy(f(gamma)).to(t) for f in (self.P, self.dP))
+        dgamma = self.gammas.high - self.gammas.low
+        return NoiseLevel((K * P - 1) / (K - 1), K / (K - 1) * dP * dgamma)
+
+
+class Nearest(Operator):
+    """The published look-up: the nearest entry, and a difference for the derivative.
+
+    NOTE(compat): gamma in float32, clipped to the table; dalpha_t is
+    (alpha(gamma + 0.001) - alpha(gamma)) / 0.001 times the range of gamma. K is the
+    table's own, whatever the model's.
+    """
+
+    def __init__(self, table: Table, gammas: GammaRange) -> None:
+        super().__init__(table.vocab_size, gammas)
+        self.table = table
+        self.pt = torch.from_numpy(table.pt)
+
+    def level(self, t: Tensor) -> NoiseLevel:
+        gamma = self.gammas.gamma(t.float())
+        alpha = self._alpha(gamma)
+        slope = (self._alpha(gamma + _DIFFERENCE) - alpha) / _DIFFERENCE
+        dalpha = slope * (self.gammas.high - self.gammas.low)
+        return NoiseLevel(alpha.to(t.device), dalpha.to(t.device))
+
+    def _alpha(self, gamma: Tensor) -> Tensor:
+        table, K = self.table, self.vocab_size
+        gamma = gamma.cpu().clamp(table.gamma_min, table.gamma_max)
+        place = (gamma - table.gamma_min) / (table.gamma_max - table.gamma_min)
+        index = ((table.num_points - 1) * place).round().long()
+        return (K * self.pt[index] - 1) / (K - 1)
