@@ -18,9 +18,11 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
+from curriculum import Curriculum
 from diffusion import (
     NEG_INFINITY,
     AbsorbingState,
+    Latent,
     UniformState,
     without_mask,
 )
@@ -28,7 +30,7 @@ from losses import TokenNLL
 from models.attention import KVCache
 from prompts import Given
 from trainer_base import TrainerBase, vocabulary_with_mask
-from utils import ConfigError
+from utils import ConfigError, to_device, wide_dtype
 
 
 def algorithm_class(config: DictConfig) -> type[TrainerBase]:
@@ -343,6 +345,42 @@ class DUO_BASE(UniformState):
             - (1 + c) * log1p_c
         )
         return dalpha_t / (K * alpha_t) * torch.where(x0 == xt, same, other)
+
+
+class DUO(DUO_BASE):
+    """`DUO_BASE` with a curriculum of soft inputs in training, until a step.
+
+    Reference: DUO (arXiv:2506.10892), the curriculum. The loss is the uniform-state
+    bound at x_t = argmax w_t and at the alpha_t of the transformation operator; it is
+    no bound of the likelihood while the input is soft.
+    """
+
+    def __init__(self, config: DictConfig, tokenizer: Any) -> None:
+        super().__init__(config, tokenizer)
+        self.curriculum = Curriculum(config, self.vocab_size)
+
+    @classmethod
+    def validate_config(cls, config: DictConfig) -> None:
+        super().validate_config(config)
+        Curriculum.validate_config(config)
+
+    def corrupt(self, x0: Tensor, t: Tensor, batch_idx: int = 0) -> Latent:
+        step = self.global_step
+        if not self.training or self.curriculum.is_over(step):
+            return super().corrupt(x0, t, batch_idx)
+        first = torch.arange(x0.shape[1], device=x0.device) == 0
+        is_clean = first if self.ignore_bos else None
+        generator = self._batch_generator("latent", batch_idx)
+        soft = self.curriculum.draw(x0, t, step, generator, is_clean)
+        wide = wide_dtype(x0.device)
+        level = self.curriculum.operator(t[:, None])
+        levels = (to_device(x.to(wide), x0.device) for x in level)
+        return Latent(soft.xt, *levels, inputs=soft)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        super().on_train_batch_end(*args)
+        tau = self.curriculum.log10_tau_at(self.global_step)
+        self.log("trainer/log10_tau", tau)
 
 
 # ---------------------------------------------------------------- shared formulas

@@ -17,6 +17,15 @@ NUMBERS = {
     "model.n_heads": (int, 1, None),
     "model.dropout": (float, 0, 1),
     "algo.T": (int, 0, None),
+    "algo.curriculum.gumbel_tau_log10_start": (float, -10, 3),
+    "algo.curriculum.gumbel_tau_log10_end": (float, -10, 3),
+    "algo.curriculum.start": (int, -1, None),
+    "algo.curriculum.end": (int, -1, None),
+    "algo.curriculum.top_k": (int, -1, None),
+    "algo.curriculum.n_series_terms": (int, 1, 10_000),
+    "algo.update_teacher_every": (int, 1, None),
+    "algo.linear_growth_min": (float, 0, 1),
+    "algo.linear_growth_max": (float, 0, 1),
     "noise.eps": (float, 1e-9, 0.5),
     "seed": (int, 0, None),
     "trainer.devices": (int, 1, None),
@@ -142,6 +151,7 @@ INERT_KEYS = {
     "prior.latent_width": 0,
     "prior.latent_height": 0,
     "sampling.guid_weight": None,
+    "algo.posterior_loss_weight": 0.0,
 }
 
 

@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from latents import SoftTokens
 from losses import TokenNLL
 from models.noise import SCHEDULES
 from prompts import Given
@@ -32,6 +33,7 @@ class Latent(NamedTuple):
     alpha_t: Tensor  # (B, 1)
     dalpha_t: Tensor  # (B, 1)
     scored: Tensor | None = None  # flat positions with a loss, (N,); None: all B L
+    inputs: SoftTokens | None = None  # what the network sees; None: xt
 
 
 class Diffusion(TrainerBase):
@@ -66,7 +68,7 @@ class Diffusion(TrainerBase):
         z = self.corrupt(x0, t, batch_idx)
         sigma = self.sigma(z.alpha_t)
         return self.head_loss(
-            self.hidden(z.xt, sigma),
+            self.hidden(z.xt if z.inputs is None else z.inputs, sigma),
             self.token_nll,
             weights,
             scored=z.scored,
@@ -180,12 +182,14 @@ class Diffusion(TrainerBase):
         """Total noise -log(alpha_t), (B, 1), float32-safe near alpha_t = 1."""
         return -torch.log(alpha_t)
 
-    def hidden(self, xt: Tensor, sigma: Tensor) -> Tensor:
+    def hidden(self, xt: Tensor | SoftTokens, sigma: Tensor) -> Tensor:
         """The backbone's hidden states, (B, L) and (B, 1) -> (B, L, D)."""
+        return self.backbone.trunk(xt, self.condition(sigma))
+
+    def condition(self, sigma: Tensor) -> Tensor:
+        """What the backbone is told of the noise, (B, 1) -> (B,)."""
         condition = sigma.mean(dim=-1).float()
-        if not self.time_conditioning:
-            condition = torch.zeros_like(condition)
-        return self.backbone.trunk(xt, condition)
+        return condition if self.time_conditioning else torch.zeros_like(condition)
 
     def forward(self, xt: Tensor, sigma: Tensor) -> Tensor:
         """Denoiser output for noisy ids, (B, L) and (B, 1) -> (B, L, K).

@@ -153,6 +153,7 @@ def head_loss(
     weights: Tensor,
     *,
     precision: Precision,
+    products: Sequence[torch.dtype] | None = None,
     chunk: int | None = None,
     compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -167,6 +168,7 @@ def head_loss(
         inputs: Further arguments of the loss, (N,) each, without gradient.
         weights: (N,), without gradient.
         precision: Types to compute in.
+        products: Of each head's matrix product, if not that of `precision`.
         chunk: Tokens whose logits exist at a time. None is the plain way: all of
             them, with autograd through head and loss.
         compiled: Whether to compile `token_loss`.
@@ -175,13 +177,18 @@ def head_loss(
         The sum, a scalar with gradient; and the losses (N,) without.
     """
     with torch.autocast(weights.device.type, enabled=False):  # precision says it all
+        products = products or [precision.product] * len(heads)
         if chunk is None:
-            nll = token_loss(*(logits_of(head, precision) for head in heads), **inputs)
+            logits = [
+                logits_of(head, precision._replace(product=product))
+                for head, product in zip(heads, products, strict=True)
+            ]
+            nll = token_loss(*logits, **inputs)
             return (weights * nll).sum(), nll.detach()
         evaluate = _compiled() if compiled else _evaluate
         evaluate = functools.partial(evaluate, token_loss, precision.logits)
         scale = _scale(weights)
-        plan = _Plan(evaluate, dict(inputs), weights, scale, precision.product, chunk)
+        plan = _Plan(evaluate, dict(inputs), weights, scale, tuple(products), chunk)
         if torch.is_grad_enabled():
             return _ChunkedLoss.apply(plan, *(x for head in heads for x in head))
         return _walk(plan, heads, [_Gradient(head, (False,) * 3) for head in heads])
@@ -219,7 +226,7 @@ class _Plan(NamedTuple):
     inputs: dict[str, Tensor]
     weights: Tensor
     scale: Tensor  # of the weights in gradients
-    product: torch.dtype  # of the head's matrix product
+    products: tuple[torch.dtype, ...]  # of each head's matrix product
     chunk: int
 
 
@@ -227,7 +234,8 @@ def _walk(
     plan: _Plan, heads: Sequence[Head], gradients: list["_Gradient"]
 ) -> tuple[Tensor, Tensor]:
     """The weighted sum of the losses, and the losses; adds to `gradients`."""
-    cast = [head.to(plan.product) for head in heads]
+    pairs = zip(heads, plan.products, strict=True)
+    cast = [head.to(product) for head, product in pairs]
     starts = range(0, max(len(plan.weights), 1), plan.chunk)  # an empty chunk if N = 0
     chunks = [slice(start, start + plan.chunk) for start in starts]
     nll = torch.cat([_one_chunk(plan, cast, gradients, rows) for rows in chunks])

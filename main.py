@@ -65,22 +65,25 @@ def train(config: DictConfig) -> dict[str, float]:
     """Trains, resuming from `checkpointing.resume_ckpt_path` if it exists."""
     algorithm = prepare(config, splits=("train", "valid"))
     finetune = config.training.finetune_path
-    if finetune:
-        weights = read_checkpoint(finetune, "training.finetune_path")
-    tokenizer = get_tokenizer(config)
-    _, mask_index = algorithm.vocabulary(tokenizer)
-    data = DataModule(config, tokenizer, mask_index)
-    data.load("train")
-    data.load("valid")
-    wants_judge = config.eval.compute_generative_perplexity
-    judge = load_judge(config, algorithm) if wants_judge else None
-    model = algorithm(config, tokenizer)
-    model.judge = judge
-    if finetune:
-        model.load_weights(weights, "training.finetune_path")
     resume = config.checkpointing.resume_ckpt_path
     if not (config.checkpointing.resume_from_ckpt and path_exists(resume)):
         resume = None
+    if algorithm.needs_weights and not (finetune or resume):
+        raise ConfigError(
+            f"training.finetune_path is empty: algo={config.algo.name} starts from a "
+            "trained checkpoint."
+        )
+    if finetune:
+        weights = read_checkpoint(finetune, "training.finetune_path")
+    tokenizer = get_tokenizer(config)
+    model = algorithm(config, tokenizer)  # first: it may refuse the vocabulary
+    if finetune:
+        model.load_weights(weights, "training.finetune_path")
+    data = DataModule(config, tokenizer, model.mask_index)
+    data.load("train")
+    data.load("valid")
+    if config.eval.compute_generative_perplexity:
+        model.judge = load_judge(config, algorithm)
     loggers = build_loggers(config)
     callbacks = [hydra.utils.instantiate(c) for c in config.callbacks.values()]
     if not loggers:  # this callback refuses to run without one
@@ -100,11 +103,10 @@ def ppl_eval(config: DictConfig) -> dict[str, float]:
     algorithm = prepare(config, splits=("valid",))
     checkpoint = read_checkpoint(config.eval.checkpoint_path, "eval.checkpoint_path")
     tokenizer = get_tokenizer(config)
-    _, mask_index = algorithm.vocabulary(tokenizer)
-    data = DataModule(config, tokenizer, mask_index)
-    data.load("valid")
     model = algorithm(config, tokenizer)
     model.load_weights(checkpoint, "eval.checkpoint_path")
+    data = DataModule(config, tokenizer, model.mask_index)
+    data.load("valid")
     trainer = build_trainer(config, callbacks=[], logger=build_loggers(config))
     trainer.validate(model, datamodule=data, verbose=False)
     report_likelihood(config, model, data)

@@ -5,7 +5,7 @@ the objectives in `algo.py`.
 Shapes: B batch, L length, K vocabulary, D hidden size.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -64,6 +64,8 @@ class TrainerBase(lightning.LightningModule):
     has_mask = False
     is_discrete_time = False  # whether algo.T > 0 has a meaning
     has_subs_masking = False  # whether algo.subs_masking=True has one
+    needs_weights = False  # whether training starts from a checkpoint only
+    loss_types: tuple[str, ...] = ("elbo",)  # values of algo.loss_type
 
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:
         super().__init__()
@@ -111,7 +113,8 @@ class TrainerBase(lightning.LightningModule):
                 "the only value is False."
             )
         require(algo.parameterization, [cls.parameterization], "algo.parameterization")
-        require(algo.get("loss_type", "elbo"), ["elbo"], "algo.loss_type")
+        loss_type = algo.get("loss_type", cls.loss_types[0])
+        require(loss_type, cls.loss_types, "algo.loss_type")
         require(algo.compat, ("paper", "reference"), "algo.compat")
         precisions = ("bf16", "float32", "float64")
         require(config.training.loss_precision, precisions, "training.loss_precision")
@@ -162,6 +165,7 @@ class TrainerBase(lightning.LightningModule):
         token_loss: TokenLoss,
         weights: Tensor | None,
         *,
+        others: Sequence[Head] = (),
         scored: Tensor | None = None,
         **inputs: Tensor,
     ) -> TokenNLL:
@@ -169,8 +173,10 @@ class TrainerBase(lightning.LightningModule):
 
         Args:
             hidden: (B, L, D).
-            token_loss: From logits (n, K) and `inputs`, (n,) each, to losses (n,).
+            token_loss: From logits (n, K), one of each head, and `inputs`, (n,) each,
+                to losses (n,).
             weights: As for `nll`.
+            others: Further heads, with hidden states (B, L, D), in their own precision.
             scored: Flat positions to score, (N,); the others lose 0. None is all.
             inputs: (B, L) or (B, 1) each.
         """
@@ -183,12 +189,15 @@ class TrainerBase(lightning.LightningModule):
             return x if scored is None else x.index_select(0, scored)
 
         training = self.config.training
+        heads = [self._head(hidden), *others]
+        precision = self.loss_precision()
         total, nll = head_loss(
-            [self._head(rows(hidden))],
+            [head._replace(hidden=rows(head.hidden)) for head in heads],
             token_loss,
             {name: rows(x.expand(shape)) for name, x in inputs.items()},
             rows(weights),
-            precision=self.loss_precision(),
+            precision=precision,
+            products=[precision.product, *(head.weight.dtype for head in others)],
             chunk=chunk_size(training.loss_chunk, self.vocab_size, device.type),
             compiled=is_compiled(training.loss_compile, device.type),
         )
@@ -211,9 +220,13 @@ class TrainerBase(lightning.LightningModule):
         step = self.global_step  # stands still while gradients accumulate
         if step % self.trainer.log_every_n_steps == 0 and step != self._logged_step:
             self._logged_step = step
-            results = self.train_likelihood.compute()
-            self.log_dict({f"train/{k}": results[k] for k in ("nll", "bpd", "ppl")})
+            self.log_dict(self.train_results())
             self.train_likelihood.reset()
+
+    def train_results(self) -> dict[str, Tensor]:
+        """What is logged of the training batches."""
+        results = self.train_likelihood.compute()
+        return {f"train/{k}": results[k] for k in ("nll", "bpd", "ppl")}
 
     # ---- randomness: a pure function of the seed and the position in the run
 

@@ -14,6 +14,7 @@ import math
 import operator
 import os
 import runpy
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Mapping
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import fsspec
 import lightning
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -263,6 +265,17 @@ def write_json(path: str, data: Any) -> None:
     partial = f"{inner}.partial"
     with filesystem.open(partial, "w") as file:
         json.dump(data, file, indent=1)
+    filesystem.mv(partial, inner)
+
+
+@rank_zero_only
+def copy_file(source: str, target: str) -> None:
+    """Copies between local or fsspec paths, all of it or nothing."""
+    filesystem, inner = fsspec.core.url_to_fs(target)
+    filesystem.makedirs(filesystem._parent(inner), exist_ok=True)
+    partial = f"{inner}.partial"
+    with fsspec.open(source, "rb") as old, filesystem.open(partial, "wb") as new:
+        shutil.copyfileobj(old, new)
     filesystem.mv(partial, inner)
 
 

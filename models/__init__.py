@@ -1,17 +1,25 @@
 """Backbones by name; a backbone's module is imported when it is chosen.
 
 To add one: a module with a class that has `from_config(config, vocab_size)`,
-`trunk(x, sigma, weights)`, `head(hidden)` and `output_embedding` (the head's
+`trunk(x, sigma)`, `head(hidden)` and `output_embedding` (the head's
 `nn.Linear`, for losses that apply it a few tokens at a time), and an entry here.
 """
 
 from importlib import import_module
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
 from utils import choose, require
+
+
+class SoftInput(Protocol):
+    """What a backbone's trunk takes beside ids: averages of embedding rows."""
+
+    def embed(self, embedding: Tensor) -> Tensor:
+        """(K, D) -> (B, L, D), differentiable in the embedding."""
+        ...
 
 
 class Backbone(NamedTuple):

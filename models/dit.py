@@ -23,6 +23,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models import SoftInput
 from models.attention import KERNELS, KVCache, attend, flash_is_installed
 from utils import ConfigError, choose
 
@@ -106,34 +107,31 @@ class DIT(nn.Module):
             checkpointing=config.training.activation_checkpointing,
         )
 
-    def forward(
-        self, x: Tensor, sigma: Tensor | None = None, weights: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor | SoftInput, sigma: Tensor | None = None) -> Tensor:
         """Logits over clean tokens, (B, L, K). Arguments as for `trunk`."""
-        return self.head(self.trunk(x, sigma, weights))
+        return self.head(self.trunk(x, sigma))
 
     def trunk(
         self,
-        x: Tensor,
+        x: Tensor | SoftInput,
         sigma: Tensor | None = None,
-        weights: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
         """Hidden states that `head` maps to logits.
 
         Args:
-            x: Token ids (B, L); or soft inputs (B, L, K) whose softmax mixes the
-                embedding rows; or, with `weights`, ids (B, L, k).
+            x: Token ids (B, L); or (B, L, K) floats whose softmax mixes the embedding
+                rows; or an object that mixes them itself.
             sigma: Noise level -log(alpha_t) of each sequence, (B,); None when causal.
-            weights: Weights of the k embedding rows, (B, L, k).
             cache: Tokens before x, when causal; x is one token, or the first ones. It
                 then holds x, too.
 
         Returns:
             (B, L, D), final norm and modulation included.
         """
-        with torch.autocast(x.device.type, enabled=False):
-            h = self.vocab_embed(x, weights)  # (B, L, D)
+        device = self.vocab_embed.embedding.device.type
+        with torch.autocast(device, enabled=False):
+            h = self.vocab_embed(x)  # (B, L, D)
             c = None if self.causal else F.silu(self.sigma_map(sigma))  # (B, C)
             start = 0 if cache is None else cache.length
             rotary = self.rotary_emb(start + h.shape[1])  # 2 x (L, D / H)
@@ -147,7 +145,7 @@ class DIT(nn.Module):
             else:
                 h = block(h, c, rotary)
         if cache is not None:
-            cache.length += x.shape[1]
+            cache.length += h.shape[1]
         return self.output_layer.modulated_norm(h, c)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -173,15 +171,9 @@ class Embedding(nn.Module):
         self.embedding = nn.Parameter(torch.empty(vocab_size, hidden_size))
         nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
 
-    def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
-        if weights is not None:  # ids (B, L, k): no (B, L, k, D) tensor is formed
-            rows = F.embedding_bag(
-                x.flatten(0, 1),
-                self.embedding,
-                per_sample_weights=weights.flatten(0, 1).to(self.embedding.dtype),
-                mode="sum",
-            )
-            return rows.unflatten(0, x.shape[:2])
+    def forward(self, x: Tensor | SoftInput) -> Tensor:
+        if not isinstance(x, Tensor):
+            return x.embed(self.embedding)
         if x.is_floating_point():
             return x.to(self.embedding.dtype).softmax(dim=-1) @ self.embedding
         return F.embedding(x, self.embedding)

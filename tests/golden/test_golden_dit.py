@@ -6,6 +6,7 @@ from golden_cases import FORWARD, Case, close, for_cases
 from golden_models import composed
 from omegaconf import OmegaConf
 
+from latents import TopLatents
 from models import build_backbone
 from models.dit import DIT
 
@@ -80,7 +81,7 @@ def test_weighted_ids(case):
     """k embedding rows with float64 weights that do not sum to one."""
     ids, weights = case["topk_indices"], case["topk_weights"]
     with torch.no_grad():
-        logits = backbone(case)(ids, case["sigma"], weights=weights)
+        logits = backbone(case)(TopLatents(ids[..., 0], ids, weights), case["sigma"])
     case.check("logits_topk", logits)
 
 

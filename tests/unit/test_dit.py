@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import models.dit
+from latents import TopLatents
 from models.dit import DIT, Rotary, rotate
 from utils import ConfigError
 
@@ -124,10 +125,10 @@ def test_sparse_inputs_mix_k_rows(generator):
     weights = torch.rand(3, L, 4, generator=generator)
     dense = torch.zeros(3, L, K).scatter(-1, ids, weights)
     expected = dense @ model.vocab_embed.embedding
-    torch.testing.assert_close(model.vocab_embed(ids, weights), expected)
-    one = torch.ones(3, L, 1)
-    plain = model(ids[..., 0], sigma)
-    torch.testing.assert_close(model(ids[..., :1], sigma, weights=one), plain)
+    top = TopLatents(ids[..., 0], ids, weights)
+    torch.testing.assert_close(model.vocab_embed(top), expected)
+    one = TopLatents(ids[..., 0], ids[..., :1], torch.ones(3, L, 1))
+    torch.testing.assert_close(model(one, sigma), model(ids[..., 0], sigma))
 
 
 def test_gradients_reach_every_parameter(x):

@@ -1,0 +1,320 @@
+"""Discrete consistency distillation: a student that takes, in one step of twice the
+length, the steps of its teacher.
+
+Reference: DUO (arXiv:2506.10892), discrete consistency distillation (DCD).
+
+Shapes: B batch, L length, K vocabulary.
+"""
+
+import copy
+import hashlib
+import logging
+import posixpath
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from algo import DUO_BASE
+from curriculum import check_operator
+from integral.registry import Settings, build_operator
+from integral.transform import gauss_levels
+from latents import Levels, argmax_pair
+from losses import Head, Loss, TokenNLL
+from metrics import Likelihood
+from utils import (
+    ConfigError,
+    copy_file,
+    path_exists,
+    read_checkpoint,
+    require,
+    to_device,
+    wide_dtype,
+)
+
+log = logging.getLogger(__name__)
+
+# Keys of `algo.curriculum` for soft inputs, of which there are none here.
+_NO_CURRICULUM = (
+    "gumbel_tau_log10_start",
+    "gumbel_tau_log10_end",
+    "start",
+    "end",
+    "top_k",
+)
+
+
+class Distillation(DUO_BASE):
+    """The student's belief at x_t is drawn to the teacher's at a less noisy x_s.
+
+        t <- min(t + dt, 1),  s = t - dt
+        x_t = argmax w_t,  x_s = argmax w_s  of Gaussian latents with the same noise
+        loss = D(p_student(. | x_t), p_teacher(. | x_s)) of each token
+
+    The teacher is a copy of the student, taken anew at the start of every round of
+    `algo.update_teacher_every` steps. Each round's copy is also a checkpoint,
+    checkpoints/round_N.ckpt, from which a resumed run has its teacher; other
+    checkpoints hold the student alone. Validation reports the bound of the likelihood,
+    and the loss under its own name.
+    """
+
+    is_discrete_time = True  # algo.T sets the time gap
+    needs_weights = True
+    loss_types = ("kl-fwd", "kl-bwd")
+
+    def __init__(self, config: DictConfig, tokenizer: Any) -> None:
+        super().__init__(config, tokenizer)
+        self.T = 0  # the bound is that of continuous time
+        self.rounds = Rounds(config)
+        self.operator = build_operator(Settings.of(config, self.vocab_size))
+        self.divergence = DIVERGENCES[config.algo.loss_type]
+        self.valid_distillation = Likelihood()
+        self._teacher: list[nn.Module] = []  # a list: neither trained nor saved
+        self._round: int | None = None
+        self._digest = ""
+        self._saved: Mapping[str, Any] = {}
+
+    @classmethod
+    def validate_config(cls, config: DictConfig) -> None:
+        super().validate_config(config)
+        check_operator(config)
+        Rounds.validate_config(config)
+        for key in _NO_CURRICULUM:
+            if (value := config.algo.curriculum[key]) != -1:
+                raise ConfigError(
+                    f"algo.curriculum.{key}={value} has no effect with "
+                    f"algo={config.algo.name}; the only value is -1."
+                )
+        require(config.algo.teacher_ema, (True, False), "algo.teacher_ema")
+        if config.algo.teacher_ema and config.training.ema == 0:
+            raise ConfigError("algo.teacher_ema=True needs training.ema above 0.")
+        if "fsdp" in config.strategy._target_.lower():
+            raise ConfigError(
+                f"strategy=fsdp cannot hold the teacher of algo={config.algo.name}; "
+                "choose strategy=ddp."
+            )
+
+    # ---- loss
+
+    def nll(
+        self, x0: Tensor, weights: Tensor | None = None, batch_idx: int = 0
+    ) -> TokenNLL:
+        """The divergence in training, the bound of the likelihood in validation."""
+        if not self.training:
+            return super().nll(x0, weights, batch_idx)
+        return self.consistency(x0, weights, batch_idx)
+
+    def consistency(
+        self, x0: Tensor, weights: Tensor | None = None, batch_idx: int = 0
+    ) -> TokenNLL:
+        """The divergence of each token, nats. Arguments as for `nll`."""
+        dt = self.rounds.gap(self.global_step)
+        t = (self.sample_t(len(x0), batch_idx) + dt).clamp(max=1)
+        s = t - dt
+        generator = self._batch_generator("latent", batch_idx, device="cpu")
+        levels = [self.levels(time) for time in (t, s)]
+        xt, xs = argmax_pair(x0.cpu(), *levels, self.vocab_size, generator)
+        if self.ignore_bos:
+            xt[:, 0] = xs[:, 0] = x0[:, 0].cpu()
+        xt, xs = (to_device(x, x0.device) for x in (xt, xs))
+        sigma_t, sigma_s = (self.sigma_at(time, x0.device) for time in (t, s))
+        teacher = self.teacher_head(xs, sigma_s)
+        hidden = self.hidden(xt, sigma_t)
+        return self.head_loss(hidden, self.divergence, weights, others=[teacher])
+
+    def levels(self, t: Tensor) -> Levels:
+        """Of the Gaussian latents at times t (B,), (B, 1) each."""
+        gauss = gauss_levels(self.operator.gammas.gamma(t[:, None]))
+        return Levels(*gauss, tau=torch.zeros_like(t[:, None]))
+
+    def sigma_at(self, t: Tensor, device: torch.device) -> Tensor:
+        """-log(alpha_t) of the uniform-state process, (B,) -> (B, 1)."""
+        sigma = self.sigma(self.operator(t[:, None]).alpha_t)
+        return to_device(sigma.to(wide_dtype(device)), device)
+
+    @torch.no_grad()
+    def teacher_head(self, xs: Tensor, sigma: Tensor) -> Head:
+        """Hidden states of the teacher with its head, in float32."""
+        (teacher,) = self._teacher
+        with torch.autocast(xs.device.type, enabled=False):
+            hidden = teacher.trunk(xs, self.condition(sigma))
+        linear = teacher.output_embedding
+        return Head(hidden, linear.weight, linear.bias)
+
+    # ---- the teacher
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        start = self.rounds.start(self.rounds.number(self.global_step))
+        if self.global_step > start:  # resumed within a round
+            self._read_teacher()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """A new teacher for a new round, once, before its first micro-batch."""
+        number = self.rounds.number(self.global_step)
+        if number == self._round:
+            return
+        use_ema = self.config.algo.teacher_ema and self.ema is not None
+        if use_ema:
+            with self.ema.applied(self.parameters()):
+                self.set_teacher(self.backbone.state_dict(), number)
+        else:
+            self.set_teacher(self.backbone.state_dict(), number)
+        self.trainer.save_checkpoint(self._path(number), weights_only=True)
+        gap = self.rounds.gap(self.global_step)
+        log.info("distillation round %d: time gap %.4g", number, gap)
+
+    def set_teacher(self, weights: Mapping[str, Tensor], number: int) -> None:
+        """Takes over the weights of a backbone as those of round `number`."""
+        if not self._teacher:
+            teacher = copy.deepcopy(self.backbone)  # draws nothing, unlike a new one
+            if self.config.training.compile:
+                teacher.compile_blocks()
+            self._teacher = [teacher.eval().requires_grad_(False)]
+        (teacher,) = self._teacher
+        teacher.load_state_dict(weights)
+        self._round, self._digest = number, digest(teacher)
+
+    def _read_teacher(self) -> None:
+        """The teacher that the interrupted run had."""
+        number = self.rounds.number(self.global_step)
+        name = posixpath.basename(self._path(number))
+        resumed = posixpath.dirname(self.config.checkpointing.resume_ckpt_path)
+        places = [self._path(number), posixpath.join(resumed, name)]
+        path = next((path for path in places if path_exists(path)), None)
+        key = "checkpointing.resume_ckpt_path"
+        if path is None:
+            raise ConfigError(
+                f"{key}: resuming at step {self.global_step} needs the teacher of "
+                f"round {number}, {places[0]}, which is not there."
+            )
+        checkpoint = read_checkpoint(path, key)
+        prefix = "backbone."
+        weights = {
+            name.removeprefix(prefix): value
+            for name, value in checkpoint["state_dict"].items()
+            if name.startswith(prefix)
+        }
+        if self.config.algo.teacher_ema:
+            names = [name for name, _ in self.backbone.named_parameters()]
+            shadow = checkpoint["ema"]["shadow_params"]
+            weights |= dict(zip(names, shadow, strict=True))
+        self.set_teacher(weights, number)
+        if self._saved.get("sha256", self._digest) != self._digest:
+            raise ConfigError(
+                f"{key}: {path} is not the teacher of the run that is resumed."
+            )
+        if path != places[0]:
+            copy_file(path, places[0])
+
+    def _path(self, number: int) -> str:
+        folder = f"{self.config.checkpointing.save_dir}/checkpoints"
+        return f"{folder}/round_{number}.ckpt"
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["teacher"] = {"round": self._round, "sha256": self._digest}
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._saved = checkpoint.get("teacher", {})
+
+    # ---- logging
+
+    def train_results(self) -> dict[str, Tensor]:
+        return {
+            "train/distillation_loss": self.train_likelihood.compute()["nll"],
+            "trainer/time_gap": torch.tensor(self.rounds.gap(self.global_step)),
+        }
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        if self._teacher:
+            valid_tokens = self.valid_tokens(batch["attention_mask"])
+            weights = Loss.weights(valid_tokens)
+            nll = self.consistency(batch["input_ids"], weights, batch_idx)
+            losses = Loss.reduce(nll, valid_tokens)
+            self.valid_distillation.update(losses.nlls, losses.num_tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        if self._teacher:
+            loss = self.valid_distillation.compute()["nll"]
+            self.log("val/distillation_loss", loss, sync_dist=True)
+            self.valid_distillation.reset()
+        super().on_validation_epoch_end()
+
+
+class Rounds:
+    """Time gap dt and round of the teacher, by step.
+
+        n = step // update_teacher_every,  dt = 2^n / T
+
+    as long as dt <= 1; training stays in the last such round. With linear growth dt
+    goes from linear_growth_min to linear_growth_max over trainer.max_steps.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        self.T: int = config.algo.T
+        self.length: int = config.algo.update_teacher_every
+        self.is_linear: bool = config.algo.linear_growth_dt
+        self.bounds = config.algo.linear_growth_min, config.algo.linear_growth_max
+        self.max_steps: int = config.trainer.max_steps
+        self.last = None if self.is_linear else self.T.bit_length() - 1
+
+    @staticmethod
+    def validate_config(config: DictConfig) -> None:
+        """Refuses gaps that are none."""
+        algo = config.algo
+        require(algo.linear_growth_dt, (True, False), "algo.linear_growth_dt")
+        if not algo.linear_growth_dt and algo.T < 1:
+            raise ConfigError(f"algo.T={algo.T}: the first time gap is 1 / T; T >= 1.")
+        low, high = algo.linear_growth_min, algo.linear_growth_max
+        if not 0 < low <= high <= 1:
+            raise ConfigError(
+                f"algo.linear_growth_min={low}, algo.linear_growth_max={high}: the "
+                "time gap must grow within (0, 1]."
+            )
+
+    def number(self, step: int) -> int:
+        """n, from 0."""
+        number = step // self.length
+        return number if self.last is None else min(number, self.last)
+
+    def start(self, number: int) -> int:
+        """The first step of a round."""
+        return number * self.length
+
+    def gap(self, step: int) -> float:
+        """dt, in (0, 1]."""
+        if self.is_linear:
+            low, high = self.bounds
+            return min(low + step / self.max_steps * (high - low), high)
+        return 2 ** self.number(step) / self.T
+
+
+def kl_forward(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(p_teacher || p_student) of raw logits, (..., K) each -> (...)."""
+    log_student, log_teacher = student.log_softmax(-1), teacher.log_softmax(-1)
+    return (log_teacher.exp() * (log_teacher - log_student)).sum(dim=-1)
+
+
+def kl_backward(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(p_student || p_teacher) of raw logits, (..., K) each -> (...)."""
+    return kl_forward(teacher, student)
+
+
+DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "kl-fwd": kl_forward,
+    "kl-bwd": kl_backward,
+}
+
+
+def digest(network: nn.Module) -> str:
+    """A fingerprint of a network's weights."""
+    total = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        total.update(name.encode())
+        total.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return total.hexdigest()
