@@ -11,7 +11,7 @@ import hashlib
 import logging
 import posixpath
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from omegaconf import DictConfig
@@ -44,6 +44,13 @@ _NO_CURRICULUM = (
     "end",
     "top_k",
 )
+
+
+class Noisy(NamedTuple):
+    """Input of a network."""
+
+    xt: Tensor  # ids, (B, L)
+    sigma: Tensor  # -log(alpha_t), (B, 1)
 
 
 class Distillation(DUO_BASE):
@@ -110,29 +117,42 @@ class Distillation(DUO_BASE):
         self, x0: Tensor, weights: Tensor | None = None, batch_idx: int = 0
     ) -> TokenNLL:
         """The divergence of each token, nats. Arguments as for `nll`."""
+        t = self.sample_t(len(x0), batch_idx)
+        student, teacher = self.corrupt_pair(x0, t, batch_idx)
+        return self.head_loss(
+            self.hidden(student.xt, student.sigma),
+            self.divergence,
+            weights,
+            others=[self.teacher_head(teacher.xt, teacher.sigma)],
+        )
+
+    def corrupt_pair(
+        self, x0: Tensor, t: Tensor, batch_idx: int = 0
+    ) -> tuple[Noisy, Noisy]:
+        """What the student sees, at t + dt, and what the teacher sees, at t.
+
+        Args:
+            x0: Clean ids, (B, L).
+            t: Times, (B,) on the host; t + dt is cut at 1, with dt between the two.
+            batch_idx: Position in the epoch.
+        """
         dt = self.rounds.gap(self.global_step)
-        t = (self.sample_t(len(x0), batch_idx) + dt).clamp(max=1)
-        s = t - dt
+        t = (t + dt).clamp(max=1)
+        wide = wide_dtype(x0.device)
+        levels, sigmas = [], []
+        for time in (t[:, None], t[:, None] - dt):
+            gauss = gauss_levels(self.operator.gammas.gamma(time))
+            level = Levels(*gauss, tau=torch.zeros_like(time))
+            levels.append(Levels(*(to_device(x.to(wide), x0.device) for x in level)))
+            sigma = self.sigma(self.operator(time).alpha_t)
+            sigmas.append(to_device(sigma.to(wide), x0.device))
         generator = self._batch_generator("latent", batch_idx, device="cpu")
-        levels = [self.levels(time) for time in (t, s)]
-        xt, xs = argmax_pair(x0.cpu(), *levels, self.vocab_size, generator)
+        ids = argmax_pair(x0, *levels, self.vocab_size, generator)
         if self.ignore_bos:
-            xt[:, 0] = xs[:, 0] = x0[:, 0].cpu()
-        xt, xs = (to_device(x, x0.device) for x in (xt, xs))
-        sigma_t, sigma_s = (self.sigma_at(time, x0.device) for time in (t, s))
-        teacher = self.teacher_head(xs, sigma_s)
-        hidden = self.hidden(xt, sigma_t)
-        return self.head_loss(hidden, self.divergence, weights, others=[teacher])
-
-    def levels(self, t: Tensor) -> Levels:
-        """Of the Gaussian latents at times t (B,), (B, 1) each."""
-        gauss = gauss_levels(self.operator.gammas.gamma(t[:, None]))
-        return Levels(*gauss, tau=torch.zeros_like(t[:, None]))
-
-    def sigma_at(self, t: Tensor, device: torch.device) -> Tensor:
-        """-log(alpha_t) of the uniform-state process, (B,) -> (B, 1)."""
-        sigma = self.sigma(self.operator(t[:, None]).alpha_t)
-        return to_device(sigma.to(wide_dtype(device)), device)
+            first = torch.arange(x0.shape[1], device=x0.device) == 0
+            ids = [torch.where(first, x0, x) for x in ids]
+        later, earlier = map(Noisy, ids, sigmas)
+        return later, earlier
 
     @torch.no_grad()
     def teacher_head(self, xs: Tensor, sigma: Tensor) -> Head:
@@ -144,6 +164,12 @@ class Distillation(DUO_BASE):
         return Head(hidden, linear.weight, linear.bias)
 
     # ---- the teacher
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves to devices and types take the teacher along."""
+        for teacher in self._teacher:
+            teacher._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def on_train_start(self) -> None:
         super().on_train_start()

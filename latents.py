@@ -26,7 +26,7 @@ from torch.special import log_ndtr, ndtri
 
 from losses import chunk_size
 from models import SoftInput
-from utils import wide_dtype
+from utils import to_device, wide_dtype
 
 _TOP_SIZES = (16, 32, 64, 128, 256)  # numbers of entries that may stand for all
 _NEGLIGIBLE = -17.0  # log of a share of the softmax below float32 rounding
@@ -306,17 +306,17 @@ def argmax_pair(
 
     Args:
         x0: Clean ids, (B, L).
-        later, earlier: Levels at t and at s.
+        later, earlier: Levels at t and at s, on the device of x0.
         vocab_size: K.
-        generator: On the device of x0.
+        generator: On any device.
     """
-    options = {"dtype": wide_dtype(x0.device), "device": x0.device}
+    device = generator.device
+    options = {"dtype": wide_dtype(x0.device), "device": device}
     u = torch.rand((*x0.shape, 1), generator=generator, **options)
     eps = torch.randn(x0.shape, generator=generator, **options)
-    other = torch.randint(
-        vocab_size - 1, x0.shape, device=x0.device, generator=generator
-    )
+    other = torch.randint(vocab_size - 1, x0.shape, device=device, generator=generator)
     largest = top_normals(u, vocab_size - 1).squeeze(-1)
+    eps, largest, other = (to_device(x, x0.device) for x in (eps, largest, other))
     return pair_of(x0, later, earlier, eps, largest, other + (other >= x0))
 
 

@@ -90,6 +90,12 @@ def tiny_model(*overrides: str, tokenizer: StubTokenizer | None = None):
         for parameter in model.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.5)
+    if hasattr(model, "set_teacher"):  # another network, so that there is a loss
+        weights = model.backbone.state_dict()
+        scale = torch.Generator().manual_seed(1)
+        for name, x in weights.items():
+            weights[name] = x + 0.1 * torch.randn(x.shape, generator=scale)
+        model.set_teacher(weights, 0)
     return model.eval()
 
 
@@ -106,11 +112,49 @@ def available_algorithms() -> dict[str, type]:
     return found
 
 
+# What samplers and laws of the forward process ask of an algorithm.
+PROCESS = (
+    "noise_tokens",
+    "prior_sample",
+    "q_xt",
+    "posterior",
+    "marginal",
+    "process_logits",
+    "denoised",
+    "carry_over",
+    "change_bound",
+    "changed",
+    "undecided",
+    "hidden",
+    "forward",
+    "next_token",
+    "log_score",
+    "with_bos",
+    "vocabulary",
+    "nll_per_token",
+    "draws_whole_rows",
+)
+
+
+def process_of(algorithm: type) -> tuple:
+    return tuple(getattr(algorithm, name, None) for name in PROCESS)
+
+
 ALGORITHMS = available_algorithms()
-DIFFUSION = [name for name, cls in ALGORITHMS.items() if issubclass(cls, Diffusion)]
+# Of those with the same process and the same sampling only the most general one.
+_FIRST = {
+    process_of(cls): name
+    for name, cls in sorted(ALGORITHMS.items(), key=lambda x: -len(x[1].__mro__))
+}
+DIFFUSION = [
+    name
+    for name, cls in ALGORITHMS.items()
+    if issubclass(cls, Diffusion) and name in _FIRST.values()
+]
 SAMPLING = [
     (predictor, name)
     for predictor, samplers in SAMPLERS.items()
     for name, algorithm in ALGORITHMS.items()
+    if name in _FIRST.values()
     if any(sampler.fits(algorithm) for sampler in samplers)
 ]

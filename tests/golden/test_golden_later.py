@@ -10,6 +10,7 @@ TESTED = (
     "data_synthetic",
     "data_tokenizers",
     "dit",
+    "integral",
     "loss",
     "metrics",
     "noise",
@@ -25,7 +26,6 @@ LATER = {
     "data_samplers": "ours has an order of its own: a function of seed, epoch and rank",
     "distillation": "distillation comes with later work",
     "duo": "the curriculum comes with later work",
-    "integral": "the diffusion transformation operator comes with later work",
 }
 
 

@@ -166,7 +166,9 @@ class Reads(ast.NodeVisitor):
 @pytest.fixture(scope="module")
 def reads():
     visitor = Reads()
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("models/*.py")]:
+    for path in [
+        p for f in (".", "models", "integral") for p in ROOT.glob(f"{f}/*.py")
+    ]:
         visitor.visit_file(path)
     return visitor
 
