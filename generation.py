@@ -6,6 +6,7 @@ ten seconds have passed, and at the end, when the folder goes.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -24,13 +25,19 @@ from metrics import (
     mean_and_error,
     sample_entropy,
 )
+from ngrams import NGramModel
 from prompts import Prompt, given_tokens
 from trainer_base import TrainerBase
 from utils import ConfigError, path_exists, write_json
 
 REFRESH = 10.0  # seconds between two writings of the JSON
 DISTINCT = (1, 2, 3)  # n of distinct-n
-PER_SAMPLE = ("entropy", *(f"distinct_{n}" for n in DISTINCT), "evaluations")
+PER_SAMPLE = (
+    "entropy",
+    *(f"distinct_{n}" for n in DISTINCT),
+    "ngram_nll",
+    "evaluations",
+)
 
 # What a run's samples depend on; a run goes on only where all of it is the same.
 SETTINGS = (
@@ -50,6 +57,7 @@ SETTINGS = (
     "eval.gen_ppl_eval_model_name_or_path",
     "eval.perplexity_batch_size",
     "eval.mauve_references",
+    "eval.ngram_order",
 )
 FILES = ("eval.checkpoint_path", "sampling.prompt_file")  # whose contents count
 _SHOWN_ONLY = ("num_sample_log",)
@@ -185,9 +193,12 @@ def summarise(batches: list[dict[str, Any]]) -> dict[str, Any]:
             results["generative_ppl"] = ppl
             results["generative_ppl_stderr"] = error if error == error else None
     for name in PER_SAMPLE:
-        values = [x for batch in batches for x in batch[name]]
+        values = [x for batch in batches for x in batch.get(name, [])]
         pair = mean_and_error(values) if values else (None, None)
         results[name], results[f"{name}_stderr"] = pair
+    nll, error = results.pop("ngram_nll"), results.pop("ngram_nll_stderr")
+    results["ngram_ppl"] = None if nll is None else math.exp(nll)
+    results["ngram_ppl_stderr"] = None if nll is None else math.exp(nll) * error
     count = sum(len(batch["generated_seqs"]) for batch in batches)
     seconds = sum(batch["seconds"] / batch["devices"] for batch in batches)
     results["num_samples"] = count
@@ -202,6 +213,7 @@ class Drawing(lightning.LightningModule):
         model: With its weights, in evaluation mode.
         file: Where batches go.
         judge: Scores texts, or None.
+        ngrams: Scores tokens, or None.
         prompts: Sample i starts from prompt i mod their number; none: from nothing.
     """
 
@@ -210,6 +222,7 @@ class Drawing(lightning.LightningModule):
         model: TrainerBase,
         file: SampleFile,
         judge: GenerativePerplexity | None,
+        ngrams: NGramModel | None,
         prompts: list[Prompt],
     ) -> None:
         super().__init__()
@@ -218,6 +231,7 @@ class Drawing(lightning.LightningModule):
         self.model = model
         self.file = file
         self.judge = judge
+        self.ngrams = ngrams
         self.prompts = prompts
         self.batch_size: int = model.config.loader.eval_batch_size
         total = self.batch_size * file.num_batches
@@ -268,6 +282,9 @@ class Drawing(lightning.LightningModule):
         }
         for n in DISTINCT:
             batch[f"distinct_{n}"] = distinct_n(x, n).tolist()
+        if self.ngrams is not None:
+            nll = self.ngrams.nll(x.numpy())
+            batch["ngram_nll"] = nll.mean(axis=1).tolist()
         if prompts:
             batch["prompts"] = [prompt.text for prompt in prompts]
         if model.config.sampling.semi_ar:

@@ -37,6 +37,7 @@ from dataloader import DataModule, get_tokenizer
 from generation import Drawing, SampleFile, settings_of, summarise, without_marks
 from metrics import GenerativePerplexity, mauve_score, require_mauve, unigram_nll
 from models import validate_backbone
+from ngrams import NGramModel
 from prompts import check_prompts, read_prompts
 from samplers import build_sampler
 from trainer_base import TrainerBase
@@ -115,7 +116,8 @@ def ppl_eval(config: DictConfig) -> dict[str, float]:
 
 def sample_eval(config: DictConfig) -> dict[str, Any]:
     """Draws samples from a checkpoint, judges them, writes them as JSON."""
-    algorithm = prepare(config, splits=())
+    order = config.eval.ngram_order
+    algorithm = prepare(config, splits=("train",) if order else ())
     file = SampleFile(config.eval.generated_samples_path, settings_of(config))
     if num_done := file.check():
         log.info("going on with %s: %d batches are there", file.path, num_done)
@@ -126,7 +128,11 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
     model = algorithm(config, tokenizer)
     model.load_weights(checkpoint, "eval.checkpoint_path")
     prompts = read_prompts(config, tokenizer, model.sampler.length(model.num_tokens))
-    drawing = Drawing(model, file, judge, prompts)
+    ngrams = None
+    if order:
+        rows = DataModule(config, tokenizer, model.mask_index).load("train").ids
+        ngrams = NGramModel(rows, order, model.vocab_size)
+    drawing = Drawing(model, file, judge, ngrams, prompts)
     trainer = build_trainer(config, callbacks=[], logger=[])
     log.info("categorical draws in %s", model.sampler.draw_dtype(device_of(config)))
     file.begin()

@@ -21,9 +21,10 @@ ROW = "numbers.json"  # in every job's folder
 REFUSED = "refused"  # among a job's numbers: why it could not run
 # Numbers in the table; the CSV has all.
 SHOWN = (
-    *("generative_ppl", "mauve", "entropy", "evaluations", "samples_per_second"),
-    *("nll", "ppl", REFUSED),
+    *("generative_ppl", "ngram_ppl", "mauve", "entropy", "evaluations"),
+    *("samples_per_second", "nll", "ppl", REFUSED),
 )
+JUDGED = {"generative_ppl": "generative perplexity", "ngram_ppl": "n-gram perplexity"}
 
 
 def is_sweep(hydra: DictConfig) -> bool:
@@ -102,7 +103,7 @@ def _cell(row: dict[str, Any], key: str) -> str:
 
 
 def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """Generative perplexity against entropy and against steps; no judge: entropy.
+    """A perplexity of the samples against entropy and against steps; no judge: entropy.
 
     Returns:
         The file, or nothing if the runs drew no samples.
@@ -115,24 +116,29 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    judged = [row for row in rows if row.get("generative_ppl") is not None]
+    judges = [name for name in JUDGED if any(row.get(name) is not None for row in rows)]
+    quality = judges[0] if judges else "entropy"
+    judged = [row for row in rows if judges and row.get(quality) is not None]
     stepped = [row for row in judged or rows if "sampling.steps" in row]
     stepped.sort(key=lambda row: int(row["sampling.steps"]))
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4))
-    quality = "generative_ppl" if judged else "entropy"
+    label = JUDGED.get(quality, "entropy (nats)")
     for row in judged:
-        _point(left, row, "entropy")
-        label = row.get("sampling.steps", row["job"])
-        left.annotate(str(label), (row["entropy"], row["generative_ppl"]))
-    left.set(xlabel="entropy (nats)", ylabel="generative perplexity")
-    right.errorbar(
-        [int(row["sampling.steps"]) for row in stepped],
-        [row[quality] for row in stepped],
-        yerr=[row.get(f"{quality}_stderr") or 0 for row in stepped],
-        fmt="o-",
-        capsize=3,
-    )
-    label = "generative perplexity" if judged else "entropy (nats)"
+        _point(left, row, "entropy", quality)
+        steps = row.get("sampling.steps", row["job"])
+        left.annotate(str(steps), (row["entropy"], row[quality]))
+    left.set(xlabel="entropy (nats)", ylabel=label)
+    for name, line in _lines(stepped).items():
+        right.errorbar(
+            [int(row["sampling.steps"]) for row in line],
+            [row[quality] for row in line],
+            yerr=[row.get(f"{quality}_stderr") or 0 for row in line],
+            fmt="o-",
+            capsize=3,
+            label=name,
+        )
+    if stepped:
+        right.legend()
     right.set(xlabel="steps", ylabel=label, xscale="log")
     figure.tight_layout()
     figure.savefig(folder / "summary.png", dpi=150)
@@ -140,12 +146,24 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     return [folder / "summary.png"]
 
 
-def _point(axes: Any, row: dict[str, Any], x: str) -> None:
+def _lines(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows that differ in steps alone, by what else was asked for."""
+    overrides = [{k: v for k, v in row.items() if "." in k} for row in rows]
+    keys = dict.fromkeys(key for row in overrides for key in row)
+    keys = [k for k in keys if len({row.get(k) for row in overrides}) > 1]
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        parts = (f"{k}={row.get(k)}" for k in keys if k != "sampling.steps")
+        lines.setdefault(", ".join(parts) or "samples", []).append(row)
+    return lines
+
+
+def _point(axes: Any, row: dict[str, Any], x: str, y: str) -> None:
     axes.errorbar(
         row[x],
-        row["generative_ppl"],
+        row[y],
         xerr=row.get(f"{x}_stderr") or 0,
-        yerr=row.get("generative_ppl_stderr") or 0,
+        yerr=row.get(f"{y}_stderr") or 0,
         fmt="o",
         color="tab:blue",
         capsize=3,

@@ -9,6 +9,7 @@ Both variants run in one process and take turns. Writes <name>.md, <name>.json a
 """
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
@@ -23,12 +25,15 @@ from tqdm.auto import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from benchmarks import cases, measure, plain, report  # noqa: E402
+from benchmarks import cases, measure, plain, plain_curriculum, report  # noqa: E402
 from dataloader import DataModule, get_tokenizer  # noqa: E402
+from integral.tables import build_table  # noqa: E402
+from integral.transform import GammaRange, Spectral  # noqa: E402
 from samplers import SAMPLERS  # noqa: E402
 from utils import keep_freed_memory, register_resolvers  # noqa: E402
 
 VARIANTS = ("plain", "ours")
+Maker = Callable[..., Callable[[], object]]
 SETTINGS = {  # of the two make targets
     "cpu": {
         "model": "tiny",
@@ -41,6 +46,7 @@ SETTINGS = {  # of the two make targets
         "sampling_steps": 32,
         "sampling_rounds": 2,
         "sample_batch": 2,
+        "curriculum_batch": 4,
         "precision": "32",
     },
     "cuda": {
@@ -54,6 +60,7 @@ SETTINGS = {  # of the two make targets
         "sampling_steps": 32,
         "sampling_rounds": 3,
         "sample_batch": 8,
+        "curriculum_batch": 32,
         "precision": "bf16",
     },
 }
@@ -63,7 +70,7 @@ SETTINGS = {  # of the two make targets
 
 
 def compare(
-    make: Callable[[str, str, argparse.Namespace], Callable[[], object]],
+    make: Maker,
     name: str,
     args: argparse.Namespace,
 ) -> dict[str, float]:
@@ -146,6 +153,54 @@ def run_sampling(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
+def run_curriculum(args: argparse.Namespace) -> list[dict]:
+    """Train steps with soft inputs, and of distillation."""
+    rows = []
+    for index, case in enumerate(tqdm(cases.CURRICULUM, "curriculum")):
+        times = compare(cases.curriculum_step, str(index), args)
+        row = {"case": case.label, "batch": args.curriculum_batch}
+        for variant in VARIANTS:
+            row[f"{variant}_ms"] = 1000 * times[variant]
+            memory = in_own_process("curriculum-memory", str(index), variant, args)
+            row |= {f"{variant}_{key}_mb": value for key, value in memory.items()}
+            if args.device == "cuda":
+                row[f"{variant}_largest_batch"] = in_own_process(
+                    "curriculum-largest-batch", str(index), variant, args
+                )
+        row["speed"] = times["plain"] / times["ours"]
+        rows.append(row)
+    return rows
+
+
+def run_integral(args: argparse.Namespace) -> list[dict]:
+    """The operator at 1e5 gammas; adaptive quadrature at few of them, extrapolated."""
+    rows, gammas, num_points = [], GammaRange(-5, -1), 100_000
+    for K in tqdm((35, 30522, args.vocab_size + 1, 300_000), "integral"):
+        cpu = torch.device("cpu")
+        build = lambda K=K: Spectral(K, gammas)  # noqa: E731
+        table = lambda K=K: build_table(K, gammas, num_points)  # noqa: E731
+        few = np.linspace(*gammas, 40)
+
+        def points(K: int = K, few: np.ndarray = few) -> None:
+            for gamma in few:
+                plain_curriculum.operator_at(gamma, K)
+
+        steps = {"build": build, "table": table, "points": points}
+        times = measure.alternate(steps, cpu, args.rounds)
+        per_point = times["points"] / len(few)
+        rows.append(
+            {
+                "vocab_size": K,
+                "build_ms": 1000 * times["build"],
+                "table_ms": 1000 * times["table"],
+                "plain_ms_per_point": 1000 * per_point,
+                "plain_s": per_point * num_points,
+                "speed": per_point * num_points / times["table"],
+            }
+        )
+    return rows
+
+
 def run_scaling(args: argparse.Namespace) -> list[dict]:
     """Cost of a train step, and of head and loss alone, along one size at a time."""
     B, L, K = args.batch_size // 2, args.length // 2, args.scaling_vocab_size
@@ -225,6 +280,8 @@ SECTIONS = {
     "train": run_train,
     "evaluation": run_evaluation,
     "sampling": run_sampling,
+    "curriculum": run_curriculum,
+    "integral": run_integral,
     "scaling": run_scaling,
     "processes": run_processes,
     "loading": run_loading,
@@ -242,8 +299,10 @@ def in_own_process(task: str, name: str, variant: str, args: argparse.Namespace)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def own_memory(name: str, variant: str, args: argparse.Namespace) -> dict[str, float]:
-    step = cases.train_step(name, variant, args)
+def own_memory(
+    name: str, variant: str, args: argparse.Namespace, make: Maker = cases.train_step
+) -> dict[str, float]:
+    step = make(name, variant, args)
     step()
     return measure.peak_memory(step, args.torch_device)
 
@@ -256,12 +315,14 @@ def own_sampling_memory(
     return measure.peak_memory(step, args.torch_device)
 
 
-def own_largest_batch(name: str, variant: str, args: argparse.Namespace) -> int:
+def own_largest_batch(
+    name: str, variant: str, args: argparse.Namespace, make: Maker = cases.train_step
+) -> int:
     """The largest multiple of 8 that trains without running out of memory."""
 
     def fits(size: int) -> bool:
         try:
-            step = cases.train_step(name, variant, args, batch_size=size)
+            step = make(name, variant, args, batch_size=size)
             step(), step()
         except torch.OutOfMemoryError:
             return False
@@ -313,6 +374,10 @@ TASKS = {
     "memory": own_memory,
     "sampling-memory": own_sampling_memory,
     "largest-batch": own_largest_batch,
+    "curriculum-memory": functools.partial(own_memory, make=cases.curriculum_step),
+    "curriculum-largest-batch": functools.partial(
+        own_largest_batch, make=cases.curriculum_step
+    ),
     "processes-1": lambda name, variant, args: own_processes(1, name, args),
     "processes-2": lambda name, variant, args: own_processes(2, name, args),
 }

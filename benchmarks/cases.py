@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import psi
 from algo import algorithm_class
-from benchmarks import plain, plain_sampling
+from benchmarks import plain, plain_curriculum, plain_sampling
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -104,7 +104,9 @@ class OurStep:
 def train_step(name: str, variant: str, args, **sizes) -> Callable[[], object]:
     model, x0 = build(name, args, **sizes)
     model.train()
-    step = OurStep(model) if variant == "ours" else plain.PlainStep(name, model)
+    step = (
+        OurStep(model) if variant == "ours" else plain.PlainStep(plain.NLL[name], model)
+    )
     return lambda: step(x0)
 
 
@@ -191,6 +193,48 @@ def loss_alone(name: str, variant: str, args, **sizes) -> Callable[[], object]:
         loss.backward()
 
     return step
+
+
+class CurriculumCase(NamedTuple):
+    """A row of the table of soft inputs and of distillation."""
+
+    label: str
+    algorithm: str
+    overrides: tuple[str, ...] = ()
+
+
+def soft(mode: str, log10_tau: float, *more: str) -> tuple[str, ...]:
+    taus = (
+        f"algo.curriculum.gumbel_tau_log10_{x}={log10_tau}" for x in ("start", "end")
+    )
+    return (f"algo.curriculum.mode={mode}", *taus, *more)
+
+
+CURRICULUM = (
+    CurriculumCase("duo, simple, tau = 1e-1", "duo", soft("simple", -1)),
+    CurriculumCase("duo, simple, tau = 1e-3", "duo", soft("simple", -3)),
+    CurriculumCase(
+        "duo, poly9, top_k = 32", "duo", soft("poly9", -3, "algo.curriculum.top_k=32")
+    ),
+    CurriculumCase("distillation, kl-bwd", "distillation"),
+)
+
+
+def curriculum_step(
+    index: str, variant: str, args, **sizes: int
+) -> Callable[[], object]:
+    """A train step of `CURRICULUM[index]`."""
+    case = CURRICULUM[int(index)]
+    sizes = {"batch_size": args.curriculum_batch} | sizes
+    model, x0 = build(case.algorithm, args, *case.overrides, **sizes)
+    if case.algorithm == "distillation":
+        model.set_teacher(model.backbone.state_dict(), 0)
+    model.train()
+    if variant == "ours":
+        step = OurStep(model)
+    else:
+        step = plain.PlainStep(plain_curriculum.NLL[case.algorithm], model)
+    return lambda: step(x0)
 
 
 def scored_tokens(name: str, model, x0: Tensor) -> int:

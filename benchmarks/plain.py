@@ -7,6 +7,7 @@ by the library.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -122,8 +123,8 @@ NLL = {
 class PlainStep:
     """One optimiser update: loss, backward, clip, AdamW, EMA."""
 
-    def __init__(self, name: str, model) -> None:
-        self.nll = NLL[name]
+    def __init__(self, nll: Callable[..., Tensor], model) -> None:
+        self.nll = nll
         self.model = model
         self.parameters = list(model.parameters())
         self.shadow = [p.detach().clone() for p in self.parameters]

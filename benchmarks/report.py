@@ -81,6 +81,36 @@ TABLES = {
             ("ours", "ours_peak_mb", "{:.0f}"),
         ],
     ),
+    "curriculum": (
+        "soft inputs and distillation, train step",
+        "curriculum",
+        [
+            ("case", "case", "{}"),
+            ("B", "batch", "{}"),
+            ("plain ms", "plain_ms", "{:.0f}"),
+            ("ours ms", "ours_ms", "{:.0f}"),
+            ("speed", "speed", "{:.1f} x"),
+            ("plain, step MB", "plain_step_mb", "{:.0f}"),
+            ("ours, step MB", "ours_step_mb", "{:.0f}"),
+            ("plain MB", "plain_peak_mb", "{:.0f}"),
+            ("ours MB", "ours_peak_mb", "{:.0f}"),
+            ("plain largest batch", "plain_largest_batch", "{}"),
+            ("ours largest batch", "ours_largest_batch", "{}"),
+        ],
+    ),
+    "integral": (
+        "the operator at 100 000 gammas (plain: adaptive quadrature, extrapolated "
+        "from 40 points)",
+        "integral",
+        [
+            ("K", "vocab_size", "{}"),
+            ("ours, build ms", "build_ms", "{:.1f}"),
+            ("ours, 1e5 points ms", "table_ms", "{:.0f}"),
+            ("plain, ms per point", "plain_ms_per_point", "{:.2f}"),
+            ("plain, 1e5 points s", "plain_s", "{:.0f}"),
+            ("speed", "speed", "{:.0f} x"),
+        ],
+    ),
     "scaling": (
         "cost against size (B and L half of the above, but for the axis)",
         "scaling",
@@ -122,6 +152,7 @@ weights, optimiser state and EMA included; `step` the tensors that a step adds t
 SIZES = (
     *("model", "length", "batch_size", "hidden_size", "blocks", "vocab_size"),
     *("precision", "compile", "loss_chunk", "sampling_steps", "rounds"),
+    "curriculum_batch",
 )
 
 

@@ -16,7 +16,8 @@ LAYERS = [
     {"curriculum", "diffusion"},
     {"trainer_base"},
     {"samplers", "metrics", "dataloader"},
-    {"chain", "checks", "corpora", "draws", "integral", "latents", "prompts", "psi"},
+    {"chain", "checks", "corpora", "draws", "integral", "latents", "ngrams"},
+    {"prompts", "psi"},
     {"models"},
     {"utils", "losses"},
 ]
