@@ -92,8 +92,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             report_suggestion(args.vocab_size, gammas, args.folder)
         else:
             write(args)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         fail(str(error))
+    except ValueError as error:
+        fail(f"--gamma_min, --gamma_max: {error}")
 
 
 def write(args: argparse.Namespace) -> None:

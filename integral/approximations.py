@@ -5,6 +5,7 @@ by least squares to the operator itself.
 """
 
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,6 +42,8 @@ class Series(Operator):
 
     def __init__(self, vocab_size: int, gammas: GammaRange, num_terms: int) -> None:
         super().__init__(vocab_size, gammas)
+        if num_terms < 1:
+            raise ConfigError(f"algo.curriculum.n_series_terms={num_terms} is below 1.")
         self.m, self.i = series_coefficients(vocab_size, num_terms)
         t = torch.linspace(0, 1, 65, dtype=torch.float64)
         exact = Spectral(vocab_size, gammas)(t).alpha_t
@@ -55,17 +58,18 @@ class Series(Operator):
     def level(self, t: Tensor) -> NoiseLevel:
         K = self.vocab_size
         s = torch.exp(-self.gammas.gamma(t) / 2)
-        m, i = (torch.as_tensor(c, dtype=t.dtype, device=t.device) for c in self._both)
-        n = torch.arange(len(m), dtype=t.dtype, device=t.device)
-        powers = torch.exp(n * s.log()[..., None] - s[..., None] ** 2 / 2)  # (..., N)
-        P = powers @ m
-        dP_ds = powers @ i - s * P
+        n = torch.arange(len(self.m), dtype=t.dtype, device=t.device)
+        log_powers = n * s.log()[..., None] - s[..., None] ** 2 / 2  # (..., N)
+
+        def total(coefficients: np.ndarray) -> Tensor:  # s^n alone would overflow
+            c = torch.from_numpy(coefficients)
+            sign, log_size = (x.to(log_powers) for x in (c.sign(), c.abs().log()))
+            return (sign * torch.exp(log_powers + log_size)).sum(dim=-1)
+
+        P = total(self.m)
+        dP_ds = total(self.i) - s * P
         ds_dt = -s / 2 * (self.gammas.high - self.gammas.low)
         return NoiseLevel((P - 1 / K) * K / (K - 1), dP_ds * ds_dt * K / (K - 1))
-
-    @property
-    def _both(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.m, self.i
 
 
 def series_coefficients(
@@ -96,6 +100,7 @@ class Fitted(Operator):
     """
 
     name: str
+    size: int  # number of coefficients
 
     def __init__(
         self,
@@ -108,7 +113,7 @@ class Fitted(Operator):
         super().__init__(vocab_size, gammas)
         self.as_published = as_published
         if coefficients is None:
-            coefficients = cached(self._path(cache_dir), self.fitted)
+            coefficients = cached(self._path(cache_dir), self.fitted, self.size)
         self.coefficients = [float(c) for c in coefficients]
 
     def fitted(self) -> np.ndarray:
@@ -121,7 +126,8 @@ class Fitted(Operator):
         if cache_dir is None:
             return None
         low, high = self.gammas
-        return Path(cache_dir) / f"{self.name}_K{self.vocab_size}_{low}_{high}.txt"
+        kind = f"{self.name}_published" if self.as_published else self.name
+        return Path(cache_dir) / f"{kind}_K{self.vocab_size}_{low}_{high}.txt"
 
     def fit(self, t: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         raise NotImplementedError
@@ -134,7 +140,7 @@ class Sigmoid(Fitted):
     dalpha_t is half of the curve's. `as_published` does the same.
     """
 
-    name = "sigmoid"
+    name, size = "sigmoid", 4
 
     def level(self, t: Tensor) -> NoiseLevel:
         return NoiseLevel(*sigmoid_curve(t, self.coefficients[:4], self._slope))
@@ -154,7 +160,7 @@ class EdgeCorrected(Sigmoid):
     a steep gate, 20 times as far from the operator; `as_published` looks for that one.
     """
 
-    name = "sigmoid-edge-corrected"
+    name, size = "sigmoid-edge-corrected", 7
 
     def level(self, t: Tensor) -> NoiseLevel:
         alpha, dalpha = sigmoid_curve(t, self.coefficients[:4], self._slope)
@@ -185,7 +191,7 @@ class Polynomials(Fitted):
 
     def __init__(self, degree: int, *args: object, **options: object) -> None:
         self.degree = degree
-        self.name = f"poly{degree}"
+        self.name, self.size = f"poly{degree}", degree + 1
         super().__init__(*args, **options)
 
     def level(self, t: Tensor) -> NoiseLevel:
@@ -246,13 +252,30 @@ def least_squares(
     return min(fits, key=error)
 
 
-def cached(path: Path | None, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """Numbers from a text file, written there if it is new."""
+def cached(
+    path: Path | None, compute: Callable[[], np.ndarray], size: int
+) -> np.ndarray:
+    """Numbers from a text file, written there if it is new.
+
+    Raises:
+        ConfigError: If the file does not hold `size` numbers, or cannot be written.
+    """
     if path is None:
         return compute()
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        np.savetxt(partial, compute())
-        partial.replace(path)
-    return np.loadtxt(path, ndmin=1)
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".partial{os.getpid()}")  # one for each rank
+            np.savetxt(partial, compute(), footer="end")
+            partial.replace(path)
+        text = path.read_text()
+        values = np.array([float(x) for x in text.removesuffix("# end\n").split()])
+        is_whole = text.endswith("# end\n") and len(values) == size
+        if not (is_whole and np.isfinite(values).all()):
+            raise ValueError(f"it does not hold {size} numbers")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"algo.curriculum.cache_dir={str(path.parent)!r}: {path.name}: {error}; "
+            "remove it, or give null."
+        ) from None
+    return values

@@ -58,8 +58,13 @@ def gamma_range(low: float | str, high: float | str, vocab_size: int) -> GammaRa
     """The range, with `auto` ends where alpha is 0.97 and 0.03.
 
     Raises:
-        ConfigError: If it is empty.
+        ConfigError: If it is empty, or its ends are no numbers.
     """
+    for name, value in {"gamma_min": low, "gamma_max": high}.items():
+        if value != "auto" and type(value) not in (int, float):
+            raise ConfigError(
+                f"algo.curriculum.{name}={value!r} is neither a number nor auto."
+            )
     suggested = suggest_gammas(vocab_size)
     gammas = GammaRange(
         suggested.low if low == "auto" else float(low),
@@ -89,6 +94,8 @@ def build_operator(settings: Settings) -> Operator:
         )
     try:
         operator = kind(settings)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"algo.curriculum.gamma_min, gamma_max: {error}") from None
     _check_levels(operator, settings)

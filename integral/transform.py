@@ -34,6 +34,7 @@ SUGGESTED_ALPHA = (0.03, 0.97)  # signal levels at the ends of a suggested range
 _STEP = 1 / 32  # of the trapezoid rule, which converges geometrically
 _HALF_WIDTH = 10.0  # phi(10) is 8e-23
 _MAX_TERMS = 2**12
+_WIDEST = 1e3
 
 
 class GammaRange(NamedTuple):
@@ -152,6 +153,8 @@ def _converged_series(vocab_size: int, gammas: GammaRange) -> np.ndarray:
     Those of the interpolant at the N roots x_k = cos(pi (k + 1/2) / N) of T_N are a
     cosine transform of its values there.
     """
+    if not gammas.high - gammas.low < _WIDEST:  # its nodes could all miss the step
+        raise ValueError(f"from {gammas.low} to {gammas.high} is too wide a range")
     N = 64
     while N <= _MAX_TERMS:
         x = np.cos(np.pi * (np.arange(N) + 0.5) / N)
@@ -161,7 +164,7 @@ def _converged_series(vocab_size: int, gammas: GammaRange) -> np.ndarray:
         if np.abs(coefficients[-8:]).max() < 2e-16 * N**0.5:
             return coefficients
         N *= 2
-    raise ValueError(f"gamma from {gammas.low} to {gammas.high} is too wide a range")
+    raise ValueError(f"from {gammas.low} to {gammas.high} is too wide a range")
 
 
 def _clenshaw(x: Tensor, pairs: list[tuple[float, float]]) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import ALGORITHMS, CONFIGS
 
-import algo
 from algo import algorithm_class, pick, without_mask
 from models.attention import KVCache
 from prompts import Given
@@ -33,16 +33,8 @@ def test_an_absent_class_is_refused_in_one_line(compose, target):
     assert "TrainerBase" not in text
 
 
-def test_configs_without_code_are_refused_in_one_line(compose):
-    """Published configs whose algorithm is not here yet say so."""
-    for name in ("duo", "distillation"):
-        config = compose(f"algo={name}")
-        if hasattr(algo, config.algo._target_.split(".")[1]):
-            continue
-        with pytest.raises(ConfigError) as error:
-            algorithm_class(config)
-        assert "\n" not in str(error.value)
-        assert f"algo={name}" in str(error.value)
+def test_every_config_has_its_class():
+    assert ALGORITHMS.keys() == {path.stem for path in (CONFIGS / "algo").glob("*")}
 
 
 def test_a_class_of_the_users_own(compose, tmp_path, monkeypatch):

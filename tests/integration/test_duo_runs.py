@@ -1,0 +1,270 @@
+"""DUO and its distillation end to end: the published commands at tiny size, two-stage
+training, rounds of a teacher, resuming."""
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from cli import TINY, logged, run
+from tiny import compose
+
+import main
+
+# Overrides of the published scripts, but for the paths.
+LM1B = (
+    "loader.batch_size=64 loader.eval_batch_size=64 wandb.name=duo-lm1b model=small "
+    "algo=duo model.length=128 algo.curriculum.mode=simple "
+    "algo.curriculum.gumbel_tau_log10_start=-3.0 "
+    "algo.curriculum.gumbel_tau_log10_end=-3.0 algo.curriculum.gamma_min=-3.5 "
+    "algo.curriculum.gamma_max=-1.75 algo.curriculum.start=0 "
+    "algo.curriculum.end=500000"
+)
+EVAL = "mode=ppl_eval model=small algo=duo_base +wandb.offline=true"
+PUBLISHED = {
+    "train_lm1b_duo": f"{LM1B} data=lm1b",
+    "train_lm1b_duo_sentencepacking": f"{LM1B} data=lm1b-wrap",
+    "train_owt_duo": (
+        "loader.batch_size=32 loader.eval_batch_size=32 data=openwebtext-split "
+        "wandb.name=duo-owt model=small algo=duo model.length=1024 "
+        "algo.curriculum.mode=simple algo.curriculum.gumbel_tau_log10_start=-3.0 "
+        "algo.curriculum.gumbel_tau_log10_end=-3.0 algo.curriculum.gamma_min=-3.55 "
+        "algo.curriculum.gamma_max=-1.85 algo.curriculum.start=0 "
+        "algo.curriculum.end=500000"
+    ),
+    "train_owt_duo_finetune": (
+        "loader.batch_size=64 loader.eval_batch_size=64 data=openwebtext-split "
+        "wandb.name=duo-owt-finetune model=small algo=duo_base model.length=1024 "
+        "training.finetune_path=parent.ckpt sampling.num_sample_batches=0 "
+        "trainer.max_steps=500000"
+    ),
+    "distil_owt": (
+        "mode=train loader.batch_size=2 loader.eval_batch_size=2 "
+        "data=openwebtext-split model=small algo=distillation "
+        "training.finetune_path=parent.ckpt sampling.num_sample_batches=10 "
+        "sampling.steps=32 eval.compute_generative_perplexity=True algo.T=512 "
+        "lr_scheduler.num_warmup_steps=500 trainer.val_check_interval=1000 "
+        "trainer.max_steps=50000 loader.global_batch_size=128 training.ema=0.999 "
+        "algo.update_teacher_every=10000 optim.lr=6e-5 trainer.limit_val_batches=8 "
+        "algo.teacher_ema=False algo.linear_growth_dt=false +wandb.offline=true"
+    ),
+    "eval_lm1b_duo": (
+        f"{EVAL} loader.batch_size=64 loader.eval_batch_size=64 data=lm1b-wrap "
+        "model.length=128 eval.checkpoint_path=parent.ckpt "
+        "sampling.num_sample_batches=0"
+    ),
+    "eval_owt_duo": (
+        f"{EVAL} loader.batch_size=8 loader.eval_batch_size=8 data=openwebtext-split "
+        "eval.checkpoint_path=parent.ckpt sampling.num_sample_batches=0"
+    ),
+    "zero_shot_duo": (
+        f"{EVAL} loader.batch_size=16 loader.eval_batch_size=16 data=ptb "
+        "loader.eval_global_batch_size=128 data.insert_valid_eos=False "
+        "model.length=1024 eval.checkpoint_path=parent.ckpt "
+        "sampling.num_sample_batches=0"
+    ),
+}
+SMALL = (
+    "data=synthetic",
+    "data.num_train=64",
+    "data.num_valid=16",
+    "model.length=32",
+    "model.n_blocks=1",
+    "model.n_heads=2",
+    "model.hidden_size=16",
+    "model.cond_dim=8",
+    "loader.batch_size=4",
+    "loader.global_batch_size=8",
+    "loader.eval_batch_size=4",
+    "sampling.steps=2",
+    "sampling.num_sample_batches=1",
+    "eval.compute_generative_perplexity=False",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=3",
+    "trainer.val_check_interval=3",
+    "trainer.limit_val_batches=1",
+    "trainer.log_every_n_steps=1",
+    "trainer.num_sanity_val_steps=0",
+    "wandb.name=null",
+)
+
+
+def key_of(override: str) -> str:
+    return override.split("=")[0].lstrip("+")
+
+
+def merged(*overrides: str) -> list[str]:
+    """Later ones replace earlier ones; Hydra takes each key once."""
+    return list({key_of(override): override for override in overrides}.values())
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    """Runs a config in this process, in a folder: start(*overrides, folder=...)."""
+
+    def go(*overrides: str, folder: str | Path = ".") -> dict[str, float]:
+        place = tmp_path / folder
+        place.mkdir(exist_ok=True, parents=True)
+        monkeypatch.chdir(place)
+        save = f"checkpointing.save_dir={place}"
+        config = compose(*merged(*overrides, save), tiny=False)
+        return main.MODES[config.mode](config)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    """A checkpoint of three steps of algo=duo."""
+    folder = tmp_path_factory.mktemp("parent")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        save = f"checkpointing.save_dir={folder}"
+        overrides = merged("algo=duo", "model=small", *SMALL, save)
+        main.train(compose(*overrides, tiny=False))
+    finally:
+        os.chdir(before)
+    return folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_command_runs(name, start, parent):
+    words = PUBLISHED[name].split()
+    compose(*words, tiny=False)  # as it is
+    words = [word.replace("=parent.ckpt", f"={parent}") for word in words]
+    results = start(*words, *SMALL)
+    assert results["nll"] > 0
+
+
+@pytest.mark.parametrize(
+    "mode", ["efficient_cached", "series", "poly3", "poly9", "sigmoid-edge-corrected"]
+)
+def test_every_mode_trains_through_the_end_of_the_curriculum(mode, start, tmp_path):
+    start(
+        "algo=duo",
+        "model=tiny",
+        *SMALL,
+        f"algo.curriculum.mode={mode}",
+        "algo.curriculum.start=0",
+        "algo.curriculum.end=2",
+        "algo.gamma_min=auto",
+        "algo.gamma_max=auto",
+    )
+    assert logged(tmp_path, "trainer/log10_tau") == [-1.5, -10, -10]
+
+
+def test_older_flat_keys_are_read(start, tmp_path):
+    flat = ("algo.curriculum_start=1", "algo.curriculum_end=2")
+    taus = ("algo.gumbel_tau_log10_start=-2", "algo.gumbel_tau_log10_end=-3")
+    start("algo=duo", "model=tiny", *SMALL, *flat, *taus)
+    assert logged(tmp_path, "trainer/log10_tau") == [-2, -10, -10]
+
+
+DISTIL = (
+    "algo=distillation",
+    "model=tiny",
+    *SMALL,
+    "model.dropout=0.1",
+    "data.num_train=80",  # ten steps of an epoch
+    "algo.update_teacher_every=4",
+    "algo.T=16",
+    "trainer.val_check_interval=10",
+)
+
+
+@pytest.mark.parametrize("teacher_ema", [False, True])
+def test_a_resumed_distillation_has_its_teacher(start, parent, tmp_path, teacher_ema):
+    """Stopped within round 2, at the end of an epoch: the same weights as without."""
+    more = (f"training.finetune_path={parent}", f"algo.teacher_ema={teacher_ema}")
+    start(*DISTIL, *more, "trainer.max_steps=14", folder="whole")
+    start(*DISTIL, *more, "trainer.max_steps=10", folder="stopped")
+    start(*DISTIL, *more, "trainer.max_steps=14", folder="stopped")
+    one, two = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True)
+        for name in ("whole", "stopped")
+    )
+    assert one["teacher"] == two["teacher"]
+    assert one["teacher"]["round"] == 3
+    assert not any("teacher" in name for name in one["state_dict"])
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, two["state_dict"][name]), name
+    teachers = [
+        torch.load(tmp_path / "whole/checkpoints" / f"round_{n}.ckpt")["state_dict"]
+        for n in range(4)
+    ]
+    name = "backbone.vocab_embed.embedding"
+    assert all(not torch.equal(teachers[0][name], x[name]) for x in teachers[1:])
+
+
+def test_without_its_teacher_a_run_does_not_go_on(start, parent, tmp_path):
+    more = f"training.finetune_path={parent}"
+    start(*DISTIL, more, "trainer.max_steps=10")
+    file = tmp_path / "checkpoints" / "round_2.ckpt"
+    other = file.read_bytes()
+    file.unlink()
+    with pytest.raises(main.ConfigError, match=r"teacher of round 2, .*round_2\.ckpt"):
+        start(*DISTIL, more, "trainer.max_steps=14")
+    (tmp_path / "checkpoints" / "round_1.ckpt").rename(file)
+    with pytest.raises(main.ConfigError, match="is not the teacher of the run"):
+        start(*DISTIL, more, "trainer.max_steps=14")
+    file.write_bytes(other)
+    start(*DISTIL, more, "trainer.max_steps=14")
+
+
+def test_gradient_accumulation_takes_one_teacher_a_round(start, parent, monkeypatch):
+    from distillation import Distillation
+
+    taken = []
+    set_teacher = Distillation.set_teacher
+
+    def watched(self, weights, number):
+        taken.append((self.global_step, number))
+        return set_teacher(self, weights, number)
+
+    monkeypatch.setattr(Distillation, "set_teacher", watched)
+    start(
+        *DISTIL,
+        f"training.finetune_path={parent}",
+        "loader.batch_size=2",
+        "trainer.max_steps=9",
+        "trainer.val_check_interval=2",
+    )
+    assert taken == [(0, 0), (4, 1), (8, 2)]
+
+
+def test_logs_of_a_distillation(start, parent, tmp_path):
+    """The loss has its own name; nll is that of the bound, in validation alone."""
+    start(*DISTIL, f"training.finetune_path={parent}", "trainer.max_steps=10")
+    with open(tmp_path / "csv/version_0/metrics.csv") as file:
+        columns = csv.DictReader(file).fieldnames
+    assert "val/nll" in columns
+    assert not any(name.startswith(("train/nll", "train/ppl")) for name in columns)
+    assert all(x >= 0 for x in logged(tmp_path, "train/distillation_loss"))
+    assert logged(tmp_path, "val/distillation_loss")[0] >= 0
+    gaps = logged(tmp_path, "trainer/time_gap")
+    assert gaps == pytest.approx([1 / 16] * 3 + [2 / 16] * 4 + [4 / 16] * 3)
+
+
+def test_two_processes_distil(tmp_path, parent):
+    """DDP, through the real command line: both ranks have the same teacher."""
+    run(
+        *(x for x in TINY if not x.startswith(("model", "data"))),
+        *(x for x in DISTIL if key_of(x) not in map(key_of, TINY)),
+        *(x for x in DISTIL if x.startswith(("model", "data"))),
+        f"training.finetune_path={parent}",
+        "trainer.devices=2",
+        "trainer.max_steps=6",
+        "eval.generate_samples=False",
+        "hydra.run.dir=two",
+        cwd=tmp_path,
+    )
+    state = torch.load(tmp_path / "two/checkpoints/last.ckpt", weights_only=True)
+    assert state["teacher"]["round"] == 1
+
+
+def test_a_distillation_of_nothing_is_refused(tmp_path):
+    done = run("algo=distillation", "data=synthetic", cwd=tmp_path, status=2)
+    assert done.stderr.count("\n") == 1
+    assert "training.finetune_path" in done.stderr
