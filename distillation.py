@@ -8,12 +8,12 @@ Shapes: B batch, L length, K vocabulary.
 
 import copy
 import hashlib
-import logging
 import posixpath
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -33,8 +33,6 @@ from utils import (
     to_device,
     wide_dtype,
 )
-
-log = logging.getLogger(__name__)
 
 # Keys of `algo.curriculum` for soft inputs, of which there are none here.
 _NO_CURRICULUM = (
@@ -190,7 +188,7 @@ class Distillation(DUO_BASE):
             self.set_teacher(self.backbone.state_dict(), number)
         self.trainer.save_checkpoint(self._path(number), weights_only=True)
         gap = self.rounds.gap(self.global_step)
-        log.info("distillation round %d: time gap %.4g", number, gap)
+        rank_zero_info("distillation round %d: time gap %.4g", number, gap)
 
     def set_teacher(self, weights: Mapping[str, Tensor], number: int) -> None:
         """Takes over the weights of a backbone as those of round `number`."""
