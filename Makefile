@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+DEMO := $(CURDIR)/outputs/demo/$(shell date +%Y-%m-%d-%H%M%S)
 
 .PHONY: demo test lint test-slow bench bench-gpu profile clean
 .DEFAULT_GOAL := demo
@@ -14,8 +15,13 @@ $(READY): requirements.txt
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
 	touch $(READY)
 
-demo: $(READY)  ## train a small diffusion model on this machine, and sample from it
-	$(BIN)/python main.py experiment=demo $(ARGS)
+demo: $(READY)  ## the paper in small: train DUO, distil it, sample before and after
+	$(BIN)/python main.py experiment=demo_duo hydra.run.dir=$(DEMO)/duo $(ARGS)
+	$(BIN)/python main.py experiment=demo_distill hydra.run.dir=$(DEMO)/distilled \
+	    training.finetune_path=$(DEMO)/duo/checkpoints/last.ckpt $(ARGS)
+	$(BIN)/python main.py -m experiment=demo_samples hydra.sweep.dir=$(DEMO)/samples \
+	    eval.checkpoint_path=$(DEMO)/duo/checkpoints/last.ckpt,$(DEMO)/distilled/checkpoints/last.ckpt \
+	    sampling.steps=8,64 $(ARGS)
 
 test: $(READY) lint  ## the default suite: minutes, no network, no GPU
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)

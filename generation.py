@@ -32,12 +32,7 @@ from utils import ConfigError, path_exists, write_json
 
 REFRESH = 10.0  # seconds between two writings of the JSON
 DISTINCT = (1, 2, 3)  # n of distinct-n
-PER_SAMPLE = (
-    "entropy",
-    *(f"distinct_{n}" for n in DISTINCT),
-    "ngram_nll",
-    "evaluations",
-)
+PER_SAMPLE = ("entropy", *(f"distinct_{n}" for n in DISTINCT), "evaluations")
 
 # What a run's samples depend on; a run goes on only where all of it is the same.
 SETTINGS = (
@@ -193,12 +188,13 @@ def summarise(batches: list[dict[str, Any]]) -> dict[str, Any]:
             results["generative_ppl"] = ppl
             results["generative_ppl_stderr"] = error if error == error else None
     for name in PER_SAMPLE:
-        values = [x for batch in batches for x in batch.get(name, [])]
+        values = [x for batch in batches for x in batch[name]]
         pair = mean_and_error(values) if values else (None, None)
         results[name], results[f"{name}_stderr"] = pair
-    nll, error = results.pop("ngram_nll"), results.pop("ngram_nll_stderr")
+    ngram_nll = [x for batch in batches for x in batch.get("ngram_nll", [])]
+    nll, error = mean_and_error(ngram_nll) if ngram_nll else (None, None)
     results["ngram_ppl"] = None if nll is None else math.exp(nll)
-    results["ngram_ppl_stderr"] = None if nll is None else math.exp(nll) * error
+    results["ngram_ppl_stderr"] = None if error is None else math.exp(nll) * error
     count = sum(len(batch["generated_seqs"]) for batch in batches)
     seconds = sum(batch["seconds"] / batch["devices"] for batch in batches)
     results["num_samples"] = count
@@ -213,8 +209,8 @@ class Drawing(lightning.LightningModule):
         model: With its weights, in evaluation mode.
         file: Where batches go.
         judge: Scores texts, or None.
-        ngrams: Scores tokens, or None.
         prompts: Sample i starts from prompt i mod their number; none: from nothing.
+        ngrams: Scores tokens, or None.
     """
 
     def __init__(
@@ -222,8 +218,8 @@ class Drawing(lightning.LightningModule):
         model: TrainerBase,
         file: SampleFile,
         judge: GenerativePerplexity | None,
-        ngrams: NGramModel | None,
         prompts: list[Prompt],
+        ngrams: NGramModel | None = None,
     ) -> None:
         super().__init__()
         # Fewer batches than ranks, or what an interruption left of them.

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from scipy.special import ndtr
 from torch import Tensor
-from torch.special import log_ndtr, ndtri
+from torch.special import erfcx, log_ndtr, ndtri
 
 from losses import chunk_size
 from models import SoftInput
@@ -229,7 +229,10 @@ def top_normals(u: Tensor, count: int, as_published: bool = False) -> Tensor:
     left = count - torch.arange(u.shape[-1], dtype=u.dtype, device=u.device)
     u = u.clamp(min=torch.finfo(u.dtype).tiny)
     log_U = (u.log() / left).cumsum(dim=-1)
-    return ndtri(log_U.exp()) if as_published else -ndtri(-torch.expm1(log_U))
+    z = ndtri(log_U.exp())
+    if as_published:
+        return z
+    return torch.where(log_U > -0.5, -ndtri(-torch.expm1(log_U)), z)  # no digits lost
 
 
 def distinct(slots: Tensor, count: int) -> Tensor:
@@ -252,9 +255,15 @@ def distinct(slots: Tensor, count: int) -> Tensor:
 def log_mean_exp_below(z: Tensor, scale: Tensor) -> Tensor:
     """log E[exp(scale Z) | Z < z] of a standard normal Z.
 
-    exp(scale^2 / 2) Phi(z - scale) / Phi(z)
+        exp(scale^2 / 2) Phi(z - scale) / Phi(z)
+
+    Where z < scale with Phi(x) = exp(-x^2 / 2) erfcx(-x / sqrt 2) / 2, so that scale^2,
+    which may be large, cancels on paper.
     """
-    return scale**2 / 2 + log_ndtr(z - scale) - log_ndtr(z)
+    below = (scale - z).clamp(min=0)
+    scaled = scale * z - z**2 / 2 + torch.log(erfcx(below / math.sqrt(2)) / 2)
+    plain = scale**2 / 2 + log_ndtr(z - scale)
+    return torch.where(z < scale, scaled, plain) - log_ndtr(z)
 
 
 def enough(vocab_size: int, ratio: float) -> int | None:

@@ -132,7 +132,7 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
     if order:
         rows = DataModule(config, tokenizer, model.mask_index).load("train").ids
         ngrams = NGramModel(rows, order, model.vocab_size)
-    drawing = Drawing(model, file, judge, ngrams, prompts)
+    drawing = Drawing(model, file, judge, prompts, ngrams)
     trainer = build_trainer(config, callbacks=[], logger=[])
     log.info("categorical draws in %s", model.sampler.draw_dtype(device_of(config)))
     file.begin()
@@ -368,9 +368,16 @@ def report_sampling(config: DictConfig, results: dict[str, Any]) -> None:
     title = f"{results['num_samples']} samples, {config.sampling.predictor}"
     columns = ("metric", Column("value", overflow="fold"), "standard error")
     table = Table(*columns, title=title, min_width=len(title) + 2)
+    judges = ("generative_ppl", "ngram_ppl")
     for name, value in results.items():
         if name.endswith("_stderr") or name in ("complete", "num_samples"):
             continue
+        if (
+            name in judges
+            and value is None
+            and results[judges[0]] != results[judges[1]]
+        ):
+            continue  # the other one was asked for
         cells = (value, results.get(f"{name}_stderr"))
         table.add_row(name, *("-" if x is None else f"{x:.4f}" for x in cells))
     path = config.eval.generated_samples_path

@@ -76,7 +76,7 @@ def configured(case: Case, **settings: Any) -> DictConfig:
 def sizes_of(case: Case) -> tuple[int, int | None]:
     """K and mask id of the case's model."""
     if "vocab_size" in case.values:
-        return case.values["vocab_size"], case.values["mask_index"]
+        return case.values["vocab_size"], case.values.get("mask_index")
     return _sizes_of_training(case)
 
 

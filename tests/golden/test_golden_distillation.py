@@ -45,7 +45,6 @@ def model_at(replay, place, tmp_path):
     """model_at(case, prefix): student and teacher in training, at the step's times."""
 
     def make(case, prefix, draws_times=True):
-        case.values.setdefault("mask_index", None)  # uniform states have none
         n, B = len(case[f"{prefix}u_time"]), len(case["x0"])
         pt, path = case["table_pt"].numpy(), tmp_path / "table.npz"
         write_table(path, Table(**case.values["table"], pt=pt, grad_pt=0 * pt))

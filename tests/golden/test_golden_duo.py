@@ -166,13 +166,11 @@ def run(replay, monkeypatch, place, tmp_path):
     """run(case, prefix): our loss with the recorded draws, and what it went through.
 
     Returns a namespace with model, operator, loss, and the results of sample_t,
-    corrupt and nll.
-    With `given_levels` the loss gets the recorded ones; with `late=False` the
-    curriculum ends where ours ends.
+    corrupt and nll. With `given_levels` the loss gets the recorded ones; with
+    `late=False` the curriculum ends where ours ends.
     """
 
     def once(case, prefix, *, given_levels=False, late=True, **settings):
-        case.values.setdefault("mask_index", None)  # uniform states have none
         x0 = case["x0"]
         n, B = len(case[f"{prefix}u_time"]), len(x0)
         settings = {
@@ -358,6 +356,8 @@ def test_dense_loss_and_gradient(case, run):
 def test_the_end_has_the_plain_bound(case, run):
     """Where the reference is late by a step, ours is past its curriculum."""
     late = [p for p in prefixes(case, is_soft=True) if is_late(case, p)]
+    if not late:
+        pytest.skip(f"{case} has no step at the end of its curriculum")
     for prefix in late:
         assert case.values[f"{prefix}global_step"] == case.config.algo.curriculum.end
         seen = run(case, prefix, late=False)

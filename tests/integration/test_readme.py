@@ -4,6 +4,7 @@ of a new algorithm is written to files and trained."""
 import re
 import shlex
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -84,6 +85,9 @@ def test_command_runs(line, workplace, request):
             smaller.append("sampling.steps=2")
     else:
         smaller += SHORT
+    if any(x.startswith("training.finetune_path=") for x in overrides):
+        overrides = [x for x in overrides if not x.startswith("training.")]
+        smaller.append(f"training.finetune_path={workplace}/last.ckpt")
     if "data=text_files" in overrides:
         smaller.append(f"data.path={workplace}/corpus/*.txt")
         smaller.append(f"data.cache_dir={workplace}/cache")
@@ -92,6 +96,15 @@ def test_command_runs(line, workplace, request):
     pythonpath = workplace if line.startswith("PYTHONPATH=.") else None
     done = run(*overrides, *smaller, cwd=workplace, pythonpath=pythonpath)
     assert "sample 1" in done.stdout or "val/ppl" in done.stdout
+
+
+def test_the_range_of_gamma(tmp_path):
+    (line,) = re.findall(r"python utils\.py [^`\n]+", README)
+    words = [sys.executable, str(ROOT / "utils.py"), *shlex.split(line)[2:]]
+    words.append(f"--folder={tmp_path}")
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert "algo.curriculum.gamma_min" in done.stdout
+    assert list(tmp_path.glob("*.png"))
 
 
 def sampling_rows() -> list[str]:
