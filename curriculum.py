@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from integral.registry import OPERATORS, Settings, build_operator
+from integral.registry import OPERATORS, Settings, build_operator, check_ends
 from integral.transform import gauss_levels
 from latents import DenseLatents, Levels, SoftTokens, TopDraws, TopLatents, enough
 from utils import ConfigError, require, to_device, wide_dtype
@@ -132,9 +132,4 @@ def check_operator(config: DictConfig) -> None:
     """Refuses modes that do not exist, and ends of gamma that are no numbers."""
     settings = config.algo.curriculum
     require(settings.mode, OPERATORS, "algo.curriculum.mode")
-    for name in ("gamma_min", "gamma_max"):
-        value = settings[name]
-        if value != "auto" and type(value) not in (int, float):
-            raise ConfigError(
-                f"algo.curriculum.{name}={value!r} is neither a number nor auto."
-            )
+    check_ends(settings.gamma_min, settings.gamma_max)

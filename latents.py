@@ -102,7 +102,7 @@ class _DenseAverage(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, embedding: Tensor, latents: DenseLatents) -> Tensor:
-        ctx.latents, ctx.like = latents, embedding.detach()
+        ctx.latents, ctx.shape = latents, embedding.shape
         parts = [
             latents.weights(i).to(embedding.dtype) @ embedding
             for i in range(len(latents.chunks))
@@ -112,7 +112,7 @@ class _DenseAverage(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        total = torch.zeros_like(ctx.like)
+        total = grad.new_zeros(ctx.shape)
         for i, rows in enumerate(ctx.latents.chunks):
             weights = ctx.latents.weights(i).to(grad.dtype)
             total.addmm_(weights.T, grad[rows])

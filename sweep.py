@@ -6,6 +6,7 @@ launcher ran them.
 """
 
 import csv
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -85,14 +86,32 @@ def summarise(jobs: list[dict[str, Any]], folder: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     shown = ["job", *swept, *(key for key in numbers if key in SHOWN)]
-    table = Table(*shown, title=f"{len(rows)} runs")
-    for row in rows:
-        table.add_row(*(_cell(row, key) for key in shown))
+    table = Table(*(key.split(".")[-1] for key in shown), title=f"{len(rows)} runs")
+    short = {key: _short([row.get(key) for row in rows]) for key in swept}
+    for index, row in enumerate(rows):
+        cells = row | {key: values[index] for key, values in short.items()}
+        table.add_row(*(_cell(cells, key) for key in shown))
     console = Console()
     console.print(table)
     files = [folder / "summary.csv", *plot(rows, folder)]
     paths = (str(path.resolve()) for path in files)
     console.print("summary:", *paths, soft_wrap=True, highlight=False)
+
+
+def _short(values: list[str | None]) -> list[str | None]:
+    """Paths without the folders in front and behind that all of them share."""
+    if not all(value is not None and "/" in value for value in values):
+        return values
+    parts = [value.split("/") for value in values]
+    front = _num_shared(parts)
+    back = _num_shared([part[front:][::-1] for part in parts])
+    return ["/".join(part[front : len(part) - back]) or "." for part in parts]
+
+
+def _num_shared(rows: list[list[str]]) -> int:
+    """How many entries at their beginnings all rows have in common."""
+    same = (len(set(column)) == 1 for column in zip(*rows, strict=False))
+    return sum(itertools.takewhile(bool, same))
 
 
 def _cell(row: dict[str, Any], key: str) -> str:
@@ -151,9 +170,11 @@ def _lines(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     overrides = [{k: v for k, v in row.items() if "." in k} for row in rows]
     keys = dict.fromkeys(key for row in overrides for key in row)
     keys = [k for k in keys if len({row.get(k) for row in overrides}) > 1]
+    short = {k: _short([row.get(k) for row in rows]) for k in keys}
+    short.pop("sampling.steps", None)
     lines: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        parts = (f"{k}={row.get(k)}" for k in keys if k != "sampling.steps")
+    for index, row in enumerate(rows):
+        parts = (f"{k.split('.')[-1]}={values[index]}" for k, values in short.items())
         lines.setdefault(", ".join(parts) or "samples", []).append(row)
     return lines
 

@@ -220,16 +220,21 @@ CURRICULUM = (
 )
 
 
+def curriculum_model(case: CurriculumCase, args, **sizes: int):
+    """A model in training mode, and clean ids."""
+    sizes = {"batch_size": args.curriculum_batch} | sizes
+    model, x0 = build(case.algorithm, args, *case.overrides, **sizes)
+    if case.algorithm == "distillation":
+        model.set_teacher(model.backbone.state_dict(), 0)
+    return model.train(), x0
+
+
 def curriculum_step(
     index: str, variant: str, args, **sizes: int
 ) -> Callable[[], object]:
     """A train step of `CURRICULUM[index]`."""
     case = CURRICULUM[int(index)]
-    sizes = {"batch_size": args.curriculum_batch} | sizes
-    model, x0 = build(case.algorithm, args, *case.overrides, **sizes)
-    if case.algorithm == "distillation":
-        model.set_teacher(model.backbone.state_dict(), 0)
-    model.train()
+    model, x0 = curriculum_model(case, args, **sizes)
     if variant == "ours":
         step = OurStep(model)
     else:

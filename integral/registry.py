@@ -60,11 +60,7 @@ def gamma_range(low: float | str, high: float | str, vocab_size: int) -> GammaRa
     Raises:
         ConfigError: If it is empty, or its ends are no numbers.
     """
-    for name, value in {"gamma_min": low, "gamma_max": high}.items():
-        if value != "auto" and type(value) not in (int, float):
-            raise ConfigError(
-                f"algo.curriculum.{name}={value!r} is neither a number nor auto."
-            )
+    check_ends(low, high)
     suggested = suggest_gammas(vocab_size)
     gammas = GammaRange(
         suggested.low if low == "auto" else float(low),
@@ -76,6 +72,15 @@ def gamma_range(low: float | str, high: float | str, vocab_size: int) -> GammaRa
             f"algo.curriculum.gamma_max={gammas.high}."
         )
     return gammas
+
+
+def check_ends(low: float | str, high: float | str) -> None:
+    """Refuses ends of the range of gamma that are neither numbers nor auto."""
+    for name, value in {"gamma_min": low, "gamma_max": high}.items():
+        if value != "auto" and type(value) not in (int, float):
+            raise ConfigError(
+                f"algo.curriculum.{name}={value!r} is neither a number nor auto."
+            )
 
 
 def build_operator(settings: Settings) -> Operator:

@@ -8,9 +8,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from cli import ROOT
 
+from benchmarks import cases, plain_curriculum
+from benchmarks.bench import VARIANTS, parse
 from samplers import SAMPLERS
+from utils import register_resolvers
 
 TINY = (
     *("--vocab-size", "40", "--scaling-vocab-size", "40", "--length", "16"),
@@ -68,6 +72,43 @@ def test_every_predictor_is_measured(tmp_path):
     assert {("duo_base", "psi"), ("mdlm", "first_hitting")} <= measured
     assert {predictor for _, predictor in measured} == set(SAMPLERS)
     assert all(row["speed"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("index", range(len(cases.CURRICULUM)))
+def test_soft_inputs_are_those_of_the_plain_way(index):
+    """Losses of both, before any training: means of 40 batches of 64 tokens agree
+    within 4 standard errors."""
+    register_resolvers()
+    args = parse([*TINY, "--curriculum-batch", "4"])
+    losses = {}
+    for variant in VARIANTS:
+        case = cases.CURRICULUM[index]
+        model, x0 = cases.curriculum_model(case, args)
+        torch.manual_seed(1)  # what the heads start from is 0, and so would be KL
+        for parameter in model.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.3)
+        values = []
+        for batch_idx in range(40):
+            if variant == "plain":
+                nll = plain_curriculum.NLL[case.algorithm](model, x0)
+            else:
+                nll = model.nll(x0, None, batch_idx).nll
+            values.append(float(nll.mean()))
+        losses[variant] = torch.tensor(values)
+    one, two = losses.values()
+    error = ((one.var() + two.var()) / 40).sqrt()
+    assert abs(one.mean() - two.mean()) < 4 * error
+    cases.curriculum_step(str(index), "ours", args)()
+    cases.curriculum_step(str(index), "plain", args)()
+
+
+@pytest.mark.slow
+def test_soft_inputs_and_the_operator_are_measured(tmp_path):
+    results = run_sections(tmp_path, "curriculum", "integral")
+    assert len(results["curriculum"]) == len(cases.CURRICULUM)
+    for rows in results.values():
+        assert all(row["speed"] > 0 for row in rows)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 their folders; a real multirun is in tests/integration."""
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -239,3 +240,23 @@ def test_what_is_shown_is_what_runs_return():
 
     known = {*numbers_of([]), "mauve", "nll", "ppl", sweep.REFUSED}
     assert set(sweep.SHOWN) <= known
+
+
+def test_paths_lose_what_they_share():
+    """In front and behind; a value that is no path stays whole."""
+    paths = ["/a/b/one/last.ckpt", "/a/b/two/x/last.ckpt"]
+    assert sweep._short(paths) == ["one", "two/x"]
+    assert sweep._short(["a/b", "a/b/c"]) == [".", "c"]
+    assert sweep._short(["8", "64"]) == ["8", "64"]
+    assert sweep._short(["a/b", None]) == ["a/b", None]
+
+
+def test_runs_that_differ_in_more_than_steps_are_lines_of_their_own():
+    rows = [
+        {"job": i, "eval.checkpoint_path": f"/a/{name}/x", "sampling.steps": steps}
+        for i, (name, steps) in enumerate(itertools.product("mn", ("8", "64")))
+    ]
+    lines = sweep._lines(rows)
+    assert list(lines) == ["checkpoint_path=m", "checkpoint_path=n"]
+    assert [row["job"] for row in lines["checkpoint_path=n"]] == [2, 3]
+    assert list(sweep._lines(rows[:2])) == ["samples"]
