@@ -368,16 +368,14 @@ def report_sampling(config: DictConfig, results: dict[str, Any]) -> None:
     title = f"{results['num_samples']} samples, {config.sampling.predictor}"
     columns = ("metric", Column("value", overflow="fold"), "standard error")
     table = Table(*columns, title=title, min_width=len(title) + 2)
-    judges = ("generative_ppl", "ngram_ppl")
+    hidden = ["complete", "num_samples"]
+    if results.get("ngram_ppl") is None:
+        hidden.append("ngram_ppl")
+    elif results["generative_ppl"] is None:
+        hidden.append("generative_ppl")
     for name, value in results.items():
-        if name.endswith("_stderr") or name in ("complete", "num_samples"):
+        if name.endswith("_stderr") or name in hidden:
             continue
-        if (
-            name in judges
-            and value is None
-            and results[judges[0]] != results[judges[1]]
-        ):
-            continue  # the other one was asked for
         cells = (value, results.get(f"{name}_stderr"))
         table.add_row(name, *("-" if x is None else f"{x:.4f}" for x in cells))
     path = config.eval.generated_samples_path

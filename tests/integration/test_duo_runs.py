@@ -65,6 +65,7 @@ PUBLISHED = {
         "sampling.num_sample_batches=0"
     ),
 }
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory")
 SMALL = (
     "data=synthetic",
     "data.num_train=64",

@@ -7,7 +7,10 @@ from cli import TINY, run
 
 MISTAKES = {
     "algorithm": (["algo=mdml"], ["algo='mdml'", "'mdlm'", "duo_base"]),
-    "algorithm without code yet": (["algo=duo"], ["algo=duo", "algo.DUO_BASE"]),
+    "curriculum": (
+        ["algo=duo", "data=synthetic", "algo.curriculum.integral_cache_path=no.pkl"],
+        ["algo.curriculum.integral_cache_path='no.pkl'", "null needs none"],
+    ),
     "data": (["data=text9"], ["data='text9'", "'text8'"]),
     "data without loader yet": (["data=lm1b"], ["data.train='lm1b'", "docstrings"]),
     "predictor": (

@@ -35,7 +35,10 @@ def test_defaults_pass_every_check(compose):
 @pytest.mark.parametrize("key", sorted(NUMBERS))
 def test_numbers_are_numbers_in_their_range(compose, key):
     """And each key that is checked exists."""
-    config = compose(tiny=False)
+    algorithms = {"algo.curriculum": "duo", "algo.linear": "distillation"}
+    algorithms["algo.update"] = "distillation"
+    name = next((x for front, x in algorithms.items() if key.startswith(front)), "mdlm")
+    config = compose(f"algo={name}", tiny=False)
     kind, low, high = NUMBERS[key]
     assert OmegaConf.select(config, key, throw_on_missing=True) is not None
     wrong = ["ten", True, float("nan"), low - 1]
@@ -183,6 +186,7 @@ def test_the_table_has_every_number_with_its_error(compose, monkeypatch, capsys)
         "num_samples": 6,
         "samples_per_second": 3.0,
         "mauve": 0.875,
+        "ngram_ppl": None,
     }
     report_sampling(config, results)
     out = capsys.readouterr().out
@@ -193,6 +197,13 @@ def test_the_table_has_every_number_with_its_error(compose, monkeypatch, capsys)
     assert ["mauve", "0.8750", "-"] in rows
     assert ["file", "[a]/samples.json"] in rows
     assert "num_samples" not in out
+    assert "ngram_ppl" not in out
+    report_sampling(config, results | {"ngram_ppl": 2.5, "ngram_ppl_stderr": 0.5})
+    out = capsys.readouterr().out
+    assert ["ngram_ppl", "2.5000", "0.5000"] in [
+        line.replace("│", " ").split() for line in out.splitlines()
+    ]
+    assert "generative_ppl" not in out
 
 
 # ---------------------------------------------------------------- the command line
