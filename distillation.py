@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from algo import DUO_BASE
+from checkpoints import read_checkpoint
 from curriculum import check_operator
 from integral.registry import Settings, build_operator
 from integral.transform import gauss_levels
@@ -28,7 +29,6 @@ from utils import (
     ConfigError,
     copy_file,
     path_exists,
-    read_checkpoint,
     require,
     to_device,
     wide_dtype,

@@ -31,6 +31,7 @@ from rich.tree import Tree
 
 import sweep
 from algo import algorithm_class
+from checkpoints import read_checkpoint
 from checks import check_batches, check_devices, check_values
 from corpora import find_files, read_texts
 from dataloader import DataModule, get_tokenizer
@@ -48,7 +49,6 @@ from utils import (
     keep_freed_memory,
     one_line,
     path_exists,
-    read_checkpoint,
     register_resolvers,
     require,
     unknown_value,

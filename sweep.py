@@ -138,27 +138,31 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     judges = [name for name in JUDGED if any(row.get(name) is not None for row in rows)]
     quality = judges[0] if judges else "entropy"
     judged = [row for row in rows if judges and row.get(quality) is not None]
-    stepped = [row for row in judged or rows if "sampling.steps" in row]
-    stepped.sort(key=lambda row: int(row["sampling.steps"]))
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4))
     label = JUDGED.get(quality, "entropy (nats)")
-    for row in judged:
-        _point(left, row, "entropy", quality)
-        steps = row.get("sampling.steps", row["job"])
-        left.annotate(str(steps), (row["entropy"], row[quality]))
+    for index, (name, line) in enumerate(_lines(judged or rows).items()):
+        for row in line if judged else ():
+            _point(left, row, "entropy", quality, f"C{index}")
+            steps = row.get("sampling.steps", row["job"])
+            left.annotate(str(steps), (row["entropy"], row[quality]))
+        stepped = [row for row in line if "sampling.steps" in row]
+        stepped.sort(key=lambda row: int(row["sampling.steps"]))
+        if stepped:
+            right.errorbar(
+                [int(row["sampling.steps"]) for row in stepped],
+                [row[quality] for row in stepped],
+                yerr=[row.get(f"{quality}_stderr") or 0 for row in stepped],
+                fmt="o-",
+                capsize=3,
+                color=f"C{index}",
+                label=name,
+            )
     left.set(xlabel="entropy (nats)", ylabel=label)
-    for name, line in _lines(stepped).items():
-        right.errorbar(
-            [int(row["sampling.steps"]) for row in line],
-            [row[quality] for row in line],
-            yerr=[row.get(f"{quality}_stderr") or 0 for row in line],
-            fmt="o-",
-            capsize=3,
-            label=name,
-        )
-    if stepped:
-        right.legend()
     right.set(xlabel="steps", ylabel=label, xscale="log")
+    if steps := sorted({int(row.get("sampling.steps", 0)) for row in rows} - {0}):
+        right.set_xticks(steps, map(str, steps))
+        right.set_xticks([], minor=True)
+        right.legend()
     figure.tight_layout()
     figure.savefig(folder / "summary.png", dpi=150)
     pyplot.close(figure)
@@ -179,13 +183,13 @@ def _lines(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return lines
 
 
-def _point(axes: Any, row: dict[str, Any], x: str, y: str) -> None:
+def _point(axes: Any, row: dict[str, Any], x: str, y: str, color: str) -> None:
     axes.errorbar(
         row[x],
         row[y],
         xerr=row.get(f"{x}_stderr") or 0,
         yerr=row.get(f"{y}_stderr") or 0,
         fmt="o",
-        color="tab:blue",
+        color=color,
         capsize=3,
     )

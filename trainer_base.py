@@ -385,7 +385,7 @@ class TrainerBase(lightning.LightningModule):
             parameter.copy_(value)
 
     def load_weights(self, checkpoint: Mapping[str, Any], key: str) -> None:
-        """Takes weights and EMA from a checkpoint that `utils.read_checkpoint` read.
+        """Takes weights and EMA from what `checkpoints.read_checkpoint` read.
 
         Args:
             checkpoint: As Lightning writes it.

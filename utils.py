@@ -208,32 +208,6 @@ def path_exists(path: str) -> bool:
     return filesystem.exists(inner)
 
 
-def read_checkpoint(path: str, key: str) -> dict[str, Any]:
-    """Reads a checkpoint to the CPU without executing code from it.
-
-    Args:
-        path: Local or fsspec path.
-        key: Config key that held the path, for the message.
-
-    Raises:
-        ConfigError: If there is no such file, or it holds more than plain data.
-    """
-    if not path:
-        raise ConfigError(f"{key} is empty: give the path of a checkpoint.")
-    if not path_exists(path):
-        raise ConfigError(f"{key}={path!r}: there is no such file.")
-    try:
-        with fsspec.open(path, "rb") as file:
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = first_line(error)
-        raise ConfigError(f"{key}={path!r} cannot be read safely: {reason}") from None
-    if not isinstance(checkpoint, dict):
-        kind = type(checkpoint).__name__
-        raise ConfigError(f"{key}={path!r} is no checkpoint: it holds a {kind}.")
-    return checkpoint
-
-
 def hub_options(name_or_path: str) -> dict[str, bool]:
     """Arguments for `from_pretrained`: local files only, if the hub is out of reach.
 

@@ -23,7 +23,7 @@ TESTED = (
 )
 # The longest front that fits counts.
 LATER = {
-    "checkpoint": "reading checkpoints of the reference comes with later work",
+    "checkpoint": "validation with and resuming from them come with later work",
     "data_detokenizers": "the data sets with detokenizers come with later work",
     "data_samplers": "ours has an order of its own: a function of seed, epoch and rank",
 }

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 import utils
-from utils import ConfigError, key_report, path_exists, read_checkpoint, write_json
+from checkpoints import read_checkpoint
+from utils import ConfigError, key_report, path_exists, write_json
 
 KEY = "eval.checkpoint_path"
 
