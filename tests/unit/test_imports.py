@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,13 @@ def imports(path: Path) -> set[str]:
 
 def test_every_module_has_its_layer():
     assert {module_of(path) for path in SOURCES} <= RANK.keys()
+
+
+def test_an_installation_has_every_module():
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        listed = tomllib.load(file)["tool"]["setuptools"]
+    assert set(listed["packages"]) == set(PACKAGES)
+    assert set(listed["py-modules"]) == {path.stem for path in ROOT.glob("*.py")}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: f"{p.parent.name}/{p.stem}")
