@@ -377,10 +377,9 @@ class DUO(DUO_BASE):
         levels = (to_device(x.to(wide), x0.device) for x in level)
         return Latent(soft.xt, *levels, inputs=soft)
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        super().on_train_batch_end(*args)
-        tau = self.curriculum.log10_tau_at(self.global_step)
-        self.log("trainer/log10_tau", tau)
+    def train_results(self) -> dict[str, Tensor]:
+        log10_tau = self.curriculum.log10_tau_at(self.global_step - 1)
+        return super().train_results() | {"trainer/log10_tau": torch.tensor(log10_tau)}
 
 
 # ---------------------------------------------------------------- shared formulas

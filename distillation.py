@@ -250,7 +250,7 @@ class Distillation(DUO_BASE):
     def train_results(self) -> dict[str, Tensor]:
         return {
             "train/distillation_loss": self.train_likelihood.compute()["nll"],
-            "trainer/time_gap": torch.tensor(self.rounds.gap(self.global_step)),
+            "trainer/time_gap": torch.tensor(self.rounds.gap(self.global_step - 1)),
         }
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:

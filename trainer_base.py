@@ -224,7 +224,7 @@ class TrainerBase(lightning.LightningModule):
             self.train_likelihood.reset()
 
     def train_results(self) -> dict[str, Tensor]:
-        """What is logged of the training batches."""
+        """What is logged of the training batches, after an update."""
         results = self.train_likelihood.compute()
         return {f"train/{k}": results[k] for k in ("nll", "bpd", "ppl")}
 
