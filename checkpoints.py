@@ -5,11 +5,12 @@ tokenizer as an object. Here such objects become `Record`s, which hold what the 
 says of them and do nothing; the config becomes plain data.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import fsspec
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from utils import ConfigError, first_line, path_exists
@@ -126,3 +127,88 @@ def plain(node: Any) -> Any:
     if isinstance(content, list):
         return [plain(value) for value in content]
     return plain(node.state.get("_val"))
+
+
+# ---------------------------------------------------------------- what a file is
+
+# Algorithms whose networks mean the same; a distilled one has its own line.
+ALIKE = ({"duo", "duo_base", "distillation"},)
+DISTILLED = ("distillation",)
+
+
+def setting(checkpoint: Mapping[str, Any], key: str) -> Any:
+    """A value of the config in a checkpoint; None if it does not say."""
+    settings = checkpoint.get("hyper_parameters")
+    node = settings.get("config") if isinstance(settings, dict) else None
+    for name in key.split("."):
+        if not isinstance(node, dict):
+            return None
+        node = node.get(name)
+    return node
+
+
+def describe(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    """What a checkpoint is, as lines of a table."""
+    weights = checkpoint.get("state_dict", {})
+    embedding = weights.get("backbone.vocab_embed.embedding")
+    buffers = ("inv_freq",)
+    sizes = [x.numel() for name, x in weights.items() if not name.endswith(buffers)]
+    ema = checkpoint.get("ema")
+    algo = setting(checkpoint, "algo.name")
+    teacher = checkpoint.get("teacher")
+    lines = {
+        "algorithm": algo,
+        "likelihood": _likelihood(algo),
+        "tokenizer": setting(checkpoint, "data.tokenizer_name_or_path"),
+        "training data": setting(checkpoint, "data.train"),
+        "length": setting(checkpoint, "model.length"),
+        "vocabulary": None if embedding is None else len(embedding),
+        "parameters": f"{sum(sizes):,}" if sizes else None,
+        "step": checkpoint.get("global_step"),
+        "epoch": checkpoint.get("epoch"),
+        "EMA": "none" if ema is None else _ema(ema),
+        "distillation round": teacher.get("round") if teacher else None,
+        "optimiser state": "yes" if checkpoint.get("optimizer_states") else "no",
+        "lightning": checkpoint.get("pytorch-lightning_version"),
+    }
+    always = ("algorithm", "tokenizer", "length", "vocabulary", "parameters", "step")
+    return {
+        name: "not stated" if value is None else str(value)
+        for name, value in lines.items()
+        if value is not None or name in always
+    }
+
+
+def _likelihood(algo: str | None) -> str | None:
+    if algo is None:
+        return None
+    if algo in DISTILLED:
+        return "not comparable: distilled for few steps"
+    return "exact" if algo == "ar" else "an upper bound, comparable"
+
+
+def _ema(ema: Mapping[str, Any]) -> str:
+    return f"decay {ema['decay']}, {ema['num_updates']} updates"
+
+
+def disagreements(checkpoint: Mapping[str, Any], config: DictConfig) -> list[str]:
+    """Where a checkpoint's own config says other things than a run's, one line each.
+
+    Args:
+        checkpoint: From `read_checkpoint`.
+        config: The run's config.
+    """
+    lines = []
+    for key in ("algo.name", "data.tokenizer_name_or_path", "model.length"):
+        theirs, ours = setting(checkpoint, key), OmegaConf.select(config, key)
+        alike = theirs == ours or any({theirs, ours} <= names for names in ALIKE)
+        if theirs is not None and not alike:
+            shown = key.removesuffix(".name")
+            lines.append(f"the file was made with {shown}={theirs}, not {ours}")
+    distilled = setting(checkpoint, "algo.name") in DISTILLED
+    if distilled and config.mode == "ppl_eval":
+        lines.append(
+            "the file is of a distilled model, whose likelihood is not comparable with "
+            "that of other models"
+        )
+    return lines

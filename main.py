@@ -1,6 +1,6 @@
 """Entry point: compose the config, check it, do what `mode` says.
 
-    python main.py mode=train|ppl_eval|sample_eval key=value ...
+    python main.py mode=train|ppl_eval|sample_eval|inspect key=value ...
 
 A mistake of the user's ends with one line and exit status 2, before any heavy work;
 anything else that raises is a fault of the code and keeps its traceback.
@@ -31,7 +31,7 @@ from rich.tree import Tree
 
 import sweep
 from algo import algorithm_class
-from checkpoints import read_checkpoint
+from checkpoints import describe, read_checkpoint
 from checks import check_batches, check_devices, check_values
 from corpora import find_files, read_texts
 from dataloader import DataModule, get_tokenizer
@@ -46,6 +46,7 @@ from utils import (
     ConfigError,
     choose,
     did_you_mean,
+    find_inputs,
     keep_freed_memory,
     one_line,
     path_exists,
@@ -165,7 +166,23 @@ def finish_samples(drawing: Drawing, references: list[str]) -> dict[str, Any]:
     return results
 
 
-MODES = {"train": train, "ppl_eval": ppl_eval, "sample_eval": sample_eval}
+def inspect(config: DictConfig) -> dict[str, str]:
+    """Prints what a checkpoint is; builds nothing."""
+    path = config.eval.checkpoint_path
+    lines = describe(read_checkpoint(path, "eval.checkpoint_path"))
+    table = Table("what", Column("value", overflow="fold"))
+    for name, value in {"file": str(path), **lines}.items():
+        table.add_row(name, escape(value))
+    console.print(table)
+    return lines
+
+
+MODES = {
+    "train": train,
+    "ppl_eval": ppl_eval,
+    "sample_eval": sample_eval,
+    "inspect": inspect,
+}
 
 
 # ---------------------------------------------------------------- checks
@@ -407,6 +424,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     """One job; what it returns is for the summary of a sweep."""
     try:
         mode = choose(MODES, config.mode, "mode")
+        find_inputs(config, hydra.utils.get_original_cwd())
         validate_backbone(config)
         check_values(config)
         OmegaConf.resolve(config)

@@ -13,11 +13,12 @@ import hydra
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from checkpoints import disagreements
 from checks import check_inert_keys
 from losses import (
     Head,
@@ -398,6 +399,8 @@ class TrainerBase(lightning.LightningModule):
         if "state_dict" not in checkpoint:
             raise ConfigError(f"{where} is not a Lightning checkpoint: no state_dict.")
         key_report(self, checkpoint["state_dict"]).raise_if_any(where)
+        for line in disagreements(checkpoint, self.config):
+            rank_zero_warn(f"{where}: {line}.")
         self.load_state_dict(checkpoint["state_dict"])
         self.on_load_checkpoint(checkpoint)
 

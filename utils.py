@@ -9,6 +9,7 @@ import ast
 import ctypes
 import difflib
 import functools
+import glob
 import json
 import math
 import operator
@@ -25,7 +26,7 @@ import fsspec
 import lightning
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 T = TypeVar("T")
@@ -200,6 +201,44 @@ def register_resolvers() -> None:
 
 
 # ---------------------------------------------------------------- files
+
+# Keys that name files or folders to read, some of them instead of a hub id.
+INPUTS = (
+    "algo.curriculum.integral_cache_path",
+    "checkpointing.resume_ckpt_path",
+    "data.path",
+    "data.valid_path",
+    "data.tokenizer_name_or_path",
+    "eval.checkpoint_path",
+    "eval.gen_ppl_eval_model_name_or_path",
+    "eval.mauve_references",
+    "sampling.prompt_file",
+    "training.finetune_path",
+)
+
+
+def find_inputs(config: DictConfig, folder: str) -> None:
+    """Makes relative paths to inputs absolute where they lead to something.
+
+    A run works in a folder of its own; its command was given in another one.
+
+    Args:
+        config: The run's config; changed in place.
+        folder: Where the command was given.
+    """
+
+    def found(value: Any) -> Any:
+        if not isinstance(value, str) or not value or "://" in value:
+            return value
+        path = os.path.join(folder, value)  # value itself where that is absolute
+        return path if glob.glob(path, recursive=True) else value
+
+    for key in INPUTS:
+        value = OmegaConf.select(config, key)
+        is_list = isinstance(value, ListConfig)
+        absolute = [found(x) for x in value] if is_list else found(value)
+        if absolute != value:
+            OmegaConf.update(config, key, absolute)
 
 
 def path_exists(path: str) -> bool:

@@ -60,6 +60,25 @@ def test_file_is_plain_data(case):
     assert settings["tokenizer"].name.endswith("Tokenizer")
 
 
+@for_cases("checkpoint", holding="ema_probe_loss_per_token")
+def test_inspect_names_it(case, capsys):
+    config = composed("mode=inspect", f"eval.checkpoint_path={path_of(case)}")
+    lines = main.inspect(config)
+    embedding = case.values["state_dict"]["backbone.vocab_embed.embedding"][1]
+    ema = case.values["ema"]
+    expected = {
+        "algorithm": case.config.algo.name,
+        "length": case.config.model.length,
+        "vocabulary": embedding[0],
+        "step": case.values["global_step"],
+        "EMA": f"decay {ema['decay']}, {ema['num_updates']} updates",
+        "lightning": case.values["lightning_version"],
+    }
+    assert {name: lines[name] for name in expected} == {
+        name: str(value) for name, value in expected.items()
+    }
+
+
 def is_uniform(case: Case) -> bool:
     return case.values["evaluated_as"] == "duo_base"
 

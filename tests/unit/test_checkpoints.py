@@ -8,7 +8,8 @@ import torch
 from omegaconf import OmegaConf
 from refusals import refused
 
-from checkpoints import Record, read_checkpoint
+import main
+from checkpoints import Record, describe, disagreements, read_checkpoint
 
 KEY = "training.finetune_path"
 
@@ -105,3 +106,93 @@ def test_a_teacher_is_left_out(tmp_path):
 def test_classes_elsewhere_are_refused_by_name(tmp_path):
     path = save(tmp_path, {"x": Runs(Record)})
     refused(lambda: read_checkpoint(path, KEY), "class checkpoints.Record", path)
+
+
+# ---------------------------------------------------------------- what a file is
+
+
+def of(algo: str, **more) -> dict:
+    """A checkpoint of a run with an algorithm."""
+    settings = {
+        "algo": {"name": algo},
+        "data": {"tokenizer_name_or_path": "gpt2", "train": "openwebtext"},
+        "model": {"length": 1024},
+    }
+    weights = {
+        "backbone.vocab_embed.embedding": torch.zeros(9, 4),
+        "backbone.rotary_emb.inv_freq": torch.zeros(2),
+    }
+    content = {"hyper_parameters": {"config": settings}, "state_dict": weights}
+    return content | {"global_step": 7, "epoch": 1} | more
+
+
+def test_description():
+    ema = {"decay": 0.5, "num_updates": 3, "shadow_params": []}
+    lines = describe(of("mdlm", ema=ema, optimizer_states=[{}]))
+    assert lines == {
+        "algorithm": "mdlm",
+        "likelihood": "an upper bound, comparable",
+        "tokenizer": "gpt2",
+        "training data": "openwebtext",
+        "length": "1024",
+        "vocabulary": "9",
+        "parameters": "36",
+        "step": "7",
+        "epoch": "1",
+        "EMA": "decay 0.5, 3 updates",
+        "optimiser state": "yes",
+    }
+    assert describe(of("ar"))["likelihood"] == "exact"
+    distilled = describe(of("distillation", teacher={"round": 2, "sha256": ""}))
+    assert distilled["likelihood"].startswith("not comparable")
+    assert distilled["distillation round"] == "2"
+
+
+def test_description_of_what_says_little():
+    lines = describe({"state_dict": {}})
+    assert lines["algorithm"] == lines["parameters"] == "not stated"
+    assert lines["EMA"] == "none"
+    assert "likelihood" not in lines
+
+
+def test_inspect_prints_it(compose, tmp_path, capsys):
+    path = save(tmp_path, of("distillation"))
+    config = compose("mode=inspect", f"eval.checkpoint_path={path}")
+    assert main.MODES["inspect"](config)["algorithm"] == "distillation"
+    assert "not comparable" in capsys.readouterr().out.replace("\n", " ")
+    config.eval.checkpoint_path = ""
+    refused(lambda: main.inspect(config), "eval.checkpoint_path is empty")
+
+
+@pytest.mark.parametrize(
+    ("algo", "overrides", "named"),
+    [
+        ("mdlm", ["algo=mdlm"], []),
+        ("duo", ["algo=duo_base"], []),
+        ("duo", ["algo=distillation"], []),
+        ("mdlm", ["algo=duo_base"], ["algo=mdlm, not duo_base"]),
+        ("sedd", ["algo=ar", "model.length=8"], ["algo=sedd", "model.length=1024"]),
+        ("mdlm", ["algo=mdlm", "data.tokenizer_name_or_path=b"], ["gpt2, not b"]),
+        ("distillation", ["algo=duo_base"], []),
+        ("distillation", ["algo=duo_base", "mode=ppl_eval"], ["not comparable"]),
+    ],
+)
+def test_disagreements_with_the_command_line(compose, algo, overrides, named):
+    same = {"model.length": 1024, "data.tokenizer_name_or_path": "gpt2"}
+    rest = (f"{k}={v}" for k, v in same.items() if f"{k}=" not in " ".join(overrides))
+    lines = disagreements(of(algo), compose(*rest, *overrides, tiny=False))
+    assert len(lines) == len(named)
+    for line, part in zip(lines, named, strict=True):
+        assert part in line
+        assert "\n" not in line
+
+
+def test_loading_warns(make_model, compose):
+    model = make_model("algo=mdlm")
+    checkpoint = of("sedd", state_dict=model.state_dict())
+    with pytest.warns(UserWarning, match=r"eval\.checkpoint_path.*algo=sedd, not mdlm"):
+        model.load_weights(checkpoint, "eval.checkpoint_path")
+
+
+def test_a_file_that_says_nothing_disagrees_with_nothing(compose):
+    assert disagreements({"state_dict": {}}, compose("algo=mdlm")) == []

@@ -1,5 +1,6 @@
 """Reading checkpoints without executing code, writing JSON whole, fitting weights."""
 
+import copy
 import io
 import json
 import os
@@ -9,11 +10,12 @@ import urllib.error
 import fsspec
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 import utils
 from checkpoints import read_checkpoint
-from utils import ConfigError, key_report, path_exists, write_json
+from utils import ConfigError, find_inputs, key_report, path_exists, write_json
 
 KEY = "eval.checkpoint_path"
 
@@ -184,3 +186,34 @@ def test_what_does_not_fit_is_named():
     assert "\n" not in text
     for part in ("x.ckpt", "1 missing (e.g. bias)", "surplus", "weight (5, 2)"):
         assert part in text
+
+
+# ---------------------------------------------------------------- relative paths
+
+
+def test_inputs_are_found_where_the_command_was_given(tmp_path, monkeypatch):
+    """Files, globs and lists of them; what leads nowhere stays as it was."""
+    for name in ("a.ckpt", "b.txt", "folder"):
+        (tmp_path / name).mkdir() if name == "folder" else (tmp_path / name).touch()
+    monkeypatch.chdir("/")
+    config = OmegaConf.create(
+        {
+            "eval": {"checkpoint_path": "a.ckpt", "mauve_references": None},
+            "training": {"finetune_path": "nowhere.ckpt"},
+            "data": {
+                "path": ["*.txt", "/etc/hosts"],
+                "tokenizer_name_or_path": "gpt2",
+            },
+            "sampling": {"prompt_file": "memory://b.txt"},
+            "checkpointing": {"resume_ckpt_path": f"{tmp_path}/a.ckpt"},
+        }
+    )
+    before = copy.deepcopy(config)
+    find_inputs(config, str(tmp_path))
+    assert config.eval.checkpoint_path == f"{tmp_path}/a.ckpt"
+    assert config.data.path == [f"{tmp_path}/*.txt", "/etc/hosts"]
+    config.eval.checkpoint_path, config.data.path = "a.ckpt", before.data.path
+    assert config == before
+    config.data.tokenizer_name_or_path = "folder"
+    find_inputs(config, str(tmp_path))
+    assert config.data.tokenizer_name_or_path == f"{tmp_path}/folder"
