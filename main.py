@@ -424,7 +424,8 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     """One job; what it returns is for the summary of a sweep."""
     try:
         mode = choose(MODES, config.mode, "mode")
-        find_inputs(config, hydra.utils.get_original_cwd())
+        is_job = HydraConfig.initialized()
+        find_inputs(config, HydraConfig.get().runtime.cwd if is_job else os.getcwd())
         validate_backbone(config)
         check_values(config)
         OmegaConf.resolve(config)
