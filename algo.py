@@ -24,13 +24,14 @@ from diffusion import (
     AbsorbingState,
     Latent,
     UniformState,
+    is_first,
     without_mask,
 )
 from losses import TokenNLL
 from models.attention import KVCache
 from prompts import Given
 from trainer_base import TrainerBase, vocabulary_with_mask
-from utils import ConfigError, to_device, wide_dtype
+from utils import ConfigError, widened
 
 
 def algorithm_class(config: DictConfig) -> type[TrainerBase]:
@@ -368,14 +369,11 @@ class DUO(DUO_BASE):
         step = self.global_step
         if not self.training or self.curriculum.is_over(step):
             return super().corrupt(x0, t, batch_idx)
-        first = torch.arange(x0.shape[1], device=x0.device) == 0
-        is_clean = first if self.ignore_bos else None
+        is_clean = is_first(x0) if self.ignore_bos else None
         generator = self._batch_generator("latent", batch_idx)
         soft = self.curriculum.draw(x0, t, step, generator, is_clean)
-        wide = wide_dtype(x0.device)
         level = self.curriculum.operator(t[:, None])
-        levels = (to_device(x.to(wide), x0.device) for x in level)
-        return Latent(soft.xt, *levels, inputs=soft)
+        return Latent(soft.xt, *(widened(x, x0.device) for x in level), inputs=soft)
 
     def train_results(self) -> dict[str, Tensor]:
         log10_tau = self.curriculum.log10_tau_at(self.global_step - 1)

@@ -43,11 +43,7 @@ class Record:
 
     name = ""  # of the object's class
 
-    def __init__(self, *args: Any) -> None:
-        self.args = args
-        self.state: Any = {}
-
-    def __new__(cls, *args: Any) -> "Record":
+    def __new__(cls, *args: Any) -> "Record":  # files do not call __init__
         record = super().__new__(cls)
         record.args, record.state = args, {}
         return record

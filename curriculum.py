@@ -16,7 +16,7 @@ from torch import Tensor
 from integral.registry import OPERATORS, Settings, build_operator, check_ends
 from integral.transform import gauss_levels
 from latents import DenseLatents, Levels, SoftTokens, TopDraws, TopLatents, enough
-from utils import ConfigError, require, to_device, wide_dtype
+from utils import ConfigError, require, widened
 
 NEVER_SOFT = -10.0  # log10 tau where the input is not soft
 DEFAULT_TOP_K = 32  # what top_k=-1 means
@@ -114,7 +114,7 @@ class Curriculum:
         """(B, 1) each, on the device."""
         gauss = gauss_levels(self.operator.gammas.gamma(t[:, None]))
         levels = (*gauss, torch.full_like(t[:, None], tau))
-        return Levels(*(to_device(x.to(wide_dtype(device)), device) for x in levels))
+        return Levels(*(widened(x, device) for x in levels))
 
     def _num_kept(self, tau: float) -> int | None:
         """How many entries of the latent to draw; None is all of them.

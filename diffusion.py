@@ -18,7 +18,7 @@ from losses import TokenNLL
 from models.noise import SCHEDULES
 from prompts import Given
 from trainer_base import TrainerBase, vocabulary_with_mask
-from utils import require, to_device, wide_dtype
+from utils import require, to_device, widened
 
 NEG_INFINITY = -1e6  # finite, so that 0 * log 0 stays 0
 
@@ -82,8 +82,7 @@ class Diffusion(TrainerBase):
     def valid_tokens(self, attention_mask: Tensor) -> Tensor:
         if not self.ignore_bos:
             return attention_mask
-        first = torch.arange(attention_mask.shape[1], device=attention_mask.device) == 0
-        return attention_mask.masked_fill(first, 0)
+        return attention_mask.masked_fill(is_first(attention_mask), 0)
 
     # ---- time
 
@@ -137,11 +136,11 @@ class Diffusion(TrainerBase):
         if self.ignore_bos:
             is_noised[:, 0] = False
         scored = self.scored_positions(is_noised)
-        wide, device = wide_dtype(x0.device), x0.device
+        device = x0.device
         return Latent(
             torch.where(to_device(is_noised, device), to_device(noise, device), x0),
-            to_device(alpha_t.to(wide), device),
-            to_device(dalpha_t.to(wide), device),
+            widened(alpha_t, device),
+            widened(dalpha_t, device),
             None if scored is None else to_device(scored, device),
         )
 
@@ -480,6 +479,11 @@ class UniformState(Diffusion):
     def _change_weights(alpha_t: Tensor, alpha_s: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of a draw from x_theta and of a uniform draw in the posterior."""
         return alpha_s - alpha_t, (1 - alpha_t / alpha_s) * (1 - alpha_s)
+
+
+def is_first(x: Tensor) -> Tensor:
+    """Which positions of (B, L) are the first ones, (L,) bool."""
+    return torch.arange(x.shape[1], device=x.device) == 0
 
 
 def without_mask(logits: Tensor, mask_index: int) -> Tensor:

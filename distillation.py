@@ -10,6 +10,7 @@ import copy
 import hashlib
 import posixpath
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from algo import DUO_BASE
 from checkpoints import read_checkpoint
 from curriculum import check_operator
+from diffusion import is_first
 from integral.registry import Settings, build_operator
 from integral.transform import gauss_levels
 from latents import Levels, argmax_pair
@@ -30,8 +32,7 @@ from utils import (
     copy_file,
     path_exists,
     require,
-    to_device,
-    wide_dtype,
+    widened,
 )
 
 # Keys of `algo.curriculum` for soft inputs, of which there are none here.
@@ -136,19 +137,17 @@ class Distillation(DUO_BASE):
         """
         dt = self.rounds.gap(self.global_step)
         t = (t + dt).clamp(max=1)
-        wide = wide_dtype(x0.device)
         levels, sigmas = [], []
         for time in (t[:, None], t[:, None] - dt):
             gauss = gauss_levels(self.operator.gammas.gamma(time))
             level = Levels(*gauss, tau=torch.zeros_like(time))
-            levels.append(Levels(*(to_device(x.to(wide), x0.device) for x in level)))
+            levels.append(Levels(*(widened(x, x0.device) for x in level)))
             sigma = self.sigma(self.operator(time).alpha_t)
-            sigmas.append(to_device(sigma.to(wide), x0.device))
+            sigmas.append(widened(sigma, x0.device))
         generator = self._batch_generator("latent", batch_idx, device="cpu")
         ids = argmax_pair(x0, *levels, self.vocab_size, generator)
         if self.ignore_bos:
-            first = torch.arange(x0.shape[1], device=x0.device) == 0
-            ids = [torch.where(first, x0, x) for x in ids]
+            ids = [torch.where(is_first(x0), x0, x) for x in ids]
         later, earlier = map(Noisy, ids, sigmas)
         return later, earlier
 
@@ -181,10 +180,7 @@ class Distillation(DUO_BASE):
         if number == self._round:
             return
         use_ema = self.config.algo.teacher_ema and self.ema is not None
-        if use_ema:
-            with self.ema.applied(self.parameters()):
-                self.set_teacher(self.backbone.state_dict(), number)
-        else:
+        with self.ema.applied(self.parameters()) if use_ema else nullcontext():
             self.set_teacher(self.backbone.state_dict(), number)
         self.trainer.save_checkpoint(self._path(number), weights_only=True)
         gap = self.rounds.gap(self.global_step)

@@ -14,6 +14,7 @@ Reference: DUO (arXiv:2506.10892); the top-k form is of its second chapter
 (arXiv:2602.21185).
 """
 
+import functools
 import math
 from typing import Any, NamedTuple, Protocol
 
@@ -266,6 +267,7 @@ def log_mean_exp_below(z: Tensor, scale: Tensor) -> Tensor:
     return torch.where(z < scale, scaled, plain) - log_ndtr(z)
 
 
+@functools.lru_cache(maxsize=1)  # asked at every step, mostly for one temperature
 def enough(vocab_size: int, ratio: float) -> int | None:
     """How many of the largest entries are all of softmax(w / tau) to float32 rounding.
 

@@ -46,6 +46,7 @@ from utils import (
     ConfigError,
     choose,
     did_you_mean,
+    fail,
     find_inputs,
     keep_freed_memory,
     one_line,
@@ -435,12 +436,6 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         if HydraConfig.initialized() and sweep.is_sweep(HydraConfig.get()):
             return {sweep.REFUSED: one_line(str(error))}  # the other jobs go on
         return fail(str(error))
-
-
-def fail(message: str) -> None:
-    """Ends the program with one line on stderr."""
-    sys.stderr.write(f"error: {one_line(message)}\n")
-    sys.exit(2)
 
 
 def explain(error: HydraException) -> str:

@@ -16,11 +16,13 @@ import operator
 import os
 import runpy
 import shutil
+import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import fsspec
 import lightning
@@ -82,6 +84,12 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def fail(message: str) -> NoReturn:
+    """Ends the program with one line on stderr."""
+    sys.stderr.write(f"error: {one_line(message)}\n")
+    sys.exit(2)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text, or its type if it has no text."""
     lines = str(error).strip().splitlines()
@@ -106,6 +114,11 @@ def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cuda" and x.device.type == "cpu":
         x = x.pin_memory()  # copies from other memory wait
     return x.to(device, non_blocking=True)
+
+
+def widened(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """x on a device in its widest float type."""
+    return to_device(x.to(wide_dtype(device)), device)
 
 
 def keep_freed_memory() -> None:
@@ -271,25 +284,31 @@ def _hub_answers() -> bool:
     return True
 
 
-def write_json(path: str, data: Any) -> None:
-    """Writes JSON to a local or fsspec path, all of it or nothing."""
+@contextmanager
+def whole_file(path: str, mode: str = "wb") -> Iterator[Any]:
+    """A local or fsspec path to write to, which gets all of it or nothing.
+
+    Processes that write at once do so to files of their own; the last one stays.
+    """
     filesystem, inner = fsspec.core.url_to_fs(path)
     filesystem.makedirs(filesystem._parent(inner), exist_ok=True)
-    partial = f"{inner}.partial"
-    with filesystem.open(partial, "w") as file:
-        json.dump(data, file, indent=1)
+    partial = f"{inner}.{os.getpid()}.partial"
+    with filesystem.open(partial, mode) as file:
+        yield file
     filesystem.mv(partial, inner)
+
+
+def write_json(path: str, data: Any) -> None:
+    """Writes JSON to a local or fsspec path, all of it or nothing."""
+    with whole_file(path, "w") as file:
+        json.dump(data, file, indent=1)
 
 
 @rank_zero_only
 def copy_file(source: str, target: str) -> None:
     """Copies between local or fsspec paths, all of it or nothing."""
-    filesystem, inner = fsspec.core.url_to_fs(target)
-    filesystem.makedirs(filesystem._parent(inner), exist_ok=True)
-    partial = f"{inner}.partial"
-    with fsspec.open(source, "rb") as old, filesystem.open(partial, "wb") as new:
+    with fsspec.open(source, "rb") as old, whole_file(target) as new:
         shutil.copyfileobj(old, new)
-    filesystem.mv(partial, inner)
 
 
 class KeyReport(NamedTuple):

@@ -7,8 +7,6 @@ No run needs the table: the operator is built to machine precision when it is as
 """
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -25,7 +23,7 @@ from integral.transform import (
     quadrature,
     suggest_gammas,
 )
-from utils import ConfigError, one_line
+from utils import ConfigError, fail, whole_file
 
 FOLDER = Path(__file__).parent
 console = Console()
@@ -87,9 +85,8 @@ def count_tokens(name: str) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     try:
         args = parse(argv)
-        gammas = suggest_gammas(args.vocab_size)
         if args.suggest:
-            report_suggestion(args.vocab_size, gammas, args.folder)
+            report_suggestion(args.vocab_size, args.folder)
         else:
             write(args)
     except (ConfigError, OSError) as error:
@@ -127,11 +124,8 @@ def write(args: argparse.Namespace) -> None:
 
 
 def write_part(path: Path, table: Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial{os.getpid()}")
-    with open(partial, "wb") as file:
+    with whole_file(str(path)) as file:
         np.save(file, np.stack([table.pt, table.grad_pt]))
-    partial.replace(path)
 
 
 def join_parts(parts: list[Path], table: Table) -> Table:
@@ -139,8 +133,9 @@ def join_parts(parts: list[Path], table: Table) -> Table:
     return table._replace(pt=values[0], grad_pt=values[1])
 
 
-def report_suggestion(vocab_size: int, gammas: GammaRange, folder: Path) -> None:
+def report_suggestion(vocab_size: int, folder: Path) -> None:
     """Prints a range of gamma and draws alpha with it."""
+    gammas = suggest_gammas(vocab_size)
     low, high = SUGGESTED_ALPHA
     title = f"alpha from {high} down to {low} for {vocab_size} tokens"
     table = RichTable("key", "value", title=title, min_width=len(title) + 2)
@@ -176,11 +171,6 @@ def draw(vocab_size: int, gammas: GammaRange, path: Path) -> None:
 
 def say(message: str) -> None:
     console.print(message, soft_wrap=True, markup=False, highlight=False)
-
-
-def fail(message: str) -> NoReturn:
-    sys.stderr.write(f"error: {one_line(message)}\n")
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ by least squares to the operator itself.
 """
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from integral.transform import GammaRange, Operator, Spectral
 from models.noise import NoiseLevel
-from utils import ConfigError
+from utils import ConfigError, whole_file
 
 SERIES_TOLERANCE = 1e-6  # of alpha
 _NUM_POINTS = 1001  # of t in [0, 1] to which curves are fitted
@@ -88,7 +87,7 @@ def series_coefficients(
 class Fitted(Operator):
     """A curve with few coefficients, fitted to the operator over t in [0, 1].
 
-    A subclass gives `fit` and `curve`.
+    A subclass gives `name`, `size`, `fit` and `level`.
 
     Args:
         vocab_size: K.
@@ -264,10 +263,8 @@ def cached(
         return compute()
     try:
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".partial{os.getpid()}")  # one for each rank
-            np.savetxt(partial, compute(), footer="end")
-            partial.replace(path)
+            with whole_file(str(path)) as file:
+                np.savetxt(file, compute(), footer="end")
         text = path.read_text()
         values = np.array([float(x) for x in text.removesuffix("# end\n").split()])
         is_whole = text.endswith("# end\n") and len(values) == size

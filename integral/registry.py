@@ -61,11 +61,11 @@ def gamma_range(low: float | str, high: float | str, vocab_size: int) -> GammaRa
         ConfigError: If it is empty, or its ends are no numbers.
     """
     check_ends(low, high)
-    suggested = suggest_gammas(vocab_size)
-    gammas = GammaRange(
-        suggested.low if low == "auto" else float(low),
-        suggested.high if high == "auto" else float(high),
-    )
+    if "auto" in (low, high):
+        suggested = suggest_gammas(vocab_size)
+        low = suggested.low if low == "auto" else low
+        high = suggested.high if high == "auto" else high
+    gammas = GammaRange(float(low), float(high))
     if not gammas.low < gammas.high:
         raise ConfigError(
             f"algo.curriculum.gamma_min={gammas.low} is not below "

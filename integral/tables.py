@@ -4,7 +4,6 @@ A table holds P and dP/dgamma on equally spaced gammas. Nothing needs one; they 
 comparison with older runs. Reading a file never executes code from it.
 """
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from torch import Tensor
 from integral import unpickle
 from integral.transform import GammaRange, Operator, Spectral
 from models.noise import NoiseLevel
-from utils import ConfigError, path_exists
+from utils import ConfigError, one_line, path_exists, whole_file
 
 _FIELDS = ("vocab_size", "gamma_min", "gamma_max", "num_points", "pt", "grad_pt")
 _DIFFERENCE = 1e-3  # step in gamma of the published derivative
@@ -57,11 +56,8 @@ def build_table(
 
 def write_table(path: Path, table: Table) -> None:
     """Writes .npz, all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial{os.getpid()}")
-    with open(partial, "wb") as file:
+    with whole_file(str(path)) as file:
         np.savez(file, **table._asdict())
-    partial.replace(path)
 
 
 def read_table(path: str, key: str) -> Table:
@@ -88,7 +84,7 @@ def read_table(path: str, key: str) -> Table:
         with fsspec.open(path, "rb") as file:
             return _checked(_read(file))
     except Exception as error:  # a broken file may raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(str(error)) or type(error).__name__
         raise ConfigError(f"{where} is no table of the operator: {reason}") from None
 
 
@@ -126,7 +122,7 @@ class Interpolated(Operator):
         key: Config key that named the table, for messages.
 
     Raises:
-        ConfigError: If the table is of another vocabulary or too narrow.
+        ConfigError: If the table is too narrow.
     """
 
     def __init__(self, table: Table, gammas: GammaRange, key: str) -> None:
