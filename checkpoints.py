@@ -5,7 +5,8 @@ tokenizer as an object. Here such objects become `Record`s, which hold what the 
 says of them and do nothing; the config becomes plain data.
 """
 
-from collections.abc import Callable, Mapping
+import zipfile
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import fsspec
@@ -16,7 +17,15 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from utils import ConfigError, first_line, path_exists
 
 # Where classes may come from whose objects are read as records.
-KNOWN = ("omegaconf.", "transformers.", "tokenizers.", "dataloader.", "typing.")
+KNOWN = (
+    "omegaconf.",
+    "transformers.",
+    "tokenizers.",
+    "dataloader.",
+    "typing.",
+    "lightning.",
+    "pytorch_lightning.",
+)
 
 
 def _new_dict(factory: Any = None) -> dict:
@@ -52,19 +61,24 @@ class Record:
         self.state = state
 
 
-def read_checkpoint(path: str, key: str) -> dict[str, Any]:
+def read_checkpoint(
+    path: str, key: str, trusted: Collection[str] = ()
+) -> dict[str, Any]:
     """Reads a checkpoint to the CPU.
 
     Args:
         path: Local or fsspec path.
         key: Config key that held the path, for the message.
+        trusted: Further classes that the file may name; of their objects there are
+            records, too.
 
     Returns:
         What the file holds. A config among its hyper-parameters is plain data, a
         teacher's weights are left out.
 
     Raises:
-        ConfigError: If there is no such file, or it holds objects of other classes.
+        ConfigError: If there is no such file, it is damaged, or it holds objects of
+            other classes.
     """
     if not path:
         raise ConfigError(f"{key} is empty: give the path of a checkpoint.")
@@ -72,7 +86,8 @@ def read_checkpoint(path: str, key: str) -> dict[str, Any]:
         raise ConfigError(f"{key}={path!r}: there is no such file.")
     try:
         with fsspec.open(path, "rb") as file:
-            stand_ins = [_stand_in(name) for name in _globals_of(file)]
+            _check_sums(file)
+            stand_ins = [_stand_in(name, trusted) for name in _globals_of(file)]
             file.seek(0)
             with safe_globals(stand_ins):
                 checkpoint = torch.load(file, map_location="cpu", weights_only=True)
@@ -92,6 +107,19 @@ def read_checkpoint(path: str, key: str) -> dict[str, Any]:
     return checkpoint
 
 
+def _check_sums(file: Any) -> None:
+    """Compares every record of the archive with its checksum, which torch does not.
+
+    Raises:
+        ValueError: If one differs.
+    """
+    if file.read(4) == b"PK\x03\x04":  # else: written before torch 1.6, no checksums
+        with zipfile.ZipFile(file) as archive:
+            if (name := archive.testzip()) is not None:
+                raise ValueError(f"it is damaged (checksum of {name})")
+    file.seek(0)
+
+
 def _globals_of(file: Any) -> list[str]:
     """Names in the file that torch does not know to be harmless."""
     try:
@@ -100,7 +128,7 @@ def _globals_of(file: Any) -> list[str]:
         return []
 
 
-def _stand_in(name: str) -> tuple[Any, str]:
+def _stand_in(name: str, trusted: Collection[str]) -> tuple[Any, str]:
     """What to put in place of a name in the file.
 
     Raises:
@@ -108,8 +136,11 @@ def _stand_in(name: str) -> tuple[Any, str]:
     """
     if name in PLAIN:
         return PLAIN[name], name
-    if not name.startswith(KNOWN):
-        raise ValueError(f"it holds an object of class {name}")
+    if name not in trusted and not name.startswith(KNOWN):
+        raise ValueError(
+            f"it holds an object of class {name} (if you trust the file, "
+            f"checkpointing.trusted_classes=[{name}] reads it as a plain record)"
+        )
     return type("Record", (Record,), {"name": name}), name
 
 

@@ -46,6 +46,8 @@ NUMBERS = {
     "sampling.num_sample_log": (int, 0, None),
     "training.ema": (float, 0, 1),
     "training.sampling_eps": (float, 1e-9, 0.5),
+    "callbacks.checkpoint_every_n_steps.every_n_train_steps": (int, 0, None),
+    "callbacks.checkpoint_every_n_steps.save_top_k": (int, -1, None),
     "eval.ngram_order": (int, 0, 62),
     "eval.perplexity_batch_size": (int, 1, None),
     "optim.lr": (float, 0, None),

@@ -6,9 +6,14 @@ A batch is {'input_ids', 'attention_mask'}, both (B, L) int64. Nothing here know
 algorithm; what one needs of the data (its mask id) is passed in.
 """
 
+import atexit
+import functools
 import hashlib
+import multiprocessing
+import os
+import signal
 import string
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import lightning
@@ -346,18 +351,26 @@ class EpochOrder(Sampler[int]):
     """One rank's row indices of an epoch: a function of seed, epoch and rank alone.
 
     Micro-batch m of all ranks together is the slice [m W b, (m + 1) W b) of a
-    permutation, rank r taking the r-th b of it; the incomplete last one is left out.
-    So W ranks with batch b see the rows of one rank with batch W b, in order.
+    permutation, rank r taking the r-th b of it. So W ranks with batch b see the rows
+    of one rank with batch W b, in order. The last rows of an epoch, which do not fill
+    an update, are left out.
 
     Args:
         num_rows: Rows of the data set.
         batch_size: b, rows of one rank's micro-batch.
         rank, world_size: r and W.
         seed: Of the permutation, together with the epoch.
+        accumulate: Micro-batches of an update.
     """
 
     def __init__(
-        self, num_rows: int, batch_size: int, rank: int, world_size: int, seed: int
+        self,
+        num_rows: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        accumulate: int = 1,
     ) -> None:
         self.num_rows = num_rows
         self.batch_size = batch_size
@@ -365,7 +378,9 @@ class EpochOrder(Sampler[int]):
         self.world_size = world_size
         self.seed = seed
         self.epoch = 0
-        self.num_batches = num_rows // (batch_size * world_size)
+        self.start = 0  # micro-batches to leave out at the beginning
+        num_updates = num_rows // (batch_size * world_size * accumulate)
+        self.num_batches = num_updates * accumulate
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning at the start of each epoch."""
@@ -380,7 +395,45 @@ class EpochOrder(Sampler[int]):
         )
         used = self.num_batches * self.world_size * self.batch_size
         shape = (self.num_batches, self.world_size, self.batch_size)
-        yield from order[:used].reshape(shape)[:, self.rank].ravel().tolist()
+        yield from order[:used].reshape(shape)[self.start :, self.rank].ravel().tolist()
+
+
+class TrainLoader(DataLoader):
+    """Batches in an `EpochOrder`, from any position of it, at the cost of none before.
+
+    The position counts batches that have been handed out, not those that workers have
+    fetched ahead. Lightning keeps it in checkpoints.
+
+    Args:
+        rows: The data set.
+        order: Its order.
+        options: Of torch's `DataLoader`.
+    """
+
+    def __init__(self, rows: TokenRows, order: EpochOrder, **options: Any) -> None:
+        self.order = order
+        self._done = 0  # batches of the epoch that have been handed out
+        super().__init__(rows, order.batch_size, sampler=order, **options)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._done = self.order.start
+        for batch in super().__iter__():
+            self.order.start = 0  # the next epoch is a whole one
+            self._done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch, and the rows of it that all ranks have seen."""
+        order = self.order
+        rows = self._done * order.batch_size * order.world_size
+        return {"epoch": order.epoch, "rows": rows}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        order = self.order
+        batches = state["rows"] // (order.batch_size * order.world_size)
+        is_over = batches >= order.num_batches
+        order.epoch = state["epoch"] + is_over
+        order.start = 0 if is_over else batches
 
 
 class DataModule(lightning.LightningDataModule):
@@ -447,48 +500,73 @@ class DataModule(lightning.LightningDataModule):
                 "needs a mask token apart from its pad token."
             )
         loader = self.config.loader
-        needed = loader.batch_size * self._world_size()
+        needed = loader.global_batch_size
         if split == "train" and len(rows) < needed:
             raise ConfigError(
                 f"{where} has {len(rows)} rows, fewer than one batch of {needed}; "
                 "lower loader.global_batch_size or model.length."
             )
 
-    def _world_size(self) -> int:
-        return self.config.trainer.devices * self.config.trainer.num_nodes
-
     def train_dataloader(self) -> DataLoader:
         rows = self.load("train")
-        batch_size = self.config.loader.batch_size
-        rank, world_size = self._rank()
-        order = EpochOrder(len(rows), batch_size, rank, world_size, self.config.seed)
-        return self._loader(rows, batch_size, order)
+        order = EpochOrder(
+            len(rows),
+            self.config.loader.batch_size,
+            *self._rank(),
+            self.config.seed,
+            self.config.trainer.accumulate_grad_batches,
+        )
+        return TrainLoader(rows, order, **self._options())
 
     def val_dataloader(self) -> DataLoader:
         """Every row once, in order; ranks take contiguous shares."""
         rows = self.load("valid")
         rank, world_size = self._rank()
         share = np.array_split(np.arange(len(rows)), world_size)[rank].tolist()
-        return self._loader(rows, self.config.loader.eval_batch_size, share)
+        batch_size = self.config.loader.eval_batch_size
+        return DataLoader(rows, batch_size, sampler=share, **self._options())
 
     def _rank(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
-    def _loader(
-        self, rows: TokenRows, batch_size: int, order: Sampler[int] | list[int]
-    ) -> DataLoader:
+    def _options(self) -> dict[str, Any]:
+        """Of both loaders."""
         loader = self.config.loader
-        return DataLoader(
-            rows,
-            batch_size=batch_size,
-            sampler=order,
-            collate_fn=_as_fetched,
-            num_workers=loader.num_workers,
-            pin_memory=loader.pin_memory and torch.cuda.is_available(),
-            persistent_workers=loader.num_workers > 0,
-        )
+        options = {
+            "collate_fn": _as_fetched,
+            "pin_memory": loader.pin_memory and torch.cuda.is_available(),
+        }
+        if not loader.num_workers:
+            return options
+        is_over = multiprocessing.RawValue("b", 0)
+        atexit.register(setattr, is_over, "value", 1)
+        return options | {
+            "num_workers": loader.num_workers,
+            "persistent_workers": True,
+            "worker_init_fn": functools.partial(_outlast_signals, is_over),
+        }
+
+
+def _outlast_signals(is_over: Any, worker: int) -> None:
+    """A worker ends with the process it works for, and not before.
+
+    Slurm and terminals send their signals to every process, but an update has to be
+    finished and saved before the run may end.
+
+    Args:
+        is_over: Shared with the main process, which sets its value when it ends.
+        worker: Index of the worker.
+    """
+
+    def end(number: int, frame: Any) -> None:
+        if is_over.value:
+            os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _as_fetched(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -27,6 +27,7 @@ from integral.transform import gauss_levels
 from latents import Levels, argmax_pair
 from losses import Head, Loss, TokenNLL
 from metrics import Likelihood
+from resume import TEACHER
 from utils import (
     ConfigError,
     copy_file,
@@ -169,13 +170,17 @@ class Distillation(DUO_BASE):
         return super()._apply(fn, recurse)
 
     def on_train_start(self) -> None:
+        number = self.rounds.number(self.global_step)
+        is_within = self.global_step > self.rounds.start(number)
+        if self.validation_due:  # it comes before a new round's teacher
+            number = self.rounds.number(self.global_step - 1)
+        if is_within or self.validation_due:  # resumed
+            self._read_teacher(number)
         super().on_train_start()
-        start = self.rounds.start(self.rounds.number(self.global_step))
-        if self.global_step > start:  # resumed within a round
-            self._read_teacher()
 
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """A new teacher for a new round, once, before its first micro-batch."""
+        super().on_train_batch_start(batch, batch_idx)
         number = self.rounds.number(self.global_step)
         if number == self._round:
             return
@@ -197,9 +202,8 @@ class Distillation(DUO_BASE):
         teacher.load_state_dict(weights)
         self._round, self._digest = number, digest(teacher)
 
-    def _read_teacher(self) -> None:
-        """The teacher that the interrupted run had."""
-        number = self.rounds.number(self.global_step)
+    def _read_teacher(self, number: int) -> None:
+        """The teacher that the interrupted run had in a round."""
         name = posixpath.basename(self._path(number))
         resumed = posixpath.dirname(self.config.checkpointing.resume_ckpt_path)
         places = [self._path(number), posixpath.join(resumed, name)]
@@ -210,7 +214,8 @@ class Distillation(DUO_BASE):
                 f"{key}: resuming at step {self.global_step} needs the teacher of "
                 f"round {number}, {places[0]}, which is not there."
             )
-        checkpoint = read_checkpoint(path, key)
+        trusted = self.config.checkpointing.trusted_classes
+        checkpoint = read_checkpoint(path, key, trusted)
         prefix = "backbone."
         weights = {
             name.removeprefix(prefix): value
@@ -231,7 +236,7 @@ class Distillation(DUO_BASE):
 
     def _path(self, number: int) -> str:
         folder = f"{self.config.checkpointing.save_dir}/checkpoints"
-        return f"{folder}/round_{number}.ckpt"
+        return f"{folder}/{TEACHER}{number}.ckpt"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,6 +30,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 from rich.tree import Tree
 
+import resume
 import sweep
 from algo import algorithm_class
 from checkpoints import describe, read_checkpoint
@@ -41,9 +43,11 @@ from models import validate_backbone
 from ngrams import NGramModel
 from prompts import check_prompts, read_prompts
 from samplers import build_sampler
+from saving import CheckpointFiles, StopOnSignal
 from trainer_base import TrainerBase
 from utils import (
     ConfigError,
+    RunStopped,
     choose,
     did_you_mean,
     fail,
@@ -68,20 +72,21 @@ def train(config: DictConfig) -> dict[str, float]:
     """Trains, resuming from `checkpointing.resume_ckpt_path` if it exists."""
     algorithm = prepare(config, splits=("train", "valid"))
     finetune = config.training.finetune_path
-    resume = config.checkpointing.resume_ckpt_path
-    if not (config.checkpointing.resume_from_ckpt and path_exists(resume)):
-        resume = None
-    if algorithm.needs_weights and not (finetune or resume):
+    resumed = resume.find_checkpoint(config)
+    if algorithm.needs_weights and not (finetune or resumed):
         raise ConfigError(
             f"training.finetune_path is empty: algo={config.algo.name} starts from a "
             "trained checkpoint."
         )
+    trusted = tuple(config.checkpointing.trusted_classes)
     if finetune:
-        weights = read_checkpoint(finetune, "training.finetune_path")
+        weights = read_checkpoint(finetune, "training.finetune_path", trusted)
     tokenizer = get_tokenizer(config)
     model = algorithm(config, tokenizer)  # first: it may refuse the vocabulary
     if finetune:
         model.load_weights(weights, "training.finetune_path")
+    if resumed:
+        model.check_weights(resumed.checkpoint, resume.KEY)
     data = DataModule(config, tokenizer, model.mask_index)
     data.load("train")
     data.load("valid")
@@ -91,10 +96,21 @@ def train(config: DictConfig) -> dict[str, float]:
     callbacks = [hydra.utils.instantiate(c) for c in config.callbacks.values()]
     if not loggers:  # this callback refuses to run without one
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
-    trainer = build_trainer(config, callbacks=callbacks, logger=loggers)
-    trainer.fit(model, datamodule=data, ckpt_path=resume, weights_only=True)
     last = f"{config.checkpointing.save_dir}/checkpoints/last.ckpt"
-    trainer.save_checkpoint(last, weights_only=False)
+    trainer = build_trainer(
+        config,
+        callbacks=[*callbacks, StopOnSignal(last)],
+        logger=loggers,
+        plugins=[CheckpointFiles(resumed, trusted)],
+    )
+    path = None if resumed is None else resumed.path
+    is_done = resumed and resumed.checkpoint["global_step"] >= config.trainer.max_steps
+    del resumed  # the trainer has it until it has read it
+    trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+    if model.validation_due:  # the run was stopped in its last one
+        trainer.validate(model, datamodule=data, verbose=False)
+    if not is_done:
+        trainer.save_checkpoint(last, weights_only=False)
     report_likelihood(config, model, data)
     report_samples(model.valid_texts[: config.sampling.num_sample_log])
     report_files(config, trainer)
@@ -104,7 +120,7 @@ def train(config: DictConfig) -> dict[str, float]:
 def ppl_eval(config: DictConfig) -> dict[str, float]:
     """Prints val/nll, val/bpd and val/ppl of a checkpoint, with standard errors."""
     algorithm = prepare(config, splits=("valid",))
-    checkpoint = read_checkpoint(config.eval.checkpoint_path, "eval.checkpoint_path")
+    checkpoint = read_evaluated(config)
     tokenizer = get_tokenizer(config)
     model = algorithm(config, tokenizer)
     model.load_weights(checkpoint, "eval.checkpoint_path")
@@ -123,7 +139,7 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
     file = SampleFile(config.eval.generated_samples_path, settings_of(config))
     if num_done := file.check():
         log.info("going on with %s: %d batches are there", file.path, num_done)
-    checkpoint = read_checkpoint(config.eval.checkpoint_path, "eval.checkpoint_path")
+    checkpoint = read_evaluated(config)
     references = mauve_references(config)
     judge = load_judge(config, algorithm)
     tokenizer = get_tokenizer(config)
@@ -170,7 +186,7 @@ def finish_samples(drawing: Drawing, references: list[str]) -> dict[str, Any]:
 def inspect(config: DictConfig) -> dict[str, str]:
     """Prints what a checkpoint is; builds nothing."""
     path = config.eval.checkpoint_path
-    lines = describe(read_checkpoint(path, "eval.checkpoint_path"))
+    lines = describe(read_evaluated(config))
     table = Table("what", Column("value", overflow="fold"))
     for name, value in {"file": str(path), **lines}.items():
         table.add_row(name, escape(value))
@@ -210,8 +226,18 @@ def prepare(config: DictConfig, splits: tuple[str, ...]) -> type[TrainerBase]:
 # ---------------------------------------------------------------- building blocks
 
 
+def read_evaluated(config: DictConfig) -> dict[str, Any]:
+    """The checkpoint that `eval.checkpoint_path` names."""
+    trusted = config.checkpointing.trusted_classes
+    return read_checkpoint(config.eval.checkpoint_path, "eval.checkpoint_path", trusted)
+
+
 def build_trainer(
-    config: DictConfig, *, callbacks: list[lightning.Callback], logger: list[Logger]
+    config: DictConfig,
+    *,
+    callbacks: list[lightning.Callback],
+    logger: list[Logger],
+    plugins: Sequence[Any] = (),
 ) -> lightning.Trainer:
     """The Lightning trainer of every mode."""
     alone = config.trainer.devices * config.trainer.num_nodes == 1
@@ -222,8 +248,15 @@ def build_trainer(
     precision = str(config.trainer.precision)
     if config.trainer.get("enable_progress_bar", True):
         callbacks = [*callbacks, TQDMProgressBar(refresh_rate=10)]
+    if SLURMEnvironment.detect():  # StopOnSignal does what its own handlers would
+        plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
+    every = config.trainer.val_check_interval
+    if type(every) is int and config.trainer.check_val_every_n_epoch is None:
+        every *= config.trainer.accumulate_grad_batches  # Lightning counts batches
     return hydra.utils.instantiate(
         config.trainer,
+        plugins=list(plugins),
+        val_check_interval=every,
         precision={"bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision),
         default_root_dir=os.getcwd(),
         strategy=strategy,
@@ -432,6 +465,10 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         OmegaConf.resolve(config)
         lightning.seed_everything(config.seed, workers=True, verbose=False)
         return mode(config)
+    except RunStopped as error:
+        if rank_zero_only.rank:  # one rank says it
+            sys.exit(error.status)
+        return fail(str(error), error.status)
     except (ConfigError, OmegaConfBaseException) as error:
         if HydraConfig.initialized() and sweep.is_sweep(HydraConfig.get()):
             return {sweep.REFUSED: one_line(str(error))}  # the other jobs go on

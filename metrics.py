@@ -58,6 +58,25 @@ class Likelihood(torchmetrics.Metric):
         self.token_sq += (n * n).sum()
         self.count += x.numel()
 
+    def sums(self) -> Tensor:
+        """What this rank has added up since the last reset, (6,)."""
+        return torch.stack([getattr(self, name) for name in self._STATES])
+
+    def set_sums(self, of_ranks: Tensor, rank: int, world_size: int) -> None:
+        """Takes up what all ranks had added up.
+
+        Args:
+            of_ranks: `sums` of each, (W, 6).
+            rank, world_size: Of this process; with another W than then the first rank
+                takes all.
+        """
+        if len(of_ranks) == world_size:
+            sums = of_ranks[rank]
+        else:
+            sums = of_ranks.sum(dim=0) * (rank == 0)
+        for name, value in zip(self._STATES, sums, strict=True):
+            setattr(self, name, value.to(self.nll_sum))
+
     def compute(self) -> dict[str, Tensor]:
         """nll, bpd, ppl and the standard error of each (NaN below two sequences)."""
         nll = self.nll_sum / self.token_sum

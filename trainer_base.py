@@ -35,11 +35,13 @@ from metrics import GenerativePerplexity, Likelihood, sample_entropy
 from models import build_backbone
 from models.ema import ExponentialMovingAverage
 from prompts import Given
+from resume import Bookkeeping, is_validation_due
 from samplers import Samples, build_sampler
 from utils import (
     ConfigError,
     key_report,
     require,
+    seed_all,
     wide_dtype,
     write_json,
 )
@@ -85,8 +87,11 @@ class TrainerBase(lightning.LightningModule):
         self.valid_texts: list[str] = []
         self.judge: GenerativePerplexity | None = None
         self.sampler = build_sampler(config, type(self))
+        self.validation_due = False  # whether one was cut off where a run went on
         self._validating = ExitStack()
+        self._validated_step = -1
         self._logged_step = 0
+        self._loss: Tensor | None = None  # of the last batch
 
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:
@@ -209,20 +214,27 @@ class TrainerBase(lightning.LightningModule):
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         losses = self.loss(batch, batch_idx)
         self.train_likelihood.update(losses.nlls, losses.num_tokens)
-        self.log("trainer/loss", losses.loss, prog_bar=True)
+        self._loss = losses.loss.detach()
+        self.log("trainer/loss", self._loss, prog_bar=True, logger=False)
         return losses.loss
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         losses = self.loss(batch, batch_idx)
         self.valid_likelihood.update(losses.nlls, losses.num_tokens)
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Logs the likelihood over the batches since it was last logged."""
+    def log_training(self) -> None:
+        """Logs the loss, and the likelihood over the batches since it was last logged.
+
+        At once: what Lightning logs after a batch would come after its checkpoint.
+        """
         step = self.global_step  # stands still while gradients accumulate
         if step % self.trainer.log_every_n_steps == 0 and step != self._logged_step:
             self._logged_step = step
-            self.log_dict(self.train_results())
+            results = {"trainer/loss": self._loss, **self.train_results()}
             self.train_likelihood.reset()
+            numbers = {name: float(x) for name, x in results.items()}
+            for logger in self.loggers:
+                logger.log_metrics(numbers | {"epoch": self.current_epoch}, step - 1)
 
     def train_results(self) -> dict[str, Tensor]:
         """What is logged of the training batches, after an update."""
@@ -231,13 +243,18 @@ class TrainerBase(lightning.LightningModule):
 
     # ---- randomness: a pure function of the seed and the position in the run
 
+    def seed(self, purpose: str, *position: int) -> int:
+        """A seed that depends on the run's, on `purpose` and `position` only."""
+        entropy = [self.config.seed, *purpose.encode(), *position]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+        return seed % 2**63
+
     def generator(
         self, purpose: str, *position: int, device: torch.device | str | None = None
     ) -> torch.Generator:
-        """A generator that depends on the run's seed, `purpose` and `position` only."""
-        entropy = [self.config.seed, *purpose.encode(), *position]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
-        return torch.Generator(device or self.device).manual_seed(seed % 2**63)
+        """A generator with that seed."""
+        generator = torch.Generator(device or self.device)
+        return generator.manual_seed(self.seed(purpose, *position))
 
     def _batch_generator(
         self, purpose: str, batch_idx: int, device: torch.device | str | None = None
@@ -253,8 +270,17 @@ class TrainerBase(lightning.LightningModule):
     def on_train_start(self) -> None:
         if self.ema is None and self.config.training.ema > 0:
             self.ema = self.make_ema()
-        # Ranks share the seed up to here, so that they build the same weights.
-        torch.manual_seed(self.config.seed + self.global_rank)
+        if self.validation_due:
+            loop = self.trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False  # from its first batch
+            self.trainer.validating = True
+            loop.run()
+            self.trainer.training = True
+
+    def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Dropout and whatever else draws from torch's, numpy's or Python's state."""
+        position = (self.global_step, batch_idx, self.global_rank)
+        seed_all(self.seed("train/global", *position))
 
     # ---- optimiser and EMA
 
@@ -395,19 +421,46 @@ class TrainerBase(lightning.LightningModule):
         Raises:
             ConfigError: If any weight is missing, unexpected or of another shape.
         """
+        self.check_weights(checkpoint, key)
+        self.load_state_dict(checkpoint["state_dict"])
+        self.on_load_checkpoint(checkpoint)
+
+    def check_weights(self, checkpoint: Mapping[str, Any], key: str) -> None:
+        """Compares names and shapes, warns of disagreements; as for `load_weights`."""
         where = f"{key}={OmegaConf.select(self.config, key)!r}"
         if "state_dict" not in checkpoint:
             raise ConfigError(f"{where} is not a Lightning checkpoint: no state_dict.")
         key_report(self, checkpoint["state_dict"]).raise_if_any(where)
         for line in disagreements(checkpoint, self.config):
             rank_zero_warn(f"{where}: {line}.")
-        self.load_state_dict(checkpoint["state_dict"])
-        self.on_load_checkpoint(checkpoint)
+
+    # ---- what else of training is in a checkpoint; `Bookkeeping` asks for it
+
+    def training_state(self) -> dict[str, Any]:
+        """What a run that goes on needs beside weights, optimiser and position."""
+        is_validated = self._validated_step == self.global_step
+        sums = self.train_likelihood.sums()
+        ranks = [torch.empty_like(sums) for _ in range(self.trainer.world_size)]
+        if len(ranks) > 1:
+            torch.distributed.all_gather(ranks, sums)
+        else:
+            ranks = [sums]
+        return {
+            "validation_due": is_validation_due(self.trainer) and not is_validated,
+            "logged_step": self._logged_step,
+            "likelihood": torch.stack(ranks).cpu(),  # since the last log, (W, 6)
+        }
+
+    def load_training_state(self, state: Mapping[str, Any]) -> None:
+        self.validation_due = state["validation_due"]
+        self._logged_step = state["logged_step"]
+        ranks = self.trainer.global_rank, self.trainer.world_size
+        self.train_likelihood.set_sums(state["likelihood"], *ranks)
 
     # ---- validation and samples
 
     def configure_callbacks(self) -> list[lightning.Callback]:
-        return [_LeaveValidationOnError()]
+        return [Bookkeeping()]
 
     def on_validation_epoch_start(self) -> None:
         self.valid_likelihood.reset()
@@ -421,7 +474,13 @@ class TrainerBase(lightning.LightningModule):
             self.log_dict(results, sync_dist=True)
             self._log_samples()
         finally:
-            self._validating.close()  # before callbacks write checkpoints
+            self.leave_validation()  # before callbacks write checkpoints
+        self._validated_step = self.global_step
+        self.validation_due = False
+
+    def leave_validation(self) -> None:
+        """Raw weights are back, if those of the validation were in their place."""
+        self._validating.close()
 
     def _log_samples(self) -> None:
         """Samples of a validation during training: a file, and the loggers."""
@@ -433,7 +492,8 @@ class TrainerBase(lightning.LightningModule):
             config.eval.compute_perplexity_on_sanity
         )
         num_batches = config.sampling.num_sample_batches
-        if trainer.state.fn != "fit" or skipped or not wanted or not num_batches:
+        is_training = trainer.state.fn == "fit" or self.validation_due
+        if not is_training or skipped or not wanted or not num_batches:
             return
         texts, entropies = [], []
         for index in range(num_batches):
@@ -502,18 +562,6 @@ class TrainerBase(lightning.LightningModule):
         return Precision.of(
             self.config.training.loss_precision, weight, wide_dtype(weight.device)
         )
-
-
-class _LeaveValidationOnError(lightning.Callback):
-    """Restores the raw weights if validation dies, before anything is saved."""
-
-    def on_exception(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        exception: BaseException,
-    ) -> None:
-        pl_module._validating.close()
 
 
 def vocabulary_with_mask(tokenizer: Any) -> tuple[int, int]:

@@ -14,19 +14,23 @@ import json
 import math
 import operator
 import os
+import posixpath
+import random
 import runpy
 import shutil
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import fsspec
 import lightning
+import numpy as np
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
@@ -39,6 +43,17 @@ class ConfigError(ValueError):
 
     `main.py` prints the text without a traceback and exits with status 2.
     """
+
+
+class RunStopped(RuntimeError):
+    """A run that ends early through no mistake in its config: a full disk, a signal.
+
+    `main.py` prints the text without a traceback and exits with `status`.
+    """
+
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def choose(table: Mapping[str, T], name: Any, key: str, where: str = "") -> T:
@@ -84,16 +99,23 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, status: int = 2) -> NoReturn:
     """Ends the program with one line on stderr."""
     sys.stderr.write(f"error: {one_line(message)}\n")
-    sys.exit(2)
+    sys.exit(status)
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text, or its type if it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def seed_all(seed: int) -> None:
+    """Sets the global random states of torch (every device), numpy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def wide_dtype(device: torch.device | str | None = None) -> torch.dtype:
@@ -284,18 +306,30 @@ def _hub_answers() -> bool:
     return True
 
 
+PARTIAL = ".partial"  # how the names of half-written files end
+
+
 @contextmanager
 def whole_file(path: str, mode: str = "wb") -> Iterator[Any]:
     """A local or fsspec path to write to, which gets all of it or nothing.
 
-    Processes that write at once do so to files of their own; the last one stays.
+    Processes that write at once do so to files of their own; the last one stays. On a
+    local disk the file outlives a loss of power, too.
     """
     filesystem, inner = fsspec.core.url_to_fs(path)
-    filesystem.makedirs(filesystem._parent(inner), exist_ok=True)
-    partial = f"{inner}.{os.getpid()}.partial"
-    with filesystem.open(partial, mode) as file:
-        yield file
-    filesystem.mv(partial, inner)
+    filesystem.makedirs(posixpath.dirname(inner), exist_ok=True)
+    partial = f"{inner}.{os.getpid()}{PARTIAL}"
+    try:
+        with filesystem.open(partial, mode) as file:
+            yield file
+            if isinstance(filesystem, LocalFileSystem):
+                file.flush()
+                os.fsync(file.fileno())
+        filesystem.mv(partial, inner)
+    except BaseException:
+        with suppress(Exception):  # what went wrong is said by the other one
+            filesystem.rm(partial)
+        raise
 
 
 def write_json(path: str, data: Any) -> None:
