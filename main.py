@@ -43,7 +43,7 @@ from models import validate_backbone
 from ngrams import NGramModel
 from prompts import check_prompts, read_prompts
 from samplers import build_sampler
-from saving import CheckpointFiles, StopOnSignal
+from saving import CheckpointFiles, RunEnd
 from trainer_base import TrainerBase
 from utils import (
     ConfigError,
@@ -99,18 +99,15 @@ def train(config: DictConfig) -> dict[str, float]:
     last = f"{config.checkpointing.save_dir}/checkpoints/last.ckpt"
     trainer = build_trainer(
         config,
-        callbacks=[*callbacks, StopOnSignal(last)],
+        callbacks=[*callbacks, RunEnd(last)],
         logger=loggers,
         plugins=[CheckpointFiles(resumed, trusted)],
     )
     path = None if resumed is None else resumed.path
-    is_done = resumed and resumed.checkpoint["global_step"] >= config.trainer.max_steps
     del resumed  # the trainer has it until it has read it
     trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
     if model.validation_due:  # the run was stopped in its last one
         trainer.validate(model, datamodule=data, verbose=False)
-    if not is_done:
-        trainer.save_checkpoint(last, weights_only=False)
     report_likelihood(config, model, data)
     report_samples(model.valid_texts[: config.sampling.num_sample_log])
     report_files(config, trainer)
@@ -248,7 +245,7 @@ def build_trainer(
     precision = str(config.trainer.precision)
     if config.trainer.get("enable_progress_bar", True):
         callbacks = [*callbacks, TQDMProgressBar(refresh_rate=10)]
-    if SLURMEnvironment.detect():  # StopOnSignal does what its own handlers would
+    if SLURMEnvironment.detect():  # RunEnd does what its own handlers would
         plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
     every = config.trainer.val_check_interval
     if type(every) is int and config.trainer.check_val_every_n_epoch is None:

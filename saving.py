@@ -178,9 +178,9 @@ class CheckpointEveryNSteps(Checkpoint):
         self._written = list(state["written"])
 
 
-class StopOnSignal(Checkpoint):
-    """Ends training after the update, or the batch of a validation, in which a signal
-    comes, with everything saved in last.ckpt.
+class RunEnd(Checkpoint):
+    """Writes last.ckpt where a run ends: after its last update, or where a signal
+    asks it to end, after an update or a batch of a validation.
 
     SIGTERM is what Slurm sends before it preempts or requeues a job, SIGUSR1 what
     `sbatch --signal=USR1@120` sends before the time limit; after the latter the job is
@@ -196,6 +196,7 @@ class StopOnSignal(Checkpoint):
         self.path = path
         self._received = 0
         self._step = 0
+        self._saved = -1  # step
         self._num_valid_batches = 0
         self._group: dist.ProcessGroup | None = None
         self._handlers: dict[int, Any] = {}
@@ -203,7 +204,7 @@ class StopOnSignal(Checkpoint):
     # ---- what is received
 
     def on_train_start(self, trainer: lightning.Trainer, *args: Any) -> None:
-        self._step = trainer.global_step
+        self._step = self._saved = trainer.global_step
         for number in self.signals:  # in the place of Lightning's own handlers
             self._handlers[number] = signal.signal(number, self._receive)
         if trainer.world_size > 1:
@@ -236,8 +237,14 @@ class StopOnSignal(Checkpoint):
         if trainer.global_step == self._step:
             return  # gradients accumulate
         self._step = trainer.global_step
-        if (number := self._agreed()) and trainer.global_step < trainer.max_steps:
+        if trainer.global_step == trainer.max_steps:
+            self._save(trainer)
+        elif number := self._agreed():
             self._stop(trainer, number)
+
+    def on_train_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        if self._saved != trainer.global_step:  # max_epochs, max_time and such
+            self._save(trainer)
 
     def on_validation_start(self, trainer: lightning.Trainer, *args: Any) -> None:
         self._num_valid_batches = 0
@@ -262,8 +269,12 @@ class StopOnSignal(Checkpoint):
             model.leave_validation()
             self._stop(trainer, number)
 
-    def _stop(self, trainer: lightning.Trainer, number: int) -> None:
+    def _save(self, trainer: lightning.Trainer) -> None:
         trainer.save_checkpoint(self.path, weights_only=False)
+        self._saved = trainer.global_step
+
+    def _stop(self, trainer: lightning.Trainer, number: int) -> None:
+        self._save(trainer)
         if number == signal.SIGUSR1 and trainer.is_global_zero:
             requeue()
         name, step = signal.Signals(number).name, trainer.global_step
