@@ -216,35 +216,39 @@ def _adapt_schedule(
 def _adapt_position(checkpoint: dict[str, Any], config: DictConfig) -> None:
     """Counts batches of the run's size, and tells the data where to go on.
 
-    Files of the published code say in which batch of an epoch they were, and nothing
-    of the data's order; ours goes on at that batch of its own order.
+    NOTE(compat): files of the published code do not tell its order of the data, so
+    for them an epoch of ours starts.
     """
     loop = checkpoint["loops"]["fit_loop"]
     progress = loop["epoch_loop.batch_progress"]
     ours = rows_per_batch(config.loader, config.trainer)
-    settings = checkpoint.get("hyper_parameters", {}).get("config", {})
-    theirs = ours
-    if {"loader", "trainer"} <= settings.keys():
-        theirs = rows_per_batch(settings["loader"], settings["trainer"]) or ours
-    rows = progress["current"]["ready"] * theirs
-    if ours != theirs:
-        warn("batches of %d rows hold, %d of the checkpoint do not", ours, theirs)
-        for counts in (progress["current"], progress["total"]):
-            unfinished = counts["processed"] - counts["completed"]
-            batches = counts["ready"] * theirs // ours
-            counts |= dict.fromkeys(counts, batches)
-            counts["completed"] -= unfinished
+    if "training" in checkpoint:
+        settings = checkpoint["hyper_parameters"]["config"]
+        theirs = rows_per_batch(settings["loader"], settings["trainer"])
+        rows = progress["current"]["ready"] * theirs
+        if ours != theirs:
+            warn("batches of %d rows hold, %d of the checkpoint do not", ours, theirs)
+            for counts in (progress["current"], progress["total"]):
+                _count(counts, counts["ready"] * theirs // ours)
+    else:
+        rows = 0
+        accumulate = config.trainer.accumulate_grad_batches
+        _count(progress["current"], 0)
+        _count(progress["total"], checkpoint["global_step"] * accumulate)
     epoch = loop["epoch_progress"]["current"]["processed"]
     loop["state_dict"]["combined_loader"] = [{"epoch": epoch, "rows": rows}]
 
 
+def _count(counts: dict[str, int], batches: int) -> None:
+    """Sets Lightning's counters of batches; one that was not completed stays so."""
+    unfinished = counts["processed"] - counts["completed"]
+    counts |= dict.fromkeys(counts, batches)
+    counts["completed"] -= unfinished
+
+
 def rows_per_batch(loader: Mapping[str, Any], trainer: Mapping[str, Any]) -> int:
-    """Rows of one micro-batch of all ranks; 0 if the config does not say."""
-    sizes = (loader.get("batch_size"), trainer.get("devices"), trainer.get("num_nodes"))
-    if any(type(size) is not int for size in sizes):
-        return 0
-    batch_size, devices, num_nodes = sizes
-    return batch_size * devices * num_nodes
+    """Rows of one micro-batch of all ranks."""
+    return loader["batch_size"] * trainer["devices"] * trainer["num_nodes"]
 
 
 def is_validation_due(trainer: Any) -> bool:

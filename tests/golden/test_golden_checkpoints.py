@@ -1,5 +1,7 @@
 """Checkpoints that the reference wrote: read without executing code, and fine-tuned."""
 
+import math
+
 import pytest
 import torch
 from golden_cases import Case, for_cases
@@ -9,7 +11,7 @@ from omegaconf import OmegaConf
 import main
 from algo import algorithm_class
 from checkpoints import Record, read_checkpoint
-from dataloader import get_tokenizer
+from dataloader import DATASETS, DatasetSpec, TokenRows, get_tokenizer
 
 KEY = "training.finetune_path"
 
@@ -77,6 +79,80 @@ def test_inspect_names_it(case, capsys):
     assert {name: lines[name] for name in expected} == {
         name: str(value) for name, value in expected.items()
     }
+
+
+def on_recorded_rows(monkeypatch, case: Case, tmp_path, *overrides: str):
+    """A config whose data are the recorded validation rows."""
+    monkeypatch.chdir(tmp_path)
+    rows = TokenRows(case["valid_ids"].numpy())
+    spec = DatasetSpec(lambda config, tokenizer, split: rows)
+    monkeypatch.setitem(DATASETS, "recorded", spec)
+    config = config_of(
+        case,
+        case.values["evaluated_as"],
+        "data.train=recorded",
+        "data.valid=recorded",
+        "trainer.num_sanity_val_steps=0",
+        "+trainer.enable_progress_bar=False",
+        "eval.generate_samples=False",
+        f"checkpointing.save_dir={tmp_path}",
+        *overrides,
+    )
+    config.training.finetune_path = ""
+    return config
+
+
+@for_cases("checkpoint", holding="ema_probe_loss_per_token")
+@pytest.mark.parametrize("weights", ["ema", "disable_ema"])
+def test_validation(case, weights, tmp_path, monkeypatch):
+    """The recorded nll within the errors of both; without a draw of times, equal."""
+    recorded = case.values["validation"][weights]
+    config = on_recorded_rows(
+        monkeypatch,
+        case,
+        tmp_path,
+        "mode=ppl_eval",
+        f"eval.checkpoint_path={path_of(case)}",
+        f"eval.disable_ema={weights == 'disable_ema'}",
+        "loader.eval_global_batch_size=16",
+    )
+    results = main.ppl_eval(config)
+    if recorded["seeds"] == 1:
+        assert results["nll"] == pytest.approx(recorded["nll_mean"], rel=1e-5)
+    else:
+        theirs = recorded["nll_std"] / math.sqrt(recorded["seeds"])
+        bound = 4 * theirs + 4 * results["nll_stderr"]
+        assert abs(results["nll"] - recorded["nll_mean"]) < bound
+
+
+@for_cases("checkpoint", holding="ema_probe_loss_per_token")
+def test_training_resumes(case, tmp_path, monkeypatch):
+    """Weights, EMA, optimiser and rate are those of the file, and move on."""
+    before = read_checkpoint(path_of(case), KEY)
+    steps = case.values["global_step"]
+    config = on_recorded_rows(
+        monkeypatch,
+        case,
+        tmp_path,
+        f"checkpointing.resume_ckpt_path={path_of(case)}",
+        f"trainer.max_steps={steps + 12}",
+        "trainer.val_check_interval=4",
+        "loader.global_batch_size=16",
+        f"optim.lr={case.config.optim.lr}",
+        f"lr_scheduler.num_warmup_steps={case.config.lr_scheduler.num_warmup_steps}",
+        f"training.ema={case.config.training.ema}",
+    )
+    results = main.train(config)
+    recorded = case.values["validation"]["ema"]["nll_mean"]
+    assert results["nll"] < recorded + 4 * results["nll_stderr"]  # not from scratch
+    after = read_checkpoint(str(tmp_path / "checkpoints" / "last.ckpt"), KEY)
+    assert after["global_step"] == steps + 12
+    assert after["ema"]["num_updates"] == before["ema"]["num_updates"] + 12
+    moments = after["optimizer_states"][0]["state"][0]
+    assert moments["step"] == before["optimizer_states"][0]["state"][0]["step"] + 12
+    assert after["lr_schedulers"][0]["last_epoch"] == steps + 12
+    for name, value in before["state_dict"].items():
+        torch.testing.assert_close(after["state_dict"][name], value, atol=0.1, rtol=0)
 
 
 def is_uniform(case: Case) -> bool:

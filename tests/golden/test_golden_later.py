@@ -6,6 +6,7 @@ from golden_cases import Case, find_cases, golden_dir, parameters
 # Kinds with a test module of their own, by the front of the name.
 TESTED = (
     "analytic",
+    "checkpoint",
     "data_group_texts",
     "data_synthetic",
     "data_tokenizers",
@@ -23,7 +24,6 @@ TESTED = (
 )
 # The longest front that fits counts.
 LATER = {
-    "checkpoint": "validation with and resuming from them come with later work",
     "data_detokenizers": "the data sets with detokenizers come with later work",
     "data_samplers": "ours has an order of its own: a function of seed, epoch and rank",
 }
