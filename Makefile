@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 DEMO := $(CURDIR)/outputs/demo/$(shell date +%Y-%m-%d-%H%M%S)
 
-.PHONY: demo test lint test-slow bench bench-gpu profile clean
+.PHONY: demo test lint test-slow test-slurm bench bench-gpu profile clean
 .DEFAULT_GOAL := demo
 
 # Installs whatever requirements.txt asks for and is not there yet.
@@ -32,6 +32,9 @@ lint: $(READY)
 
 test-slow: $(READY)  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+
+test-slurm: $(READY)  ## jobs under a real Slurm: apt-get install slurm-wlm munge, as root
+	$(BIN)/python -m pytest -m slurm --timeout 900 $(ARGS)
 
 bench: $(READY)  ## training, evaluation, sampling: ours against plain eager code
 	$(BIN)/python benchmarks/bench.py $(ARGS)

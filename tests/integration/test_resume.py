@@ -1,0 +1,475 @@
+"""Runs that are stopped, killed and resumed equal one that never was, bit for bit.
+
+Real processes, forked by a nursery that has imported the framework once; see
+`stopper.py`. What a run shows of itself: its last checkpoint, the curves of all its
+CSV logs together, and which rows it trained on at which step.
+"""
+
+import csv
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from cli import run
+from tiny import compose
+
+import main
+from utils import RunStopped
+
+HERE = Path(__file__).parent
+# Nine updates an epoch; validations, logs and checkpoints at different steps.
+BASE = (
+    "data=synthetic",
+    "data.num_train=72",
+    "data.num_valid=64",
+    "model=tiny",
+    "model.length=16",
+    "model.n_blocks=1",
+    "model.n_heads=2",
+    "model.hidden_size=32",
+    "model.dropout=0.1",
+    "loader.global_batch_size=8",
+    "loader.eval_global_batch_size=16",
+    "sampling.steps=2",
+    "sampling.num_sample_batches=1",
+    "lr_scheduler.num_warmup_steps=5",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=30",
+    "trainer.val_check_interval=10",
+    "trainer.log_every_n_steps=3",
+    "+trainer.enable_progress_bar=False",
+    "callbacks.checkpoint_every_n_steps.every_n_train_steps=5",
+)
+DUO_BASE = ("algo=duo_base", "algo._target_=stopper.DuoBase")
+TWO = ("trainer.devices=2", "loader.batch_size=2", "loader.num_workers=2")
+
+
+# ---------------------------------------------------------------- processes
+
+
+class Life:
+    """One process of a run."""
+
+    numbers = itertools.count()  # of the files that hold what it says
+
+    def __init__(self, nursery, folder: Path, argv, env) -> None:
+        number = next(self.numbers)
+        self.nursery, self.folder = nursery, folder
+        self.stderr_path = folder / f"{number}.err"
+        self.log = folder / "log0"
+        self._before = self.num_batches()
+        request = {
+            "argv": [*argv, f"hydra.run.dir={folder}"],
+            "cwd": str(folder),
+            "env": {"STOP_AT": "", "DATALOG": f"{folder}/log"} | env,
+            "stdout": f"{folder}/{number}.out",
+            "stderr": str(self.stderr_path),
+        }
+        self.pid = nursery(request)
+
+    def num_batches(self) -> int:
+        return self.log.read_text().count("\n") if self.log.exists() else 0
+
+    def reach(self, count: int) -> None:
+        """Waits until this life has trained on so many batches."""
+        deadline = time.monotonic() + 60
+        while self.num_batches() < self._before + count:
+            assert time.monotonic() < deadline, self.stderr
+            time.sleep(0.002)
+
+    def kill(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        return self.nursery({"wait": self.pid})
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_path.read_text()
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    env = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    server = subprocess.Popen(
+        [sys.executable, str(HERE / "stopper.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env | {"PYTHONPATH": str(HERE)},
+    )
+
+    def ask(request: dict) -> int:
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        return int(server.stdout.readline())
+
+    yield ask
+    server.stdin.close()
+    server.wait()
+
+
+@pytest.fixture(scope="module")
+def live(nursery):
+    """Starts a process: live(folder, *overrides, NAME=value of the environment)."""
+
+    def start(folder: Path, *overrides: str, **env: str) -> Life:
+        folder.mkdir(exist_ok=True, parents=True)
+        keys = {x.split("=")[0] for x in overrides}
+        base = [x for x in (*BASE, *DUO_BASE) if x.split("=")[0] not in keys]
+        return Life(nursery, folder, [*base, *overrides], env)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(live, tmp_path_factory) -> Path:
+    """The run that nothing stops."""
+    life = live(tmp_path_factory.mktemp("whole"))
+    assert life.wait() == 0, life.stderr
+    return life.folder
+
+
+def check_end(life: Life, number: int) -> None:
+    """How a process has ended that got a signal."""
+    status = life.wait()
+    stopped = [x for x in life.stderr.splitlines() if x.startswith("error:")]
+    if number == signal.SIGKILL:
+        assert status == -number, life.stderr
+        return
+    assert status == 128 + number, life.stderr
+    name = signal.Signals(number).name
+    assert len(stopped) == 1, life.stderr
+    assert stopped[0].startswith(f"error: stopped by {name} after step ")
+    assert "Traceback" not in life.stderr
+
+
+# ---------------------------------------------------------------- what a run shows
+
+
+# Where the files are and how often a run began is all that may differ.
+COMPARED = (
+    "state_dict",
+    "ema",
+    "optimizer_states",
+    "lr_schedulers",
+    "global_step",
+    "epoch",
+    "teacher",
+)
+
+
+def differences(one, two, name: str = "") -> list[str]:
+    """Names of the entries that are not the same to the bit."""
+    if isinstance(one, dict):
+        keys = one.keys() | two.keys()
+        pairs = [(k, one.get(k), two.get(k)) for k in sorted(keys, key=str)]
+    elif isinstance(one, (list, tuple)) and len(one) == len(two):
+        pairs = [(k, *both) for k, both in enumerate(zip(one, two, strict=True))]
+    elif isinstance(one, torch.Tensor):
+        return [] if one.dtype == two.dtype and torch.equal(one, two) else [name]
+    else:
+        return [] if one == two else [name]
+    return [x for k, a, b in pairs for x in differences(a, b, f"{name}.{k}")]
+
+
+def last(folder: Path) -> dict:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+
+
+def curves(folder: Path) -> dict:
+    """All values that any of the run's logs gives for a column and a step."""
+    found = defaultdict(set)
+    for path in folder.glob("csv/version_*/metrics.csv"):
+        for row in csv.DictReader(path.read_text().splitlines()):
+            for column, value in row.items():
+                if value:
+                    found[column, int(row["step"])].add(value)
+    return dict(found)
+
+
+def batches(folder: Path) -> dict:
+    """What was seen at a step and batch, by any process of the run."""
+    found = defaultdict(set)
+    for path in folder.glob("log*"):
+        for line in path.read_text().splitlines():
+            step, batch, rows = line.split()
+            found[path.name, int(step), int(batch)].add(rows)
+    return dict(found)
+
+
+def check_same(one: Path, two: Path) -> None:
+    first, second = last(one), last(two)
+    for name in COMPARED:
+        assert differences(first.get(name), second.get(name), name) == []
+    assert curves(one) == curves(two)
+    assert batches(one) == batches(two)
+    assert all(len(values) == 1 for values in batches(one).values())
+
+
+def test_the_comparison_sees_differences(whole, tmp_path):
+    """Of one bit of a weight, of a moment, of a value of a curve, of a row."""
+    one = last(whole)
+    assert one["global_step"] == 30
+    assert len({step for _, step in curves(whole)}) > 10
+    assert len(batches(whole)) == 30
+    assert {"val/nll", "train/nll", "trainer/lr"} <= {c for c, _ in curves(whole)}
+    two = last(whole)
+    two["optimizer_states"][0]["state"][3]["exp_avg"].view(-1)[2] += 1e-30
+    two["ema"]["shadow_params"][1].view(-1)[0] += 1e-3
+    assert differences(one, two) == [
+        ".ema.shadow_params.1",
+        ".optimizer_states.0.state.3.exp_avg",
+    ]
+
+
+# ---------------------------------------------------------------- one process
+
+
+# Before there is any checkpoint; between two; in validations, the last among them;
+# while a checkpoint is written; on one that is whole, but not yet in its place.
+STOPS = (
+    "3:train:9",
+    "10:valid:15",
+    "12:train:10",
+    "15:write:9",
+    "20:rename:9",
+    "20:valid:9",
+    "27:train:2",
+    "30:valid:10",
+)
+
+
+def test_stopped_in_every_place(live, whole, tmp_path):
+    for stop in STOPS:
+        life = live(tmp_path, STOP_AT=stop)
+        check_end(life, int(stop.split(":")[2]))
+    life = live(tmp_path)
+    assert life.wait() == 0, life.stderr
+    check_same(whole, tmp_path)
+    names = sorted(x.name for x in (tmp_path / "checkpoints").iterdir())
+    assert names == ["2-25.ckpt", "3-30.ckpt", "best.ckpt", "last.ckpt"]
+
+
+def at_random(live, folder: Path, signals: list[int], most: int, *more: str) -> None:
+    """Ends one life after another by a signal from outside, then lets one finish.
+
+    Args:
+        live: Starts a life.
+        folder: Of the run.
+        signals: In an order that is drawn, too.
+        most: Batches of a life that it is not let live longer than.
+        more: Overrides.
+    """
+    draw = random.Random(5)
+    draw.shuffle(signals)
+    for number in signals:
+        life = live(folder, *more)
+        life.reach(draw.randint(1, most))
+        time.sleep(draw.uniform(0, 0.02))  # a few updates
+        life.kill(number)
+        check_end(life, number)
+    life = live(folder, *more)
+    assert life.wait() == 0, life.stderr
+
+
+def test_killed_at_random_moments(live, whole, tmp_path):
+    signals = [signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGUSR1]
+    at_random(live, tmp_path, signals, 6)
+    check_same(whole, tmp_path)
+
+
+@pytest.mark.slow
+def test_killed_twenty_five_times(live, tmp_path):
+    """400 steps with workers and accumulation; curves are joined over 26 lives."""
+    more = ("trainer.max_steps=400", "loader.batch_size=4", "loader.num_workers=2")
+    more += ("callbacks.checkpoint_every_n_steps.every_n_train_steps=7",)
+    assert live(tmp_path / "whole", *more).wait() == 0
+    signals = [signal.SIGKILL] * 20 + [signal.SIGTERM] * 5
+    at_random(live, tmp_path / "killed", signals, 60, *more)
+    check_same(tmp_path / "whole", tmp_path / "killed")
+
+
+# ---------------------------------------------------------------- two processes
+
+
+@pytest.fixture
+def live_as_two(live, unused_tcp_port):
+    """Both ranks of a run, as torchrun would start them."""
+    ports = iter(range(unused_tcp_port, unused_tcp_port + 50))
+
+    def start(folder: Path, *overrides: str, **env: str) -> list[Life]:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(next(ports))}
+        place |= {"WORLD_SIZE": "2", "NODE_RANK": "0"}
+        return [
+            live(folder, *TWO, *overrides, **env, **place, LOCAL_RANK=str(rank))
+            for rank in range(2)
+        ]
+
+    return start
+
+
+def end_of_two(lives: list[Life], status: int) -> None:
+    found = [life.wait() for life in lives]
+    assert found == [status, status], [life.stderr[-2000:] for life in lives]
+
+
+def check_two(start, folder: Path, stops: list[tuple[str, str]]) -> None:
+    """Stops at (place, rank); the other rank has to agree."""
+    end_of_two(start(folder / "whole"), 0)
+    for stop, rank in stops:
+        lives = start(folder / "stopped", STOP_AT=stop, STOP_RANK=rank)
+        end_of_two(lives, 128 + int(stop.split(":")[2]))
+        said = "".join(life.stderr for life in lives).count("error: stopped by")
+        assert said == 1
+    end_of_two(start(folder / "stopped"), 0)
+    check_same(folder / "whole", folder / "stopped")
+
+
+def test_two_processes(live_as_two, tmp_path):
+    """With workers and accumulation; either rank alone may get the signal."""
+    check_two(live_as_two, tmp_path, [("12:train:15", "1"), ("20:valid:10", "0")])
+
+
+@pytest.mark.slow
+def test_two_processes_in_more_places(live_as_two, tmp_path):
+    stops = [("4:train:2", ""), ("9:train:15", ""), ("10:valid:15", "1")]
+    stops += [("17:train:10", "1"), ("29:train:15", "0"), ("30:valid:2", "")]
+    check_two(live_as_two, tmp_path, stops)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_at_random(live_as_two, tmp_path):
+    end_of_two(live_as_two(tmp_path / "whole"), 0)
+    draw = random.Random(6)
+    for _ in range(6):
+        lives = live_as_two(tmp_path / "killed")
+        lives[0].reach(draw.randint(1, 30))
+        for life in lives:
+            life.kill(signal.SIGKILL)
+        end_of_two(lives, -signal.SIGKILL)
+    end_of_two(live_as_two(tmp_path / "killed"), 0)
+    check_same(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_the_real_command_of_two_processes(tmp_path):
+    """Lightning starts the second one itself; only the first gets the signal."""
+    own = (*BASE, *DUO_BASE, *TWO)
+    run(*own, f"hydra.run.dir={tmp_path}/whole", cwd=tmp_path, pythonpath=HERE)
+    options = {"cwd": tmp_path, "pythonpath": HERE}
+    stopped = (*own, f"hydra.run.dir={tmp_path}/stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STOP_AT", "12:train:15")
+        done = run(*stopped, **options, status=143)
+    assert done.stderr.count("error: stopped by SIGTERM") == 1
+    run(*stopped, **options)
+    one, two = last(tmp_path / "whole"), last(tmp_path / "stopped")
+    assert [d for k in COMPARED for d in differences(one.get(k), two.get(k), k)] == []
+
+
+# ---------------------------------------------------------------- in this process
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """Trains in this process: train(name of a folder, *overrides, stop=place)."""
+
+    def go(name: str, *overrides: str, stop: str = "") -> Path:
+        place = tmp_path / name
+        place.mkdir(exist_ok=True)
+        monkeypatch.chdir(place)
+        monkeypatch.setenv("STOP_AT", stop)
+        monkeypatch.setenv("DATALOG", f"{place}/log")
+        every = {x.split("=")[0]: x for x in (*BASE, *DUO_BASE, *overrides)}
+        save = f"checkpointing.save_dir={place}"
+        config = compose(*every.values(), save, tiny=False)
+        lightning.seed_everything(config.seed, verbose=False)  # as main.run does
+        if stop:
+            with pytest.raises(RunStopped):
+                main.train(config)
+        else:
+            main.train(config)
+        return place
+
+    return go
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+ALGORITHMS = {
+    "ar": ["algo=ar", "algo._target_=stopper.AR"],
+    "mdlm": ["algo=mdlm", "algo._target_=stopper.MDLM"],
+    "duo": [
+        "algo=duo",
+        "algo._target_=stopper.Duo",
+        "algo.curriculum.start=4",
+        "algo.curriculum.end=11",
+    ],
+}
+SHORT = (
+    "trainer.max_steps=12",
+    "trainer.val_check_interval=6",
+    "callbacks.checkpoint_every_n_steps.every_n_train_steps=100",
+    "loader.batch_size=4",
+)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithms(train, name):
+    """Stopped in the curriculum, and in a validation, with accumulation."""
+    own = [*ALGORITHMS[name], *SHORT]
+    whole = train("whole", *own)
+    train("stopped", *own, stop="5:train:15")
+    train("stopped", *own, stop="6:valid:15")
+    train("stopped", *own, stop="10:train:2")
+    check_same(whole, train("stopped", *own))
+
+
+DISTILLED = (
+    "algo=distillation",
+    "algo._target_=stopper.Distilled",
+    "algo.update_teacher_every=3",
+    "algo.T=16",
+    *SHORT,
+)
+
+
+@pytest.mark.parametrize("teacher_ema", [False, True])
+def test_distillation(train, teacher_ema):
+    """Stopped in a round, at the end of one, in a validation at the end of one."""
+    parent = train("parent", "trainer.max_steps=2", "trainer.val_check_interval=2")
+    path = f"training.finetune_path={parent}/checkpoints/last.ckpt"
+    own = [*DISTILLED, path, f"algo.teacher_ema={teacher_ema}"]
+    whole = train("whole", *own)
+    for stop in ("2:train:15", "4:train:15", "6:valid:15", "12:valid:15"):
+        train("stopped", *own, stop=stop)
+    check_same(whole, train("stopped", *own))
+
+
+def test_resumed_from_the_best(train):
+    """Its folder of its own; what came after is trained again, and the same."""
+    whole = train("whole")
+    best = torch.load(whole / "checkpoints/best.ckpt", weights_only=True)
+    assert best["global_step"] in (10, 20, 30)
+    path = f"checkpointing.resume_ckpt_path={whole}/checkpoints/best.ckpt"
+    again = train("again", path, "trainer.max_steps=40")
+    longer = train("whole", "trainer.max_steps=40")
+    assert differences(last(longer)["state_dict"], last(again)["state_dict"]) == []
+
+
+@pytest.mark.parametrize("num_steps", [10, 13, 18])
+def test_a_longer_run_goes_on_from_a_finished_one(train, num_steps):
+    """At a validation, between two, at the end of an epoch."""
+    whole = train("whole", "trainer.max_steps=24")
+    train("parts", f"trainer.max_steps={num_steps}")
+    check_same(whole, train("parts", "trainer.max_steps=24"))
