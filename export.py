@@ -92,8 +92,9 @@ def export(config: DictConfig) -> dict[str, str]:
         _save_tokenizer(tokenizer, tokenizer_folder, partial)
         for name in (MODELLING, CONFIGURATION):
             shutil.copyfile(HERE / "models/hub" / f"{name}.py", partial / f"{name}.py")
+        timed = config.algo.time_conditioning
         size = sum(parameter.numel() for parameter in model.parameters())
-        (partial / "README.md").write_text(card(fields, size))
+        (partial / "README.md").write_text(card(fields, size, timed))
     if config.export.push_to_hub:
         _push(folder, config.export.push_to_hub)
     return {
@@ -270,13 +271,20 @@ def _save_tokenizer(tokenizer: Any, source: Path | None, folder: Path) -> None:
                 shutil.copyfile(source / name, folder / name)
         return
     tokenizer.save_pretrained(folder)
-    if not (folder / "tokenizer.json").exists():
+    core = folder / "tokenizer.json"
+    if not core.exists():
         return
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     for name in ("backend", "is_local", "local_files_only", "name_or_path"):
         settings.pop(name, None)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     _write_json(folder / "tokenizer_config.json", settings)
+    content = json.loads(core.read_text(encoding="utf-8"))
+    merges = content["model"].get("merges")
+    if merges and not any(" " in part for pair in merges for part in pair):
+        content["model"]["merges"] = [" ".join(pair) for pair in merges]  # before 4.45
+        text = json.dumps(content, ensure_ascii=False, indent=2)
+        core.write_text(text, encoding="utf-8")
 
 
 def _push(folder: Path, name: str) -> None:
@@ -347,17 +355,22 @@ the share of tokens that are still clean.
 """
 
 
-def card(fields: Mapping[str, Any], num_parameters: int) -> str:
-    """The model card of a folder, from its config.json."""
+def card(fields: Mapping[str, Any], num_parameters: int, timed: bool) -> str:
+    """The model card of a folder.
+
+    Args:
+        fields: Its config.json.
+        num_parameters: Of the network.
+        timed: Whether the network is told the time.
+    """
     shown = {name: "not stated" if x is None else x for name, x in fields.items()}
     (auto_model,) = fields["auto_map"].keys() - {"AutoConfig"}
-    told = fields["time_conditioning"]
     return CARD.format(
         **shown | {"tokenizer": fields["tokenizer"] or "beside this file"},
         parameters=f"{num_parameters:,}",
         auto_model=auto_model,
-        timesteps=", timesteps=torch.ones(2)" if told else "",
-        about_timesteps=ABOUT_TIMESTEPS if told else "",
+        timesteps=", timesteps=torch.ones(2)" if timed else "",
+        about_timesteps=ABOUT_TIMESTEPS if timed else "",
         tokenizer_key=TOKENIZER,
         tokenizer_name=fields["tokenizer"] or "FOLDER",
     )
