@@ -273,6 +273,7 @@ def disagreements(checkpoint: Mapping[str, Any], config: DictConfig) -> list[str
     for key in COMPARED:
         theirs, ours = setting(checkpoint, key), OmegaConf.select(config, key)
         alike = theirs == ours or any({theirs, ours} <= names for names in ALIKE)
+        alike |= ours == checkpoint.get("source")  # the tokenizer in its folder
         if theirs is not None and not alike:
             shown = key.removesuffix(".name")
             lines.append(f"the file was made with {shown}={theirs}, not {ours}")

@@ -119,8 +119,8 @@ def read_about(name_or_path: str, key: str) -> dict[str, Any]:
     """`read_hub` without the weights: what config.json says.
 
     Returns:
-        `hyper_parameters` with a nested config, `format`, `folder` (a local path), and
-        for exports of ours what `OWN_ABOUT` lists.
+        `hyper_parameters` with a nested config, `format`, `source` (the argument),
+        `folder` (a local path), and for exports of ours what `OWN_ABOUT` lists.
     """
     folder = local_folder(name_or_path, key)
     fields = _read_json(folder / CONFIG, key)
@@ -134,8 +134,12 @@ def read_about(name_or_path: str, key: str) -> dict[str, Any]:
     where = f"{key}={name_or_path!r}: {CONFIG}"
     form = FORMATS[kind]
     values = form.known | _sizes(fields, where) | _values(fields, form, where)
-    about = {"format": f"Hugging Face, model_type {kind}", "folder": str(folder)}
-    about |= form.about
+    about = {
+        "format": f"Hugging Face, model_type {kind}",
+        "source": name_or_path,
+        "folder": str(folder),
+        **form.about,
+    }
     if name_or_path in DISTILLED_IDS:
         values["algo.name"] = "distillation"
         del about["likelihood"]
