@@ -27,6 +27,7 @@ CASES = {
     "told the time": ("algo=mdlm", "algo.time_conditioning=True", *TEXT8),
     "not told the time": ("algo=duo_base", "algo.time_conditioning=False", *TEXT8),
     "bos": ("algo=sedd", "algo.ignore_bos=True", *TEXT8),
+    "steps without a change": ("algo=mdlm", *TEXT8),
     "nucleus": ("algo=duo_base", "sampling.p_nucleus=0.7", *TEXT8),
     "nucleus of ar": ("algo=ar", "sampling.p_nucleus=0.7", *TEXT8),
     # More tokens a step than a chunk of 100 000 logits holds.
@@ -38,7 +39,11 @@ CASES = {
     ),
 }
 NUM_SAMPLES, SEED = 4, 5
-STEPS = {"several chunks": 3, "several chunks of masks": 2}
+STEPS = {
+    "steps without a change": 90,
+    "several chunks": 3,
+    "several chunks of masks": 2,
+}
 
 
 def steps_of(name: str) -> int:
