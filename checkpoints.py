@@ -6,7 +6,7 @@ says of them and do nothing; the config becomes plain data.
 """
 
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import fsspec
@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from hub import is_hub, own_name, read_about, read_hub
 from utils import ConfigError, first_line, path_exists
 
 # Where classes may come from whose objects are read as records.
@@ -67,7 +68,7 @@ def read_checkpoint(
     """Reads a checkpoint to the CPU.
 
     Args:
-        path: Local or fsspec path.
+        path: Local or fsspec path of a file; or a Hugging Face folder or hub id.
         key: Config key that held the path, for the message.
         trusted: Further classes that the file may name; of their objects there are
             records, too.
@@ -82,6 +83,8 @@ def read_checkpoint(
     """
     if not path:
         raise ConfigError(f"{key} is empty: give the path of a checkpoint.")
+    if is_hub(path):
+        return read_hub(path, key)
     if not path_exists(path):
         raise ConfigError(f"{key}={path!r}: there is no such file.")
     try:
@@ -103,6 +106,8 @@ def read_checkpoint(
     weights = checkpoint.get("state_dict")
     if isinstance(weights, dict):
         kept = {k: x for k, x in weights.items() if not k.startswith("teacher")}
+        if any(name.startswith("backbone.backbone.") for name in kept):
+            kept = {own_name(k): x for k, x in kept.items()}  # of algo.backbone=hf_dit
         checkpoint["state_dict"] = kept
     return checkpoint
 
@@ -161,6 +166,13 @@ def plain(node: Any) -> Any:
 # Algorithms whose networks mean the same; a distilled one has its own line.
 ALIKE = ({"duo", "duo_base", "distillation"},)
 DISTILLED = ("distillation",)
+# Keys in which a run should be as the one that made its checkpoint.
+COMPARED = (
+    "algo.name",
+    "algo.time_conditioning",
+    "data.tokenizer_name_or_path",
+    "model.length",
+)
 
 
 def setting(checkpoint: Mapping[str, Any], key: str) -> Any:
@@ -174,6 +186,68 @@ def setting(checkpoint: Mapping[str, Any], key: str) -> Any:
     return node
 
 
+def adopt(
+    config: DictConfig, checkpoint: Mapping[str, Any], keys: Iterable[str]
+) -> None:
+    """Gives keys of a run's config the values that a checkpoint states.
+
+    Args:
+        config: Changed in place.
+        checkpoint: As for `setting`.
+        keys: Those that the checkpoint does not state stay as they are.
+    """
+    for key in keys:
+        value = setting(checkpoint, key)
+        is_reference = isinstance(value, str) and "${" in value
+        if value is not None and not is_reference:
+            OmegaConf.update(config, key, value, force_add=True)
+
+
+# What `algo.backbone=hf_dit` takes from a checkpoint.
+NETWORK = (
+    "model.hidden_size",
+    "model.cond_dim",
+    "model.n_blocks",
+    "model.n_heads",
+    "model.dropout",
+)
+
+
+def adopt_network(config: DictConfig) -> None:
+    """With `algo.backbone=hf_dit` the checkpoint says how large the network is.
+
+    Args:
+        config: Changed in place: `model`, but for its length. In training without
+            `training.finetune_path` that becomes `eval.checkpoint_path`.
+
+    Raises:
+        ConfigError: If there is no checkpoint, or its attention is of the other kind.
+    """
+    if config.algo.backbone != "hf_dit":
+        return
+    key = "eval.checkpoint_path"
+    if config.mode == "train":
+        if not config.training.finetune_path:
+            config.training.finetune_path = config.eval.checkpoint_path
+        key = "training.finetune_path"
+    path = OmegaConf.select(config, key)
+    if not path:
+        raise ConfigError(
+            f"{key} is empty: algo.backbone=hf_dit takes the network from there; give "
+            "a Hugging Face folder or hub id, or use algo.backbone=dit."
+        )
+    trusted = config.checkpointing.trusted_classes
+    is_folder = is_hub(path)
+    about = read_about(path, key) if is_folder else read_checkpoint(path, key, trusted)
+    adopt(config, about, NETWORK)
+    causal = setting(about, "algo.causal_attention")
+    if causal not in (None, config.algo.causal_attention):
+        raise ConfigError(
+            f"{key}={path!r} is of a network with causal={causal}, which "
+            f"algo={config.algo.name} cannot use."
+        )
+
+
 def describe(checkpoint: Mapping[str, Any]) -> dict[str, str]:
     """What a checkpoint is, as lines of a table."""
     weights = checkpoint.get("state_dict", {})
@@ -184,8 +258,9 @@ def describe(checkpoint: Mapping[str, Any]) -> dict[str, str]:
     algo = setting(checkpoint, "algo.name")
     teacher = checkpoint.get("teacher")
     lines = {
+        "format": checkpoint.get("format"),
         "algorithm": algo,
-        "likelihood": _likelihood(algo),
+        "likelihood": checkpoint.get("likelihood") or likelihood(algo),
         "tokenizer": setting(checkpoint, "data.tokenizer_name_or_path"),
         "training data": setting(checkpoint, "data.train"),
         "length": setting(checkpoint, "model.length"),
@@ -194,6 +269,7 @@ def describe(checkpoint: Mapping[str, Any]) -> dict[str, str]:
         "step": checkpoint.get("global_step"),
         "epoch": checkpoint.get("epoch"),
         "EMA": "none" if ema is None else _ema(ema),
+        "weights": checkpoint.get("weights"),
         "distillation round": teacher.get("round") if teacher else None,
         "optimiser state": "yes" if checkpoint.get("optimizer_states") else "no",
         "lightning": checkpoint.get("pytorch-lightning_version"),
@@ -206,7 +282,8 @@ def describe(checkpoint: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _likelihood(algo: str | None) -> str | None:
+def likelihood(algo: str | None) -> str | None:
+    """What the likelihood of an algorithm's models is worth."""
     if algo is None:
         return None
     if algo in DISTILLED:
@@ -226,9 +303,10 @@ def disagreements(checkpoint: Mapping[str, Any], config: DictConfig) -> list[str
         config: The run's config.
     """
     lines = []
-    for key in ("algo.name", "data.tokenizer_name_or_path", "model.length"):
+    for key in COMPARED:
         theirs, ours = setting(checkpoint, key), OmegaConf.select(config, key)
         alike = theirs == ours or any({theirs, ours} <= names for names in ALIKE)
+        alike |= ours == checkpoint.get("source")  # the tokenizer in its folder
         if theirs is not None and not alike:
             shown = key.removesuffix(".name")
             lines.append(f"the file was made with {shown}={theirs}, not {ours}")

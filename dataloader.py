@@ -67,7 +67,8 @@ def _pretrained_tokenizer(config: DictConfig) -> Any:
 
     name = config.data.tokenizer_name_or_path
     try:
-        return AutoTokenizer.from_pretrained(name, **hub_options(name))
+        options = hub_options(name) | {"trust_remote_code": False}  # nor ask for it
+        return AutoTokenizer.from_pretrained(name, **options)
     except Exception as error:  # the libraries raise OSError, ValueError, and others
         reason = first_line(error)
         raise ConfigError(

@@ -1,6 +1,6 @@
 """Entry point: compose the config, check it, do what `mode` says.
 
-    python main.py mode=train|ppl_eval|sample_eval|inspect key=value ...
+    python main.py mode=train|ppl_eval|sample_eval|inspect|export key=value ...
 
 A mistake of the user's ends with one line and exit status 2, before any heavy work;
 anything else that raises is a fault of the code and keeps its traceback.
@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,11 @@ from rich.markup import escape
 from rich.table import Column, Table
 from rich.tree import Tree
 
+import export
 import resume
 import sweep
 from algo import algorithm_class
-from checkpoints import describe, read_checkpoint
+from checkpoints import adopt_network, describe, read_checkpoint
 from checks import check_batches, check_devices, check_values
 from corpora import find_files, read_texts
 from dataloader import DataModule, get_tokenizer
@@ -184,10 +185,14 @@ def inspect(config: DictConfig) -> dict[str, str]:
     """Prints what a checkpoint is; builds nothing."""
     path = config.eval.checkpoint_path
     lines = describe(read_evaluated(config))
-    table = Table("what", Column("value", overflow="fold"))
-    for name, value in {"file": str(path), **lines}.items():
-        table.add_row(name, escape(value))
-    console.print(table)
+    report_lines({"file": str(path), **lines})
+    return lines
+
+
+def export_folder(config: DictConfig) -> dict[str, str]:
+    """Writes a checkpoint as a Hugging Face folder."""
+    lines = export.export(config)
+    report_lines(lines)
     return lines
 
 
@@ -196,6 +201,7 @@ MODES = {
     "ppl_eval": ppl_eval,
     "sample_eval": sample_eval,
     "inspect": inspect,
+    "export": export_folder,
 }
 
 
@@ -404,6 +410,13 @@ def report_likelihood(config: DictConfig, model: TrainerBase, data: DataModule) 
     console.print(table)
 
 
+def report_lines(lines: Mapping[str, str]) -> None:
+    table = Table("what", Column("value", overflow="fold"))
+    for name, value in lines.items():
+        table.add_row(name, escape(value))
+    console.print(table)
+
+
 @rank_zero_only
 def report_samples(texts: list[str]) -> None:
     for index, text in enumerate(texts):
@@ -458,6 +471,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         is_job = HydraConfig.initialized()
         find_inputs(config, HydraConfig.get().runtime.cwd if is_job else os.getcwd())
         validate_backbone(config)
+        adopt_network(config)
         check_values(config)
         OmegaConf.resolve(config)
         lightning.seed_everything(config.seed, workers=True, verbose=False)

@@ -293,7 +293,7 @@ def _load_judge(name_or_path: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        options = hub_options(name_or_path)
+        options = hub_options(name_or_path) | {"trust_remote_code": False}
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
         model = AutoModelForCausalLM.from_pretrained(name_or_path, **options)
     except (OSError, ValueError) as error:

@@ -287,11 +287,12 @@ def hub_options(name_or_path: str) -> dict[str, bool]:
 
     Without it an unreachable hub is tried for a minute before anything is said.
     """
-    return {"local_files_only": os.path.isdir(name_or_path) or not _hub_answers()}
+    return {"local_files_only": os.path.isdir(name_or_path) or not hub_answers()}
 
 
 @functools.cache
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
+    """Whether the Hugging Face hub can be reached from here."""
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:

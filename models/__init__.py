@@ -29,7 +29,10 @@ class Backbone(NamedTuple):
     model_type: str
 
 
-BACKBONES = {"dit": Backbone("models.dit.DIT", "ddit")}
+BACKBONES = {
+    "dit": Backbone("models.dit.DIT", "ddit"),
+    "hf_dit": Backbone("models.dit.DIT", "ddit"),  # sizes are those of a checkpoint
+}
 
 
 def validate_backbone(config: DictConfig) -> Backbone:

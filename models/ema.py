@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from utils import ConfigError
+
 
 class ExponentialMovingAverage:
     """Shadow weights, ramped up so that early updates are not held back.
@@ -77,7 +79,10 @@ class ExponentialMovingAverage:
         """
         shapes = [p.shape for p in self.shadow_params]
         if [p.shape for p in state["shadow_params"]] != shapes:
-            raise ValueError("the EMA weights of the file are of another model")
+            raise ConfigError(
+                "The EMA weights of the checkpoint are of another network; "
+                "training.ema=0 leaves them out."
+            )
         self.num_updates = state["num_updates"]
         self.shadow_params = [p.detach().clone() for p in state["shadow_params"]]
 

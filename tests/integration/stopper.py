@@ -30,6 +30,8 @@ class Stops:
     STOP_RANK is the rank that gets the signal; all, if empty.
     """
 
+    _has_fired = False
+
     def _spot(self, *phases):
         step, phase, number = (os.environ.get("STOP_AT") or "-1::0").split(":")
         ranks = os.environ.get("STOP_RANK", "0")
@@ -39,7 +41,9 @@ class Stops:
         return None
 
     def _maybe(self, phase):
-        if found := self._spot(phase):
+        found = self._spot(phase)
+        if found and not self._has_fired:  # a step may have several batches
+            self._has_fired = True
             os.kill(os.getpid(), found[1])
 
     def training_step(self, batch, batch_idx):

@@ -79,6 +79,10 @@ def test_command_runs(line, workplace, request):
     if "mode=inspect" in overrides:
         assert "mdlm" in run(*overrides, cwd=workplace).stdout
         return
+    if "mode=export" in overrides:
+        run(*overrides, "hydra.run.dir=exports", cwd=workplace)
+        assert (workplace / "exported" / "model.safetensors").exists()
+        return
     evaluates = any(x.startswith("mode=") for x in overrides)
     smaller = [*SMALLER, f"hydra.run.dir=run{COMMANDS.index(line)}"]
     if evaluates:

@@ -221,7 +221,7 @@ def test_the_comparison_sees_differences(whole, tmp_path):
     """Of one bit of a weight, of a moment, of a value of a curve, of a row."""
     one = last(whole)
     assert one["global_step"] == 30
-    assert len({step for _, step in curves(whole)}) > 10
+    assert {step for _, step in curves(whole)} == {9, 19, *range(2, 30, 3)}
     assert len(batches(whole)) == 30
     assert {"val/nll", "train/nll", "trainer/lr"} <= {c for c, _ in curves(whole)}
     two = last(whole)
@@ -250,8 +250,16 @@ STOPS = (
 )
 
 
-def test_stopped_in_every_place(live, whole, tmp_path):
-    for stop in STOPS:
+@pytest.mark.parametrize(
+    "stops",
+    [
+        ("10:valid:15", "15:write:9", "30:valid:2"),
+        pytest.param(STOPS, marks=pytest.mark.slow),
+    ],
+    ids=["few", "all"],
+)
+def test_stopped_in_many_places(live, whole, tmp_path, stops):
+    for stop in stops:
         life = live(tmp_path, STOP_AT=stop)
         check_end(life, int(stop.split(":")[2]))
     life = live(tmp_path)
@@ -338,12 +346,12 @@ def check_two(start, folder: Path, stops: list[tuple[str, str]]) -> None:
 
 def test_two_processes(live_as_two, tmp_path):
     """With workers and accumulation; either rank alone may get the signal."""
-    check_two(live_as_two, tmp_path, [("12:train:15", "1"), ("20:valid:10", "0")])
+    check_two(live_as_two, tmp_path, [("12:train:15", "1")])
 
 
 @pytest.mark.slow
 def test_two_processes_in_more_places(live_as_two, tmp_path):
-    stops = [("4:train:2", ""), ("9:train:15", ""), ("10:valid:15", "1")]
+    stops = [("4:train:2", ""), ("10:valid:10", "0"), ("10:valid:15", "1")]
     stops += [("17:train:10", "1"), ("29:train:15", "0"), ("30:valid:2", "")]
     check_two(live_as_two, tmp_path, stops)
 
@@ -440,6 +448,7 @@ DISTILLED = (
     "algo._target_=stopper.Distilled",
     "algo.update_teacher_every=3",
     "algo.T=16",
+    "optim.lr=1e-2",
     *SHORT,
 )
 
@@ -451,8 +460,17 @@ def test_distillation(train, teacher_ema):
     path = f"training.finetune_path={parent}/checkpoints/last.ckpt"
     own = [*DISTILLED, path, f"algo.teacher_ema={teacher_ema}"]
     whole = train("whole", *own)
-    for stop in ("2:train:15", "4:train:15", "6:valid:15", "12:valid:15"):
+    for stop in ("2:train:15", "4:train:15", "6:valid:15"):
         train("stopped", *own, stop=stop)
+    check_same(whole, train("stopped", *own))
+
+
+@pytest.mark.xfail(strict=True, reason="no teacher is read where no step is left")
+def test_distillation_stopped_in_its_last_validation(train):
+    parent = train("parent", "trainer.max_steps=2", "trainer.val_check_interval=2")
+    own = [*DISTILLED, f"training.finetune_path={parent}/checkpoints/last.ckpt"]
+    whole = train("whole", *own)
+    train("stopped", *own, stop="12:valid:15")
     check_same(whole, train("stopped", *own))
 
 
@@ -467,9 +485,9 @@ def test_resumed_from_the_best(train):
     assert differences(last(longer)["state_dict"], last(again)["state_dict"]) == []
 
 
-@pytest.mark.parametrize("num_steps", [10, 13, 18])
+@pytest.mark.parametrize("num_steps", [10, 18])
 def test_a_longer_run_goes_on_from_a_finished_one(train, num_steps):
-    """At a validation, between two, at the end of an epoch."""
+    """At a validation, at the end of an epoch."""
     whole = train("whole", "trainer.max_steps=24")
     train("parts", f"trainer.max_steps={num_steps}")
     check_same(whole, train("parts", "trainer.max_steps=24"))

@@ -169,7 +169,8 @@ def reads():
     for path in [
         p for f in (".", "models", "integral") for p in ROOT.glob(f"{f}/*.py")
     ]:
-        visitor.visit_file(path)
+        if path.name != "hub.py":  # which names fields of files of others
+            visitor.visit_file(path)
     return visitor
 
 

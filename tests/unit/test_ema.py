@@ -17,7 +17,7 @@ def test_a_decay_outside_0_and_1_is_refused(decay):
 def test_weights_of_another_model_are_refused(shapes):
     ema = ExponentialMovingAverage([nn.Parameter(torch.zeros(2))], 0.9)
     other = ExponentialMovingAverage([nn.Parameter(torch.ones(s)) for s in shapes], 0.9)
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(ValueError, match="another network"):
         ema.load_state_dict(other.state_dict())
     assert not ema.shadow_params[0].any()
 

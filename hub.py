@@ -1,0 +1,267 @@
+"""Reads Hugging Face checkpoints: folders or hub ids with config.json and safetensors.
+
+Nothing of it is executed: modelling files are not even downloaded, pickles are refused.
+`docs/checkpoints.md` lists the formats.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from utils import ConfigError, first_line, hub_options, path_exists
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
+DOWNLOADED = (CONFIG, INDEX, "*.safetensors", *TOKENIZER_FILES)
+
+# Fields that every config.json must have: whole numbers, and where they go.
+SIZES = {
+    "vocab_size": None,  # the weights say it
+    "model_length": "model.length",
+    "hidden_dim": "model.hidden_size",
+    "cond_dim": "model.cond_dim",
+    "n_blocks": "model.n_blocks",
+    "n_heads": "model.n_heads",
+}
+# Fields that are plain values of our config; those that are not there say nothing.
+VALUES = {
+    "dropout": "model.dropout",
+    "causal": "algo.causal_attention",
+    "time_conditioning": "algo.time_conditioning",
+}
+# The same, in folders of `mode=export` only.
+OWN_VALUES = {
+    "algorithm": "algo.name",
+    "parameterization": "algo.parameterization",
+    "T": "algo.T",
+    "subs_masking": "algo.subs_masking",
+    "ignore_bos": "algo.ignore_bos",
+    "noise": "noise.type",
+    "noise_eps": "noise.eps",
+    "tokenizer": "data.tokenizer_name_or_path",
+    "training_data": "data.train",
+}
+# Entry of the checkpoint -> field, likewise.
+OWN_ABOUT = {"global_step": "step", "weights": "weights", "likelihood": "likelihood"}
+
+
+class Format(NamedTuple):
+    """What a `model_type` means beside the fields of its config.json."""
+
+    fields: dict[str, str]  # field -> key of our config
+    known: dict[str, Any]  # key of our config -> value
+    about: dict[str, Any]  # further entries of the checkpoint
+
+
+OWN = "discrete_diffusion"
+_BIDIRECTIONAL = {"algo.causal_attention": False}  # where there is no field of it
+FORMATS = {
+    "DUO": Format(
+        VALUES,
+        _BIDIRECTIONAL | {"algo.name": "duo", "algo.time_conditioning": True},
+        {"likelihood": "comparable unless distilled, which the folder does not say"},
+    ),
+    "mdlm": Format(VALUES, _BIDIRECTIONAL | {"algo.name": "mdlm"}, {}),
+    OWN: Format(VALUES | OWN_VALUES, {}, {}),
+}
+# Where a format does not tell, but the id does.
+DISTILLED_IDS = ("s-sahoo/duo-distilled",)
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+
+
+def is_hub(name_or_path: str) -> bool:
+    """Whether this is a folder, or what can only be a hub id ("owner/name")."""
+    if os.path.isdir(name_or_path):
+        return True
+    is_id = is_hub_id(name_or_path) and not name_or_path.endswith(_FILES)
+    return is_id and not path_exists(name_or_path)
+
+
+def is_hub_id(name: str) -> bool:
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def read_hub(name_or_path: str, key: str) -> dict[str, Any]:
+    """Reads a folder or hub id to the CPU, in the form of a Lightning checkpoint.
+
+    Args:
+        name_or_path: Local folder or hub id.
+        key: Config key that held it, for messages.
+
+    Returns:
+        `state_dict` with names `backbone....`, and what `read_about` gives.
+
+    Raises:
+        ConfigError: If it cannot be had, or is not of a known format.
+    """
+    about = read_about(name_or_path, key)
+    weights = _read_weights(Path(about["folder"]), key)
+    return {"state_dict": {own_name(k): x for k, x in weights.items()}} | about
+
+
+def read_about(name_or_path: str, key: str) -> dict[str, Any]:
+    """`read_hub` without the weights: what config.json says.
+
+    Returns:
+        `hyper_parameters` with a nested config, `format`, `source` (the argument),
+        `folder` (a local path), and for exports of ours what `OWN_ABOUT` lists.
+    """
+    folder = local_folder(name_or_path, key)
+    fields = _read_json(folder / CONFIG, key)
+    kind = fields.get("model_type")
+    if kind not in FORMATS:
+        choices = ", ".join(FORMATS)
+        raise ConfigError(
+            f"{key}={name_or_path!r}: {CONFIG} has model_type={kind!r}; those that are "
+            f"read: {choices}."
+        )
+    where = f"{key}={name_or_path!r}: {CONFIG}"
+    form = FORMATS[kind]
+    values = form.known | _sizes(fields, where) | _values(fields, form, where)
+    about = {
+        "format": f"Hugging Face, model_type {kind}",
+        "source": name_or_path,
+        "folder": str(folder),
+        **form.about,
+    }
+    if name_or_path in DISTILLED_IDS:
+        values["algo.name"] = "distillation"
+        del about["likelihood"]
+    if kind == OWN:
+        about |= {name: fields.get(field) for name, field in OWN_ABOUT.items()}
+    return about | {"hyper_parameters": {"config": _nested(values)}}
+
+
+def local_folder(name_or_path: str, key: str) -> Path:
+    """The folder itself, or where a hub id was downloaded to.
+
+    Raises:
+        ConfigError: If there is no such folder, here or on the hub.
+    """
+    if os.path.isdir(name_or_path):
+        return Path(name_or_path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        options = hub_options(name_or_path)
+        return Path(
+            snapshot_download(name_or_path, allow_patterns=DOWNLOADED, **options)
+        )
+    except Exception as error:  # of many kinds: offline, not there, not allowed
+        raise ConfigError(
+            f"{key}={name_or_path!r} is no local folder, and cannot be had from the "
+            f"Hugging Face hub ({first_line(error)})."
+        ) from None
+
+
+def own_name(name: str) -> str:
+    """Name of a weight with exactly one `backbone.` in front."""
+    return "backbone." + re.sub(r"^(backbone\.)+", "", name)
+
+
+# ---------------------------------------------------------------- config.json
+
+
+def _sizes(fields: dict[str, Any], where: str) -> dict[str, int]:
+    for name in SIZES:
+        value = fields.get(name)
+        if type(value) is not int or value < 1:
+            raise ConfigError(f"{where} has {name}={value!r}, not a number above 0.")
+    return {key: fields[name] for name, key in SIZES.items() if key is not None}
+
+
+# Types of values that are not text.
+_TYPES = {
+    "dropout": (int, float),
+    "noise_eps": (float,),
+    "T": (int,),
+    **dict.fromkeys(
+        ("causal", "time_conditioning", "subs_masking", "ignore_bos"), (bool,)
+    ),
+}
+
+
+def _values(fields: dict[str, Any], form: Format, where: str) -> dict[str, Any]:
+    values = {}
+    for name, key in form.fields.items():
+        value = fields.get(name)
+        if value is None:
+            continue
+        types = _TYPES.get(name, (str,))
+        if type(value) not in types:
+            wanted = " or ".join(kind.__name__ for kind in types)
+            raise ConfigError(f"{where} has {name}={value!r}, not a {wanted}.")
+        values[key] = value
+    return values
+
+
+def _nested(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{"a.b": 1} as {"a": {"b": 1}}."""
+    config: dict[str, dict[str, Any]] = {}
+    for key, value in values.items():
+        group, name = key.split(".")
+        config.setdefault(group, {})[name] = value
+    return config
+
+
+def _read_json(path: Path, key: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        reason = "there is none" if not path.exists() else first_line(error)
+        raise ConfigError(
+            f"{key}={str(path.parent)!r}: {path.name} cannot be read ({reason})."
+        ) from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{key}={str(path.parent)!r}: {path.name} holds no fields.")
+    return content
+
+
+# ---------------------------------------------------------------- weights
+
+
+def _read_weights(folder: Path, key: str) -> dict[str, torch.Tensor]:
+    """All tensors of a folder, of one file or of several with an index."""
+    from safetensors.torch import load_file
+
+    weights: dict[str, torch.Tensor] = {}
+    for name in _weight_files(folder, key):
+        try:
+            weights |= load_file(folder / name)
+        except Exception as error:  # safetensors raises its own kind, and OSError
+            raise ConfigError(
+                f"{key}={str(folder)!r}: {name} cannot be read ({first_line(error)})."
+            ) from None
+    return weights
+
+
+def _weight_files(folder: Path, key: str) -> list[str]:
+    if (folder / WEIGHTS).exists():
+        return [WEIGHTS]
+    if not (folder / INDEX).exists():
+        pickles = sorted(path.name for path in folder.glob("*.bin"))
+        reason = f"{pickles[0]} is a pickle, which may run code" if pickles else ""
+        raise ConfigError(
+            f"{key}={str(folder)!r} holds no {WEIGHTS}{reason and f'; {reason}'}."
+        )
+    names = _read_json(folder / INDEX, key).get("weight_map")
+    names = list(names.values()) if isinstance(names, dict) else []
+    if not names or any(name != os.path.basename(str(name)) for name in names):
+        raise ConfigError(f"{key}={str(folder)!r}: {INDEX} does not list files.")
+    return sorted(set(names))

@@ -1,0 +1,70 @@
+"""Configuration of `modeling_discrete_diffusion.py`."""
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+
+class DiscreteDiffusionConfig(PretrainedConfig):
+    """Sizes of the network, and what sampling from it has to know.
+
+    Args:
+        vocab_size: K, a mask entry included where there is one.
+        model_length: L, tokens of a sample.
+        causal: Left-to-right attention and no noise conditioning.
+        hidden_dim: D; a multiple of 2 n_heads.
+        cond_dim: Width of the noise conditioning; unused when causal.
+        n_blocks: Number of transformer blocks.
+        n_heads: H.
+        dropout: Rate on both residual branches, in training.
+        algorithm: What the model was trained with.
+        parameterization: What the raw logits mean in training.
+        process: absorbing, uniform or autoregressive.
+        time_conditioning: Whether the network is told the noise level.
+        ignore_bos: Whether the first token is never noised.
+        noise: Schedule, log-linear or cosine.
+        noise_eps: Keeps alpha_1 above 0.
+        mask_index: Id of the mask; None without one.
+        kwargs: As for every config; ids of special tokens among them.
+    """
+
+    model_type = "discrete_diffusion"
+
+    def __init__(
+        self,
+        vocab_size: int = 50258,
+        model_length: int = 1024,
+        causal: bool = False,
+        hidden_dim: int = 768,
+        cond_dim: int = 128,
+        n_blocks: int = 12,
+        n_heads: int = 12,
+        dropout: float = 0.1,
+        algorithm: str = "mdlm",
+        parameterization: str = "subs",
+        process: str = "absorbing",
+        time_conditioning: bool = False,
+        ignore_bos: bool = False,
+        noise: str = "log-linear",
+        noise_eps: float = 1e-3,
+        mask_index: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.vocab_size = vocab_size
+        self.model_length = model_length
+        self.causal = causal
+        self.hidden_dim = hidden_dim
+        self.cond_dim = cond_dim
+        self.n_blocks = n_blocks
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.algorithm = algorithm
+        self.parameterization = parameterization
+        self.process = process
+        self.time_conditioning = time_conditioning
+        self.ignore_bos = ignore_bos
+        self.noise = noise
+        self.noise_eps = noise_eps
+        self.mask_index = mask_index
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(**kwargs)

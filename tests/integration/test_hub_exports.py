@@ -1,0 +1,172 @@
+"""Exports of every algorithm, loaded by an interpreter that cannot see this project:
+the same logits, and the same samples from the same seed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from exported import export, files_of, save_tiny
+from safetensors.torch import load_file
+from tiny import ALGORITHMS
+
+from dataloader import get_tokenizer
+from prompts import Given
+
+FOREIGN = Path(__file__).with_name("foreign.py")
+BYTES = ("data.tokenizer_name_or_path=bytes",)
+TEXT8 = ("data.tokenizer_name_or_path=text8",)
+# What matters to the network and to samples: every algorithm, schedule and switch.
+CASES = {
+    **{name: (f"algo={name}", *BYTES) for name in ALGORITHMS},
+    "cosine": ("algo=mdlm", "noise=cosine", "noise.eps=0.01", *TEXT8),
+    "told the time": ("algo=mdlm", "algo.time_conditioning=True", *TEXT8),
+    "not told the time": ("algo=duo_base", "algo.time_conditioning=False", *TEXT8),
+    "bos": ("algo=sedd", "algo.ignore_bos=True", *TEXT8),
+    "steps without a change": ("algo=mdlm", *TEXT8),
+    "nucleus": ("algo=duo_base", "sampling.p_nucleus=0.7", *TEXT8),
+    "nucleus of ar": ("algo=ar", "sampling.p_nucleus=0.7", *TEXT8),
+    # More tokens a step than a chunk of 100 000 logits holds.
+    "several chunks": ("algo=duo_base", "data.vocab_size=90_000", "model.length=40"),
+    "several chunks of masks": (
+        "algo=mdlm",
+        "data.vocab_size=90_000",
+        "model.length=40",
+    ),
+}
+NUM_SAMPLES, SEED = 4, 5
+STEPS = {
+    "steps without a change": 90,
+    "several chunks": 3,
+    "several chunks of masks": 2,
+}
+
+
+def steps_of(name: str) -> int:
+    return STEPS.get(name, 6)
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    """Models, their folders, inputs."""
+    root, found = tmp_path_factory.mktemp("exports"), {}
+    for name, overrides in CASES.items():
+        place = root / name.replace(" ", "-")
+        model = save_tiny(place / "a.ckpt", *overrides)
+        export(place / "a.ckpt", place / "folder")
+        torch.manual_seed(3)
+        ids = torch.randint(min(30, model.vocab_size), (2, model.num_tokens))
+        sigma = torch.tensor([0.2, 3.0])
+        given = [-1] * model.num_tokens
+        given[1:3] = [5, 6]
+        found[name] = SimpleNamespace(
+            model=model, folder=place / "folder", ids=ids, sigma=sigma, given=given
+        )
+    return found
+
+
+def load_elsewhere(python: str, ours: dict, cwd: Path) -> dict[str, torch.Tensor]:
+    """What `foreign.py` finds in the folders under an interpreter."""
+    jobs = {
+        name: {
+            "folder": str(x.folder),
+            "auto_class": f"AutoModelFor{'Causal' if is_causal(x) else 'Masked'}LM",
+            "ids": x.ids.tolist(),
+            "timesteps": x.sigma.tolist(),
+            "text": "once upon",
+            "template": x.given,
+            "generate": {
+                "num_samples": NUM_SAMPLES,
+                "num_steps": steps_of(name),
+                "seed": SEED,
+                "p_nucleus": x.model.config.sampling.p_nucleus,
+            },
+        }
+        for name, x in ours.items()
+    }
+    (cwd / "inputs.json").write_text(json.dumps(jobs))
+    env = {k: x for k, x in os.environ.items() if not k.startswith("PYTHON")}
+    env |= {"HF_HOME": str(cwd / "cache"), "HF_HUB_OFFLINE": "1"}
+    words = (python, "-I", FOREIGN, "inputs.json", "outputs.safetensors")
+    options = {"cwd": cwd, "env": env, "capture_output": True, "text": True}
+    done = subprocess.run(words, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stdout)  # noqa: T201
+    return load_file(cwd / "outputs.safetensors")
+
+
+def is_causal(x: SimpleNamespace) -> bool:
+    return type(x.model).is_autoregressive
+
+
+def check(name: str, x: SimpleNamespace, theirs: dict[str, torch.Tensor]) -> None:
+    """The same logits and samples of a case."""
+    model, found = x.model, {}
+    for key, value in theirs.items():
+        case, what = key.rsplit(".", 1)
+        if case == name:
+            found[what] = value
+    with torch.no_grad():
+        condition = None if is_causal(x) else model.condition(x.sigma[:, None])
+        logits = model.backbone(x.ids, condition)
+    torch.testing.assert_close(found["logits"], logits, rtol=0, atol=1e-6)
+    assert not found["same"].any()
+    assert int(found["states"]) == model.config.model.n_blocks + 2
+    torch.testing.assert_close(found["half"], logits, rtol=0.1, atol=0.5)
+
+    def samples(given: Given | None) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(SEED)
+        steps = steps_of(name)
+        return model.generate_samples(NUM_SAMPLES, generator, steps, given).tokens
+
+    assert torch.equal(found["samples"], samples(None))
+    tokens = torch.tensor(x.given).expand(NUM_SAMPLES, -1)
+    assert torch.equal(found["given"], samples(Given(tokens, tokens >= 0)))
+    expected = get_tokenizer(model.config)("once upon")["input_ids"]
+    assert found["tokens"].tolist() == expected
+
+
+@pytest.fixture(scope="module")
+def theirs(ours, tmp_path_factory):
+    return load_elsewhere(sys.executable, ours, tmp_path_factory.mktemp("elsewhere"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_model_elsewhere(name, ours, theirs):
+    check(name, ours[name], theirs)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_export_of_an_export_is_the_same(name, ours, tmp_path):
+    """Whatever the command line says of algorithm, network and tokenizer."""
+    export(ours[name].folder, tmp_path / "again")
+    assert files_of(tmp_path / "again") == files_of(ours[name].folder)
+
+
+# ---------------------------------------------------------------- other versions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "packages",
+    [("transformers==4.38.2", "numpy<2"), ("transformers>=5",)],
+    ids=["oldest", "newest"],
+)
+def test_a_clean_environment(packages, ours, tmp_path):
+    """With torch, transformers, safetensors, what these need, and nothing else."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "--quiet", "--retries", "1"]
+    version = torch.__version__.split("+")[0]
+    for wanted in ([f"torch=={version}"], [*packages, "safetensors"]):
+        done = subprocess.run([*pip, *wanted], capture_output=True, text=True)
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()[-1]
+            pytest.skip(f"pip cannot install {' '.join(wanted)}: {reason}")
+    theirs = load_elsewhere(python, ours, tmp_path)
+    for name, x in ours.items():
+        check(name, x, theirs)
