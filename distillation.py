@@ -170,13 +170,15 @@ class Distillation(DUO_BASE):
         return super()._apply(fn, recurse)
 
     def on_train_start(self) -> None:
-        number = self.rounds.number(self.global_step)
-        is_within = self.global_step > self.rounds.start(number)
-        if self.validation_due:  # it comes before a new round's teacher
-            number = self.rounds.number(self.global_step - 1)
-        if is_within or self.validation_due:  # resumed
-            self._read_teacher(number)
         super().on_train_start()
+        number = self.rounds.number(self.global_step)
+        if self.global_step > self.rounds.start(number):  # resumed within a round
+            self._read_teacher(number)
+
+    def on_validation_epoch_start(self) -> None:
+        if self.validation_due:  # of an interrupted run, whose last step counts
+            self._read_teacher(self.rounds.number(self.global_step - 1))
+        super().on_validation_epoch_start()
 
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """A new teacher for a new round, once, before its first micro-batch."""
@@ -204,6 +206,8 @@ class Distillation(DUO_BASE):
 
     def _read_teacher(self, number: int) -> None:
         """The teacher that the interrupted run had in a round."""
+        if number == self._round:
+            return
         name = posixpath.basename(self._path(number))
         resumed = posixpath.dirname(self.config.checkpointing.resume_ckpt_path)
         places = [self._path(number), posixpath.join(resumed, name)]

@@ -65,7 +65,7 @@ class Slurm:
     """
 
     def __init__(self, conf: Path) -> None:
-        self.env = os.environ | {"SLURM_CONF": str(conf)}
+        self.env = os.environ | {"SLURM_CONF": str(conf), "OMP_NUM_THREADS": "1"}
 
     def call(self, *command: str, **options) -> str:
         done = subprocess.run(
@@ -74,9 +74,9 @@ class Slurm:
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
 
-    def submit(self, script: Path, *options: str) -> str:
+    def submit(self, *options: str) -> str:
         """The number of the new job."""
-        return self.call("sbatch", "--parsable", *options, str(script))
+        return self.call("sbatch", "--parsable", *options)
 
     def show(self, job: str) -> dict[str, str]:
         """What `scontrol show job` says."""

@@ -8,6 +8,7 @@ line that it reads from stdin, which spares every one of them seconds of imports
 import io
 import json
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -114,6 +115,8 @@ def child(request):
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         os.dup2(os.open(request[name], flags), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    if limit := request["env"].get("FILE_SIZE_LIMIT"):  # Python ignores SIGXFSZ
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
     sys.argv = [str(ROOT / "main.py"), *request["argv"]]
     runpy.run_path(sys.argv[0], run_name="__main__")
 

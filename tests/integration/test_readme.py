@@ -9,15 +9,22 @@ import sys
 import pytest
 import torch
 from cli import ROOT, logged, run
+from released import SIZES, random_weights, write_released
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 import main
 from algo import algorithm_class
-from dataloader import get_tokenizer
+from dataloader import bytes_tokenizer, get_tokenizer
+
+GPT2 = 50257  # tokens of GPT-2
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(
-    set(re.findall(r"(?:PYTHONPATH=\. )?python main\.py [^`\n]+", README))
+    set(re.findall(r"(?:PYTHONPATH=\. )?python main\.py [^`\n\"]+", README))
 )
+# Of these the network is that of a released model, which is made small for the test.
+RELEASED = [line for line in COMMANDS if "gpt2" in line]
 SMALLER = (
     "model.n_blocks=1",
     "model.n_heads=2",
@@ -52,7 +59,7 @@ def workplace(tmp_path_factory):
     (folder / "my_algo.py").write_text(code)
     (folder / "my_configs" / "algo").mkdir(parents=True)
     (folder / "my_configs" / "algo" / "bounded.yaml").write_text(yaml)
-    (line,) = [command for command in COMMANDS if "mode=ppl_eval" in command]
+    (line,) = [x for x in COMMANDS if "mode=ppl_eval" in x and x not in RELEASED]
     kept = ("algo", "data", "model", "model.length")
     same = [x for x in overrides_of(line) if x.split("=")[0] in kept]
     run(
@@ -73,7 +80,7 @@ def test_the_readme_has_commands():
     assert len(COMMANDS) >= 9
 
 
-@pytest.mark.parametrize("line", COMMANDS)
+@pytest.mark.parametrize("line", [x for x in COMMANDS if x not in RELEASED])
 def test_command_runs(line, workplace, request):
     overrides = overrides_of(line)
     if "mode=inspect" in overrides:
@@ -84,7 +91,9 @@ def test_command_runs(line, workplace, request):
         assert (workplace / "exported" / "model.safetensors").exists()
         return
     evaluates = any(x.startswith("mode=") for x in overrides)
-    smaller = [*SMALLER, f"hydra.run.dir=run{COMMANDS.index(line)}"]
+    smaller = [*SMALLER]
+    if not any(x.startswith("hydra.run.dir") for x in overrides):
+        smaller.append(f"hydra.run.dir=run{COMMANDS.index(line)}")
     if evaluates:
         smaller.append("loader.eval_batch_size=16")
         if "mode=sample_eval" in overrides:
@@ -98,6 +107,58 @@ def test_command_runs(line, workplace, request):
     pythonpath = workplace if line.startswith("PYTHONPATH=.") else None
     done = run(*overrides, *smaller, cwd=workplace, pythonpath=pythonpath)
     assert "sample 1" in done.stdout or "val/ppl" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def released(workplace):
+    """The hub's models and tokenizer and Drive's file under their names, but small."""
+    write_released(workplace / "s-sahoo/duo", "DUO", GPT2 + 1, length=1024)
+    folder = workplace / "kuleshov-group/mdlm-owt"
+    write_released(folder, "mdlm", GPT2 + 1, length=1024)
+    weights = random_weights(GPT2 + 1)
+    torch.save({"state_dict": weights, "global_step": 1}, workplace / "duo.ckpt")
+    core = bytes_tokenizer().backend_tokenizer
+    vocab = sorted(core.get_vocab(), key=core.get_vocab().get)[:256]
+    vocab += [f"<{index}>" for index in range(256, GPT2 - 1)] + ["<|endoftext|>"]
+    ids = {token: index for index, token in enumerate(vocab)}
+    gpt2 = Tokenizer(models.BPE(vocab=ids, merges=[]))
+    gpt2.pre_tokenizer, gpt2.decoder = core.pre_tokenizer, core.decoder
+    special = dict.fromkeys(("bos_token", "eos_token", "unk_token"), vocab[-1])
+    fast = PreTrainedTokenizerFast(tokenizer_object=gpt2, **special)
+    fast.save_pretrained(workplace / "gpt2")
+    return workplace
+
+
+def test_the_readme_names_released_models():
+    assert len(RELEASED) == 4
+
+
+@pytest.mark.parametrize("line", RELEASED)
+def test_command_with_a_released_model(line, released, compose, monkeypatch):
+    """In this process, to save time."""
+    monkeypatch.chdir(released)
+    overrides = overrides_of(line)
+    added = [
+        "trainer.accelerator=cpu",
+        "+trainer.enable_progress_bar=False",
+        f"data.cache_dir={released}/cache",
+        f"checkpointing.save_dir={released}/released{RELEASED.index(line)}",
+        "eval.gen_ppl_eval_model_name_or_path=null",
+        "logger=none",
+    ]
+    if "model=small" in overrides:  # else the folder says how large it is
+        names = {"hidden_dim": "hidden_size"}
+        added += [f"model.{names.get(k, k)}={x}" for k, x in SIZES.items()]
+    if "mode=" not in line:
+        added += [*SHORT, "loader.batch_size=2", "loader.global_batch_size=2"]
+        added += ["eval.generate_samples=False", "data.valid_fraction=0.2"]
+    else:
+        added += ["loader.eval_batch_size=2", "sampling.num_sample_batches=1"]
+    if "mode=sample_eval" in overrides:
+        added.append("sampling.steps=2")
+    config = compose(*overrides, *added, tiny=False)
+    results = main.run.__wrapped__(config)
+    assert results.get("nll", 0) > 0 or results["num_samples"] == 2
 
 
 def test_the_range_of_gamma(tmp_path):
@@ -142,7 +203,7 @@ def sampled(workplace):
 @pytest.mark.parametrize("row", sampling_rows())
 def test_what_can_be_added_to_sampling(row, sampled, compose, monkeypatch, capsys):
     """In this process, to save time; a sweep and a prompt through the real one."""
-    (line,) = [command for command in COMMANDS if "mode=sample_eval" in command]
+    (line,) = [x for x in COMMANDS if "mode=sample_eval" in x and x not in RELEASED]
     added = shlex.split(row)
     folder = sampled / f"row{sampling_rows().index(row)}"
     small = (

@@ -269,6 +269,22 @@ def test_stopped_in_many_places(live, whole, tmp_path, stops):
     assert names == ["2-25.ckpt", "3-30.ckpt", "best.ckpt", "last.ckpt"]
 
 
+def test_a_disk_without_space(live, whole, tmp_path):
+    """One line, status 1; what was there is whole, and a run goes on from it."""
+    assert live(tmp_path, "trainer.max_steps=10").wait() == 0
+    before = (tmp_path / "checkpoints/last.ckpt").read_bytes()
+    life = live(tmp_path, FILE_SIZE_LIMIT=str(len(before) // 2))
+    assert life.wait() == 1
+    (line,) = (x for x in life.stderr.splitlines() if x.startswith("error:"))
+    assert "1-15.ckpt cannot be written" in line
+    assert "File too large" in line
+    assert "Traceback" not in life.stderr
+    assert (tmp_path / "checkpoints/last.ckpt").read_bytes() == before
+    assert not list(tmp_path.rglob("*.partial"))
+    assert live(tmp_path).wait() == 0
+    check_same(whole, tmp_path)
+
+
 def at_random(live, folder: Path, signals: list[int], most: int, *more: str) -> None:
     """Ends one life after another by a signal from outside, then lets one finish.
 

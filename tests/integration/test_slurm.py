@@ -24,14 +24,6 @@ OVERRIDES = (
     "callbacks.checkpoint_every_n_steps.every_n_train_steps=50",
     "+trainer.enable_progress_bar=False",
 )
-SCRIPT = """#!/bin/bash
-#SBATCH --nodes=1
-#SBATCH --requeue
-#SBATCH --open-mode=append
-#SBATCH --output={log}
-export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
-srun {command}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +63,17 @@ def test_a_requeued_job_ends_as_one_that_was_not(
 ):
     """Back into the queue by scontrol requeue (SIGTERM) and by SIGUSR1, while it
     trains."""
-    log, script = tmp_path / "log", tmp_path / "job.sh"
+    log = tmp_path / "log"
     own = (*OVERRIDES, f"trainer.devices={devices}", f"hydra.run.dir={tmp_path}/run")
-    line = shlex.join(command(*own))
-    script.write_text(SCRIPT.format(log=log, command=line))
-    job = slurm.submit(script, f"--ntasks-per-node={devices}")
+    job = slurm.submit(
+        "--requeue",
+        "--signal=USR1@120",
+        "--open-mode=append",
+        f"--output={log}",
+        "--nodes=1",
+        f"--ntasks-per-node={devices}",
+        f"--wrap=srun {shlex.join(command(*own))}",
+    )
     interruptions = (
         ("scontrol", "requeue", job),
         ("scontrol", "requeue", job),

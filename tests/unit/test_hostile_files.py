@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def attacks(marker: Path) -> dict[str, bytes]:
     inner = b"cos\nsystem\n" + text(shell) + b"\x85R."
     hand = by_hand(shell, python, inner.decode("latin-1"))
     made = {
-        name: re.sub(rb"^\x80.", b"", pickle.dumps(value, 2))[:-1]
+        name: re.sub(rb"^\x80.", b"", pickle.dumps(value, 2, fix_imports=False))[:-1]
         for name, value in objects(shell).items()
     }
     return hand | made
@@ -140,7 +141,7 @@ def opened(path: str, marker: Path) -> None:
     try:
         torch.load(path, weights_only=False)
     except Exception:  # after the attack, or no format of torch's
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, suppress(Exception):
             pickle.load(file)
     for _ in range(200):  # a process that was started may take a while
         if marker.exists():
@@ -210,10 +211,12 @@ def test_nothing_runs_of_classes_that_are_trusted(tmp_path, name, kind):
 
 def test_a_trusted_class_is_a_record(tmp_path):
     marker = tmp_path / "marker"
-    path = hostile(tmp_path, attacks(marker)["GLOBAL, REDUCE"])
-    refused(lambda: read_checkpoint(path, KEY), "trusted_classes=[os.system]")
-    found = read_checkpoint(path, KEY, ["os.system"])["x"]
-    assert (found.name, found.args) == ("os.system", (f"touch {marker}",))
+    path = hostile(tmp_path, attacks(marker)["Popen"])
+    hint = "checkpointing.trusted_classes=[subprocess.Popen]"
+    refused(lambda: read_checkpoint(path, KEY), hint)
+    found = read_checkpoint(path, KEY, ["subprocess.Popen"])["x"]
+    command = ["sh", "-c", f"touch {marker}"]
+    assert (found.name, found.args) == ("subprocess.Popen", (command,))
     assert not marker.exists()
 
 
