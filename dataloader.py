@@ -30,7 +30,7 @@ from corpora import (
     synthetic_rows,
     text8_normalize,
 )
-from utils import ConfigError, choose, first_line, hub_options, require
+from utils import STOP_SIGNALS, ConfigError, choose, first_line, hub_options, require
 
 # ---------------------------------------------------------------- tokenizers
 
@@ -565,9 +565,8 @@ def _outlast_signals(is_over: Any, worker: int) -> None:
         if is_over.value:
             os._exit(0)
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, end)
 
 
 def _as_fetched(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

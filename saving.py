@@ -24,7 +24,14 @@ from torch import Tensor
 
 from checkpoints import read_checkpoint
 from resume import KEY, Resumed
-from utils import PARTIAL, RunStopped, copy_file, first_line, whole_file
+from utils import (
+    PARTIAL,
+    STOP_SIGNALS,
+    RunStopped,
+    copy_file,
+    first_line,
+    whole_file,
+)
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +124,7 @@ class CheckpointEveryNSteps(Checkpoint):
         self.save_last = save_last
         self.verbose = verbose
         self.name = "epoch={}-step={}.ckpt" if auto_insert_metric_name else "{}-{}.ckpt"
-        self._written: list[str] = []  # names under which this run has written
+        self._written: list[str] = []  # names that this run has given, the kept ones
         self._step = 0
 
     def on_train_start(self, trainer: lightning.Trainer, *args: Any) -> None:
@@ -144,23 +151,15 @@ class CheckpointEveryNSteps(Checkpoint):
             return
         self._written = [x for x in self._written if x != name] + [name]
         trainer.save_checkpoint(f"{self.dirpath}/{name}", weights_only=False)
-        if trainer.is_global_zero:
-            if self.save_last:
-                with writing(last):
-                    copy_file(f"{self.dirpath}/{name}", last)
-            self._forget_old()
+        if self.save_last:
+            with writing(last):
+                copy_file(f"{self.dirpath}/{name}", last)
+        if self.save_top_k > 0:
+            for old in self._written[: -self.save_top_k]:
+                trainer.strategy.remove_checkpoint(f"{self.dirpath}/{old}")
+            self._written = self._written[-self.save_top_k :]
         if self.verbose:
             rank_zero_info("step %d: wrote %s", trainer.global_step, name)
-
-    def _forget_old(self) -> None:
-        """Removes what is too much of what this run has written, and nothing else."""
-        if self.save_top_k < 0:
-            return
-        for name in self._written[: -self.save_top_k]:
-            filesystem, inner = fsspec.core.url_to_fs(f"{self.dirpath}/{name}")
-            if filesystem.exists(inner):
-                filesystem.rm(inner)
-        self._written = self._written[-self.save_top_k :]
 
     def _clean(self) -> None:
         """Removes what a killed process has left half-written."""
@@ -190,8 +189,6 @@ class RunEnd(Checkpoint):
         path: Of last.ckpt.
     """
 
-    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-
     def __init__(self, path: str) -> None:
         self.path = path
         self._received = 0
@@ -205,9 +202,9 @@ class RunEnd(Checkpoint):
 
     def on_train_start(self, trainer: lightning.Trainer, *args: Any) -> None:
         self._step = self._saved = trainer.global_step
-        for number in self.signals:  # in the place of Lightning's own handlers
+        for number in STOP_SIGNALS:  # in the place of Lightning's own handlers
             self._handlers[number] = signal.signal(number, self._receive)
-        if trainer.world_size > 1:
+        if trainer.world_size > 1:  # on the host: does not wait for the device
             self._group = dist.new_group(backend="gloo")
 
     def teardown(
@@ -218,16 +215,21 @@ class RunEnd(Checkpoint):
         self._handlers = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._received:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            if self._received:
+                raise KeyboardInterrupt
+            os.write(2, b"\nsaving after this update; Ctrl-C again ends at once\n")
         self._received = number
 
     def _agreed(self) -> int:
         """The signal that any rank has received, the same number on all ranks."""
-        received = torch.tensor(self._received)
-        if self._group is not None:  # on the host: does not wait for the device
-            dist.all_reduce(received, dist.ReduceOp.MAX, self._group)
-        return int(received)
+        return self._of_ranks(self._received, dist.ReduceOp.MAX)
+
+    def _of_ranks(self, number: int, operation: dist.ReduceOp) -> int:
+        total = torch.tensor(number)
+        if self._group is not None:
+            dist.all_reduce(total, operation, self._group)
+        return int(total)
 
     # ---- where a run may end
 
@@ -249,10 +251,8 @@ class RunEnd(Checkpoint):
     def on_validation_start(self, trainer: lightning.Trainer, *args: Any) -> None:
         self._num_valid_batches = 0
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            batches = torch.tensor(int(sum(trainer.num_val_batches)))
-            if self._group is not None:  # ranks may have one more or less
-                dist.all_reduce(batches, dist.ReduceOp.MIN, self._group)
-            self._num_valid_batches = int(batches)
+            batches = int(sum(trainer.num_val_batches))  # ranks may have one more
+            self._num_valid_batches = self._of_ranks(batches, dist.ReduceOp.MIN)
 
     def on_validation_batch_end(
         self,
@@ -275,9 +275,9 @@ class RunEnd(Checkpoint):
 
     def _stop(self, trainer: lightning.Trainer, number: int) -> None:
         self._save(trainer)
-        if number == signal.SIGUSR1 and trainer.is_global_zero:
-            requeue()
         name, step = signal.Signals(number).name, trainer.global_step
+        if name == "SIGUSR1":
+            requeue()
         raise RunStopped(
             f"stopped by {name} after step {step}; the same command in the same folder "
             f"goes on from there, or {KEY}={self.path}",

