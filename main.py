@@ -60,6 +60,7 @@ from utils import (
     require,
     unknown_value,
     uses_cuda,
+    whole_file,
 )
 
 log = logging.getLogger(__name__)
@@ -381,11 +382,8 @@ def report_config(config: DictConfig) -> None:
         else:
             tree.add(escape(f"{key}: {value}"))
     console.print(tree)
-    folder = Path(config.checkpointing.save_dir)
-    if "://" not in str(config.checkpointing.save_dir):
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "config_tree.txt", "w") as file:
-            Console(file=file, width=100).print(tree)
+    with whole_file(f"{config.checkpointing.save_dir}/config_tree.txt", "w") as file:
+        Console(file=file, width=100).print(tree)
 
 
 @rank_zero_only

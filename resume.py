@@ -209,8 +209,7 @@ def _adapt_schedule(
         state.pop(name, None)
     if "base_lrs" in state:
         state["base_lrs"] = rates
-    if "lr_lambdas" in state:
-        state["lr_lambdas"] = [None] * len(state["lr_lambdas"])
+    state["lr_lambdas"] = [None] * len(rates)  # LambdaLR needs it, others do not mind
 
 
 def _adapt_position(checkpoint: dict[str, Any], config: DictConfig) -> None:
@@ -221,22 +220,43 @@ def _adapt_position(checkpoint: dict[str, Any], config: DictConfig) -> None:
     """
     loop = checkpoint["loops"]["fit_loop"]
     progress = loop["epoch_loop.batch_progress"]
+    epochs = loop["epoch_progress"]
+    accumulate = config.trainer.accumulate_grad_batches
     ours = rows_per_batch(config.loader, config.trainer)
-    if "training" in checkpoint:
+    rows = 0
+    if "training" not in checkpoint:
+        _count(progress["current"], 0)
+        _count(progress["total"], checkpoint["global_step"] * accumulate)
+    else:
         settings = checkpoint["hyper_parameters"]["config"]
         theirs = rows_per_batch(settings["loader"], settings["trainer"])
-        rows = progress["current"]["ready"] * theirs
         if ours != theirs:
             warn("batches of %d rows hold, %d of the checkpoint do not", ours, theirs)
             for counts in (progress["current"], progress["total"]):
                 _count(counts, counts["ready"] * theirs // ours)
-    else:
-        rows = 0
-        accumulate = config.trainer.accumulate_grad_batches
-        _count(progress["current"], 0)
-        _count(progress["total"], checkpoint["global_step"] * accumulate)
-    epoch = loop["epoch_progress"]["current"]["processed"]
+        if progress["is_last_batch"]:
+            _begin_epoch(loop, checkpoint["global_step"], config)
+        else:
+            rows = progress["current"]["ready"] * ours
+    epoch = epochs["current"]["processed"]
     loop["state_dict"]["combined_loader"] = [{"epoch": epoch, "rows": rows}]
+
+
+def _begin_epoch(loop: dict[str, Any], step: int, config: DictConfig) -> None:
+    """Makes the state after an epoch's last batch that before the next one's first.
+
+    Lightning goes on from the former, too, but then counts an epoch too few.
+    """
+    for counts in loop["epoch_progress"].values():
+        counts |= dict.fromkeys(counts, counts["ready"])
+    progress = loop["epoch_loop.batch_progress"]
+    progress["total"] |= dict.fromkeys(progress["total"], progress["total"]["ready"])
+    progress["current"] |= dict.fromkeys(progress["current"], 0)
+    progress["is_last_batch"] = False
+    # Lightning counts this step itself where a validation belongs to it.
+    every = config.trainer.val_check_interval
+    validates = type(every) is int and step % every == 0
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - validates
 
 
 def _count(counts: dict[str, int], batches: int) -> None:

@@ -97,6 +97,29 @@ def writing(path: str) -> Iterator[None]:
         ) from None
 
 
+def save(trainer: lightning.Trainer, path: str, *copies: str) -> None:
+    """Writes a checkpoint, and copies of it. All ranks call this.
+
+    Raises:
+        RunStopped: On all ranks, if that of rank 0 cannot write.
+    """
+    problem = None
+    try:
+        trainer.save_checkpoint(path, weights_only=False)
+    except RunStopped as error:
+        problem = str(error)
+        trainer.strategy.barrier("Trainer.save_checkpoint")  # where other ranks are
+    if problem is None:
+        try:
+            for copy in copies:
+                with writing(copy):
+                    copy_file(path, copy)
+        except RunStopped as error:
+            problem = str(error)
+    if problem := trainer.strategy.broadcast(problem):
+        raise RunStopped(problem)
+
+
 class CheckpointEveryNSteps(Checkpoint):
     """Writes EPOCH-STEP.ckpt and last.ckpt every so many updates.
 
@@ -144,22 +167,18 @@ class CheckpointEveryNSteps(Checkpoint):
         for logger in trainer.loggers:
             logger.save()  # what is logged of the steps before the checkpoint
         name = self.name.format(trainer.current_epoch, trainer.global_step)
-        last = f"{self.dirpath}/last.ckpt"
-        if self.save_top_k == 0:
-            if self.save_last:
-                trainer.save_checkpoint(last, weights_only=False)
-            return
-        self._written = [x for x in self._written if x != name] + [name]
-        trainer.save_checkpoint(f"{self.dirpath}/{name}", weights_only=False)
-        if self.save_last:
-            with writing(last):
-                copy_file(f"{self.dirpath}/{name}", last)
+        names = [name] * (self.save_top_k != 0) + ["last.ckpt"] * self.save_last
+        if self.save_top_k != 0:
+            self._written = [x for x in self._written if x != name] + [name]
+        if names:
+            save(trainer, *(f"{self.dirpath}/{x}" for x in names))
         if self.save_top_k > 0:
             for old in self._written[: -self.save_top_k]:
                 trainer.strategy.remove_checkpoint(f"{self.dirpath}/{old}")
             self._written = self._written[-self.save_top_k :]
         if self.verbose:
-            rank_zero_info("step %d: wrote %s", trainer.global_step, name)
+            wrote = " and ".join(names)
+            rank_zero_info("step %d: wrote %s", trainer.global_step, wrote)
 
     def _clean(self) -> None:
         """Removes what a killed process has left half-written."""
@@ -202,6 +221,11 @@ class RunEnd(Checkpoint):
 
     def on_train_start(self, trainer: lightning.Trainer, *args: Any) -> None:
         self._step = self._saved = trainer.global_step
+        self._listen(trainer)
+
+    def _listen(self, trainer: lightning.Trainer) -> None:
+        if self._handlers:
+            return
         for number in STOP_SIGNALS:  # in the place of Lightning's own handlers
             self._handlers[number] = signal.signal(number, self._receive)
         if trainer.world_size > 1:  # on the host: does not wait for the device
@@ -212,7 +236,7 @@ class RunEnd(Checkpoint):
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self._handlers = {}
+        self._handlers, self._group = {}, None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
@@ -250,7 +274,8 @@ class RunEnd(Checkpoint):
 
     def on_validation_start(self, trainer: lightning.Trainer, *args: Any) -> None:
         self._num_valid_batches = 0
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+        if not trainer.sanity_checking:
+            self._listen(trainer)
             batches = int(sum(trainer.num_val_batches))  # ranks may have one more
             self._num_valid_batches = self._of_ranks(batches, dist.ReduceOp.MIN)
 
@@ -270,11 +295,12 @@ class RunEnd(Checkpoint):
             self._stop(trainer, number)
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        trainer.save_checkpoint(self.path, weights_only=False)
+        save(trainer, self.path)
         self._saved = trainer.global_step
 
     def _stop(self, trainer: lightning.Trainer, number: int) -> None:
-        self._save(trainer)
+        if trainer.state.fn == "fit":  # else there is no step that is not saved
+            self._save(trainer)
         name, step = signal.Signals(number).name, trainer.global_step
         if name == "SIGUSR1":
             requeue()

@@ -95,6 +95,16 @@ def test_sample_eval_writes_samples(trained):
     assert 0 < results["entropy"] <= math.log(32)
 
 
+@pytest.mark.parametrize(
+    "trained",
+    [
+        name
+        if name in ("ar", "duo_base")
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in ALGORITHMS
+    ],
+    indirect=True,
+)
 def test_two_processes_train_as_one_with_twice_the_batch(trained):
     """AR: the same curve and weights to 1e-5. Diffusion: noise differs between ranks,
     so the validation after training agrees within 4 standard errors."""

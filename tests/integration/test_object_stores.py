@@ -8,7 +8,7 @@ import fsspec
 import lightning
 import pytest
 import torch
-from test_resume import BASE, DUO_BASE, differences
+from test_resumed_runs import BASE, DUO_BASE, differences
 from tiny import compose
 
 import main
@@ -148,7 +148,6 @@ def test_logs_do_not_end_up_in_a_local_folder(train, store, logger, tmp_path):
     assert not any("metrics" in x.name for x in tmp_path.rglob("*"))
 
 
-@pytest.mark.xfail(strict=True, reason="config_tree.txt is written to disks alone")
 def test_the_config_is_kept_beside_the_checkpoints(train, store):
     train(store, "trainer.max_steps=3")
     assert path_exists(f"{store}/config_tree.txt")

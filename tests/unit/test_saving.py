@@ -19,7 +19,7 @@ import main
 import saving
 from resume import Resumed
 from saving import CheckpointEveryNSteps, CheckpointFiles, RunEnd, requeue, writing
-from utils import RunStopped, copy_file
+from utils import STOP_SIGNALS, RunStopped, copy_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -70,7 +70,7 @@ def fill(monkeypatch):
 
         monkeypatch.setattr(LocalFileSystem, "open", limited)
 
-    yield fill
+    return fill
 
 
 @pytest.mark.parametrize("space", [0, 100, 30_000])
@@ -193,6 +193,7 @@ class Steps:
     is_global_zero = True
     loggers = ()
     current_epoch = 0
+    strategy = SimpleNamespace(remove_checkpoint=CheckpointFiles().remove_checkpoint)
 
     def __init__(self, start: int = 0) -> None:
         self.global_step = start
@@ -290,7 +291,7 @@ def signalled(tmp_path):
     end = RunEnd(f"{tmp_path}/last.ckpt")
     trainer = Steps()
     trainer.world_size, trainer.max_steps = 1, 10
-    before = [signal.getsignal(number) for number in RunEnd.signals]
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     end.on_train_start(trainer)
 
     def go(number: int) -> None:
@@ -300,7 +301,7 @@ def signalled(tmp_path):
 
     yield go
     end.teardown(trainer, None, "fit")
-    assert [signal.getsignal(number) for number in RunEnd.signals] == before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
