@@ -5,6 +5,8 @@ tokenizer as an object. Here such objects become `Record`s, which hold what the 
 says of them and do nothing; the config becomes plain data.
 """
 
+import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -92,8 +94,13 @@ def read_checkpoint(
             _check_sums(file)
             stand_ins = [_stand_in(name, trusted) for name in _globals_of(file)]
             file.seek(0)
-            with safe_globals(stand_ins):
+            with safe_globals(stand_ins), warnings.catch_warnings(action="ignore"):
                 checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:  # torch's text tells to read it without care
+        raise ConfigError(
+            f"{key}={path!r} cannot be read safely: it is no checkpoint, or it asks "
+            "for more than to be read as data"
+        ) from None
     except Exception as error:  # a broken file may raise anything
         reason = first_line(error)
         raise ConfigError(f"{key}={path!r} cannot be read safely: {reason}") from None

@@ -51,9 +51,9 @@ def find_checkpoint(config: DictConfig) -> Resumed | None:
     if not (checkpointing.resume_from_ckpt and wanted):
         if own_files:
             raise ConfigError(
-                f"checkpointing.resume_from_ckpt=False: {own_files[0]} is of an "
-                "earlier run and would be overwritten; give another "
-                "checkpointing.save_dir."
+                f"checkpointing.resume_from_ckpt={checkpointing.resume_from_ckpt}, "
+                f"{KEY}={wanted!r}: {own_files[0]} of an earlier run would be "
+                "overwritten; give another checkpointing.save_dir."
             )
         return None
     folder = posixpath.dirname(wanted)

@@ -193,7 +193,12 @@ class Steps:
     is_global_zero = True
     loggers = ()
     current_epoch = 0
-    strategy = SimpleNamespace(remove_checkpoint=CheckpointFiles().remove_checkpoint)
+    state = SimpleNamespace(fn="fit")
+    strategy = SimpleNamespace(  # of one process
+        remove_checkpoint=CheckpointFiles().remove_checkpoint,
+        barrier=lambda name: None,
+        broadcast=lambda value: value,
+    )
 
     def __init__(self, start: int = 0) -> None:
         self.global_step = start
