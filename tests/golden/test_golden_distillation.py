@@ -253,13 +253,13 @@ def test_teacher(case, kind):
         model.trainer.global_step = step
         limits = case.tolerance("teacher")
         close(student, students[step], f"{case}: {front} student", **limits)
-        model.on_train_batch_start()
+        model.on_train_batch_start(None, 0)
         (teacher,) = model._teacher
         ours = teacher.get_parameter(name)
         close(ours, teachers[step], f"{case}: {front} at {step}", **limits)
         with torch.no_grad():
             student += update
         model.ema.update(model.parameters())  # as optimizer_step does
-        model.on_train_batch_start()  # a further micro-batch changes nothing
+        model.on_train_batch_start(None, 0)  # a further micro-batch changes nothing
         close(ours, teachers[step], f"{case}: {front} after {step}", **limits)
     assert len(saved) == len({step // every for step in range(len(updates))})

@@ -1,26 +1,12 @@
-"""Runs that end where a test wants it, and a process that starts them quickly.
-
-As a module it has algorithms that send their own process a signal. As a program it is
-a nursery: it imports the framework once, and forks a real process for each command
-line that it reads from stdin, which spares every one of them seconds of imports.
-"""
+"""Algorithms that send their own process a signal where a test wants it to end."""
 
 import io
-import json
 import os
-import resource
-import runpy
-import signal
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT)]
+import torch
 
-import torch  # noqa: E402
-
-import algo  # noqa: E402
-import distillation  # noqa: E402
+import algo
+import distillation
 
 
 class Stops:
@@ -101,46 +87,3 @@ class MDLM(Stops, algo.MDLM):
 
 class Distilled(Stops, distillation.Distillation):
     pass
-
-
-# ---------------------------------------------------------------- the nursery
-
-
-def child(request):
-    """Becomes `python main.py` with the arguments of a request."""
-    os.setsid()
-    os.chdir(request["cwd"])
-    os.environ.update(request["env"])
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        os.dup2(os.open(request[name], flags), number)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    if limit := request["env"].get("FILE_SIZE_LIMIT"):  # Python ignores SIGXFSZ
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
-    sys.argv = [str(ROOT / "main.py"), *request["argv"]]
-    runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-def serve():
-    """Answers {argv, cwd, env, stdout, stderr} by a pid, {wait: pid} by its status."""
-    import main  # noqa: F401  for the children
-    import saving  # noqa: F401
-
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.modules["stopper"] = sys.modules["__main__"]
-    for line in iter(sys.stdin.readline, ""):
-        request = json.loads(line)
-        if "wait" in request:
-            _, status = os.waitpid(request["wait"], 0)
-            answer = os.waitstatus_to_exitcode(status)
-        else:
-            answer = os.fork()
-            if answer == 0:
-                return child(request)
-        sys.stdout.write(f"{answer}\n")
-        sys.stdout.flush()
-    return None
-
-
-if __name__ == "__main__":
-    serve()

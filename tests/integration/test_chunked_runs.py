@@ -28,7 +28,7 @@ def test_two_processes_train_the_same_weights(tmp_path, algorithm):
             "loader.batch_size=4",
             "trainer.devices=2",
             "trainer.max_steps=5",
-            "trainer.val_check_interval=10",  # micro-batches, of which there are 10
+            "trainer.val_check_interval=5",
             "eval.generate_samples=False",
             f"hydra.run.dir=run-{chunk}",
             cwd=tmp_path,

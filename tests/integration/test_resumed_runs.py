@@ -7,12 +7,9 @@ CSV logs together, and which rows it trained on at which step.
 
 import csv
 import itertools
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -21,6 +18,7 @@ import lightning
 import pytest
 import torch
 from cli import run
+from nursery import nursery
 from tiny import compose
 
 import main
@@ -62,20 +60,19 @@ class Life:
 
     numbers = itertools.count()  # of the files that hold what it says
 
-    def __init__(self, nursery, folder: Path, argv, env) -> None:
+    def __init__(self, folder: Path, argv: list[str], env: dict[str, str]) -> None:
         number = next(self.numbers)
-        self.nursery, self.folder = nursery, folder
+        self.folder = folder
         self.stderr_path = folder / f"{number}.err"
         self.log = folder / "log0"
         self._before = self.num_batches()
-        request = {
-            "argv": [*argv, f"hydra.run.dir={folder}"],
-            "cwd": str(folder),
-            "env": {"STOP_AT": "", "DATALOG": f"{folder}/log"} | env,
-            "stdout": f"{folder}/{number}.out",
-            "stderr": str(self.stderr_path),
-        }
-        self.pid = nursery(request)
+        self.pid = nursery().start(
+            [*argv, f"hydra.run.dir={folder}"],
+            folder,
+            folder / f"{number}.out",
+            self.stderr_path,
+            **{"STOP_AT": "", "DATALOG": f"{folder}/log"} | env,
+        )
 
     def num_batches(self) -> int:
         return self.log.read_text().count("\n") if self.log.exists() else 0
@@ -91,7 +88,7 @@ class Life:
         os.kill(self.pid, number)
 
     def wait(self) -> int:
-        return self.nursery({"wait": self.pid})
+        return nursery().wait(self.pid)
 
     @property
     def stderr(self) -> str:
@@ -99,35 +96,14 @@ class Life:
 
 
 @pytest.fixture(scope="module")
-def nursery():
-    env = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    server = subprocess.Popen(
-        [sys.executable, str(HERE / "stopper.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=env | {"PYTHONPATH": str(HERE)},
-    )
-
-    def ask(request: dict) -> int:
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        return int(server.stdout.readline())
-
-    yield ask
-    server.stdin.close()
-    server.wait()
-
-
-@pytest.fixture(scope="module")
-def live(nursery):
+def live():
     """Starts a process: live(folder, *overrides, NAME=value of the environment)."""
 
     def start(folder: Path, *overrides: str, **env: str) -> Life:
         folder.mkdir(exist_ok=True, parents=True)
         keys = {x.split("=")[0] for x in overrides}
         base = [x for x in (*BASE, *DUO_BASE) if x.split("=")[0] not in keys]
-        return Life(nursery, folder, [*base, *overrides], env)
+        return Life(folder, [*base, *overrides], env)
 
     return start
 

@@ -26,6 +26,7 @@ def test_demo_in_small(tmp_path):
         "trainer.accelerator=cpu",
         "hydra.run.dir=demo",
         cwd=tmp_path,
+        fresh=True,
     )
     for text in ("val/ppl of a unigram model", "sample 4", "files of this run"):
         assert text in done.stdout
