@@ -6,6 +6,7 @@ A mistake of the user's ends with one line and exit status 2, before any heavy w
 anything else that raises is a fault of the code and keeps its traceback.
 """
 
+import errno
 import logging
 import os
 import re
@@ -65,6 +66,8 @@ from utils import (
 
 log = logging.getLogger(__name__)
 console = Console()
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 # ---------------------------------------------------------------- modes
@@ -478,6 +481,10 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         if rank_zero_only.rank:  # one rank says it
             sys.exit(error.status)
         return fail(str(error), error.status)
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        return fail(f"{error}. Checkpoints that were written are as they were.", 1)
     except (ConfigError, OmegaConfBaseException) as error:
         if HydraConfig.initialized() and sweep.is_sweep(HydraConfig.get()):
             return {sweep.REFUSED: one_line(str(error))}  # the other jobs go on

@@ -1,5 +1,6 @@
 """The checks of the entry point; whole runs are in tests/integration."""
 
+import errno
 from functools import partial
 from types import SimpleNamespace
 
@@ -30,6 +31,24 @@ def test_defaults_pass_every_check(compose):
     check_numbers(config)
     check_devices(config)
     check_batches(config)
+
+
+@pytest.mark.parametrize("number", ["ENOSPC", "EDQUOT", "EFBIG", "EACCES"])
+def test_no_space_is_one_line(compose, monkeypatch, capsys, number):
+    """Also where it is a log that cannot be written; other faults keep their trace."""
+
+    def write(config):
+        raise OSError(getattr(errno, number), "cannot write", "metrics.csv")
+
+    monkeypatch.setitem(main.MODES, "inspect", write)
+    config = compose("mode=inspect")
+    with pytest.raises(PermissionError if number == "EACCES" else SystemExit) as error:
+        main.run.__wrapped__(config)
+    if number != "EACCES":
+        assert error.value.code == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ")
+        assert "'metrics.csv'" in line
 
 
 @pytest.mark.parametrize("key", sorted(NUMBERS))
