@@ -4,19 +4,11 @@ DDP reduces a gradient when autograd hands it over, in whichever way it was form
 
 import pytest
 import torch
-from cli import TINY, logged, run
+from cli import ALGORITHMS, TINY, logged, run
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    [
-        pytest.param("ar", marks=pytest.mark.slow),  # 20 seconds each
-        pytest.param("mdlm", marks=pytest.mark.slow),
-        pytest.param("sedd", marks=pytest.mark.slow),
-        pytest.param("d3pm", marks=pytest.mark.slow),
-        "duo_base",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_two_processes_train_the_same_weights(tmp_path, algorithm):
     """After 5 steps of 2 accumulated micro-batches each: weights, EMA and logged losses
     to 1e-5."""

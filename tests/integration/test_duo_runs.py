@@ -261,6 +261,7 @@ def test_logs_of_a_distillation(start, parent, tmp_path):
     assert gaps == pytest.approx([1 / 16] * 4 + [2 / 16] * 4 + [4 / 16] * 2)
 
 
+@pytest.mark.slow
 def test_two_processes_distil(tmp_path, parent):
     """DDP, through the real command line: both ranks have the same teacher."""
     overrides = merged(

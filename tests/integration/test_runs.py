@@ -166,10 +166,11 @@ def test_no_logger(tmp_path):
     assert not (tmp_path / "run/csv").exists()
 
 
-def test_accumulation_and_compile_and_multirun(tmp_path):
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_accumulation_and_compile_and_multirun(tmp_path, compile):
     """Two jobs of a sweep: gradients accumulated over 4 micro-batches, compiled
     where there is the C++ compiler that torch.compile needs on a CPU."""
-    compiler = any(shutil.which(name) for name in ("g++", "clang++"))
+    compiler = compile and any(shutil.which(name) for name in ("g++", "clang++"))
     run(
         "-m",
         *TINY,
