@@ -157,7 +157,8 @@ def live(end):
     config = compose("data.num_train=4000", "loader.num_workers=2")
     data = DataModule(config, get_tokenizer(config), None)
     batches, valid = iter(data.train_dataloader()), iter(data.val_dataloader())
-    next(batches), next(valid)
+    for source in (batches, valid):  # one of each worker: all of them have begun
+        next(source), next(source)
     print(*(x.pid for x in multiprocessing.active_children()), flush=True)
     sys.stdin.readline()
     for _ in range(50):
