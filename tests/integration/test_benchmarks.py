@@ -48,21 +48,20 @@ def run_sections(tmp_path, *sections: str, algorithms=("ar", "d3pm")) -> dict:
 
 
 def test_a_section_measures_and_reports(tmp_path):
-    results = run_sections(tmp_path, "train", "loading")
-    assert [row["algorithm"] for row in results["train"]] == ["ar", "d3pm"]
-    assert all(row["speed"] > 0 for row in results["train"])
-    assert all(row["plain_peak_mb"] > 50 for row in results["train"])
+    results = run_sections(tmp_path, "loading")
     assert results["loading"][0]["tokens_per_s"] > 0
 
 
 @pytest.mark.slow
 def test_the_other_sections_measure_and_report(tmp_path):
-    results = run_sections(tmp_path, "evaluation", "sampling", "scaling")
+    results = run_sections(tmp_path, "train", "evaluation", "sampling", "scaling")
     assert [row["algorithm"] for row in results["sampling"]] == ["ar"]
     assert all(row["speed"] > 0 for row in results["sampling"])
     assert all(row["ours_step_mb"] > 0 for row in results["sampling"])
-    assert [row["algorithm"] for row in results["evaluation"]] == ["ar", "d3pm"]
-    assert all(row["speed"] > 0 for row in results["evaluation"])
+    for section in ("train", "evaluation"):
+        assert [r["algorithm"] for r in results[section]] == ["ar", "d3pm"]
+        assert all(row["speed"] > 0 for row in results[section])
+    assert all(row["plain_peak_mb"] > 50 for row in results["train"])
     axes = {row["axis"] for row in results["scaling"]}
     assert axes == {"batch_size", "length", "vocab_size", "loss_tokens"}
     assert (tmp_path / "cpu.png").stat().st_size > 10_000
