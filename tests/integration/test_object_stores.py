@@ -5,14 +5,12 @@ import uuid
 from pathlib import Path
 
 import fsspec
-import lightning
 import pytest
 import torch
-from test_resumed_runs import BASE, DUO_BASE, differences
-from tiny import compose
+from test_resumed_runs import differences, train_here
 
 import main
-from utils import RunStopped, path_exists
+from utils import path_exists
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SHORT = (
@@ -58,16 +56,7 @@ def train(monkeypatch, tmp_path):
     def go(save_dir: str, *overrides: str, stop: str = "") -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("STOP_AT", stop)
-        every = {x.split("=")[0]: x for x in (*BASE, *DUO_BASE, *SHORT, *overrides)}
-        config = compose(
-            *every.values(), f"checkpointing.save_dir={save_dir}", tiny=False
-        )
-        lightning.seed_everything(config.seed, verbose=False)
-        if stop:
-            with pytest.raises(RunStopped):
-                main.train(config)
-        else:
-            main.train(config)
+        train_here(save_dir, *SHORT, *overrides, is_stopped=bool(stop))
 
     return go
 
@@ -78,11 +67,7 @@ def whole(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        every = {x.split("=")[0]: x for x in (*BASE, *DUO_BASE, *SHORT)}
-        save = f"checkpointing.save_dir={folder}"
-        config = compose(*every.values(), save, tiny=False)
-        lightning.seed_everything(config.seed, verbose=False)
-        main.train(config)
+        train_here(folder, *SHORT)
     return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
 
 

@@ -12,6 +12,7 @@ import random
 import signal
 import time
 from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 
 import lightning
@@ -409,6 +410,16 @@ def test_the_real_command_of_two_processes(tmp_path):
 # ---------------------------------------------------------------- in this process
 
 
+def train_here(save_dir: str | Path, *overrides: str, is_stopped: bool = False) -> None:
+    """Trains in this process, as main.run does."""
+    every = {x.split("=")[0]: x for x in (*BASE, *DUO_BASE, *overrides)}
+    save = f"checkpointing.save_dir={save_dir}"
+    config = compose(*every.values(), save, tiny=False)
+    lightning.seed_everything(config.seed, verbose=False)
+    with pytest.raises(RunStopped) if is_stopped else nullcontext():
+        main.train(config)
+
+
 @pytest.fixture
 def train(monkeypatch, tmp_path):
     """Trains in this process: train(name of a folder, *overrides, stop=place)."""
@@ -419,15 +430,7 @@ def train(monkeypatch, tmp_path):
         monkeypatch.chdir(place)
         monkeypatch.setenv("STOP_AT", stop)
         monkeypatch.setenv("DATALOG", f"{place}/log")
-        every = {x.split("=")[0]: x for x in (*BASE, *DUO_BASE, *overrides)}
-        save = f"checkpointing.save_dir={place}"
-        config = compose(*every.values(), save, tiny=False)
-        lightning.seed_everything(config.seed, verbose=False)  # as main.run does
-        if stop:
-            with pytest.raises(RunStopped):
-                main.train(config)
-        else:
-            main.train(config)
+        train_here(place, *overrides, is_stopped=bool(stop))
         return place
 
     return go

@@ -9,9 +9,10 @@ import torch
 from cli import TINY, command, run
 from slurm import reason_to_skip, running
 
+REASON = reason_to_skip()
 pytestmark = [
     pytest.mark.slurm,
-    pytest.mark.skipif(reason_to_skip() is not None, reason=str(reason_to_skip())),
+    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
 ]
 
 OVERRIDES = (
