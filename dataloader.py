@@ -154,6 +154,14 @@ TOKENIZERS: dict[str, Callable[[DictConfig], Any]] = {
 # ---------------------------------------------------------------- rows
 
 
+class Fingerprint(NamedTuple):
+    """Of a split's rows; equal for equal rows, however they were made."""
+
+    rows: int
+    tokens: int  # bos and eos included, padding not
+    sha256: str  # of each row's number of tokens, and of the tokens
+
+
 class TokenRows(Dataset):
     """Rows of token ids, handed out a batch at a time.
 
@@ -186,6 +194,25 @@ class TokenRows(Dataset):
         if self.num_valid is None:
             return self.ids.ravel()
         return self.ids[np.arange(self.ids.shape[1]) < self.num_valid[:, None]]
+
+    def fingerprint(self, chunk: int = 4096) -> Fingerprint:
+        """What two people compare to see whether they measured on the same rows."""
+        digest, tokens = hashlib.sha256(), 0
+        for start in range(0, len(self), chunk):
+            part = TokenRows(
+                np.asarray(self.ids[start : start + chunk]),
+                None
+                if self.num_valid is None
+                else self.num_valid[start : start + chunk],
+            )
+            widths = part.num_valid
+            if widths is None:
+                widths = np.full(len(part), part.ids.shape[1])
+            ids = part.valid_ids()
+            digest.update(widths.astype("<i4").tobytes())
+            digest.update(ids.astype("<i4").tobytes())
+            tokens += ids.size
+        return Fingerprint(len(self), tokens, digest.hexdigest())
 
     def split_tail(self, fraction: float) -> tuple["TokenRows", "TokenRows"]:
         """The first rows, and the last `fraction` of them (at least one)."""
