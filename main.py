@@ -38,7 +38,7 @@ from algo import algorithm_class
 from checkpoints import adopt_network, describe, read_checkpoint
 from checks import check_batches, check_devices, check_values
 from corpora import find_files, read_texts
-from dataloader import DataModule, get_tokenizer
+from dataloader import DataModule
 from generation import Drawing, SampleFile, settings_of, summarise, without_marks
 from metrics import GenerativePerplexity, mauve_score, require_mauve, unigram_nll
 from models import validate_backbone
@@ -46,6 +46,7 @@ from ngrams import NGramModel
 from prompts import check_prompts, read_prompts
 from samplers import build_sampler
 from saving import CheckpointFiles, RunEnd
+from tokenization import get_tokenizer
 from trainer_base import TrainerBase
 from utils import (
     ConfigError,
@@ -93,7 +94,7 @@ def train(config: DictConfig) -> dict[str, float]:
     if resumed:
         model.check_weights(resumed.checkpoint, resume.KEY)
     data = DataModule(config, tokenizer, model.mask_index)
-    data.load("train")
+    data.load_training()
     data.load("valid")
     if config.eval.compute_generative_perplexity:
         model.judge = load_judge(config, algorithm)
