@@ -27,6 +27,8 @@ from sources import check_apart
 from streaming import Stream, StreamLoader
 from utils import STOP_SIGNALS, ConfigError, choose, require
 
+SPLITS = ("train", "valid")
+
 # ---------------------------------------------------------------- order
 
 
@@ -194,6 +196,14 @@ class DataModule(lightning.LightningDataModule):
                 "token, and eos; give 3 or more."
             )
 
+    @staticmethod
+    def packed_splits(config: DictConfig) -> tuple[str, ...]:
+        """The splits that there are, and that are not streamed."""
+        corpora = {split: CORPORA.get(config.data[split]) for split in SPLITS}
+        there = [s for s, c in corpora.items() if c is None or getattr(c, s)]
+        is_stream = config.data.streaming and corpora["train"] is not None
+        return tuple(split for split in there if split == "valid" or not is_stream)
+
     def load(self, split: str) -> TokenRows:
         """Rows of `split`, 'train' or 'valid', read once."""
         if split not in self._rows:
@@ -207,7 +217,14 @@ class DataModule(lightning.LightningDataModule):
         """What is trained on: rows, or a stream of them (`data.streaming`)."""
         spec = DATASETS[self.config.data.train]
         if not self.config.data.streaming or spec.stream is None:
-            return self.load("train")
+            rows, needed = self.load("train"), self.config.loader.global_batch_size
+            if len(rows) < needed:
+                raise ConfigError(
+                    f"data.train={self.config.data.train!r} has {len(rows)} rows, "
+                    f"fewer than one batch of {needed}; lower "
+                    "loader.global_batch_size or model.length."
+                )
+            return rows
         if self._stream is None:
             self._stream = spec.stream(self.config, self.tokenizer)
             self._check_ids(self._stream.first_row().ids)  # also that it can be read
@@ -222,12 +239,6 @@ class DataModule(lightning.LightningDataModule):
             )
         if self.mask_index is not None and rows.counts()[self.mask_index :][:1].any():
             raise self._holds_mask(split)
-        needed = self.config.loader.global_batch_size
-        if split == "train" and len(rows) < needed:
-            raise ConfigError(
-                f"{where} has {len(rows)} rows, fewer than one batch of {needed}; "
-                "lower loader.global_batch_size or model.length."
-            )
 
     def _check_ids(self, ids: Any) -> None:
         """Refuses a mask in training data."""

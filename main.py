@@ -1,6 +1,6 @@
 """Entry point: compose the config, check it, do what `mode` says.
 
-    python main.py mode=train|ppl_eval|sample_eval|inspect|export key=value ...
+    python main.py mode=train|ppl_eval|sample_eval|prepare_data|inspect|export ...
 
 A mistake of the user's ends with one line and exit status 2, before any heavy work;
 anything else that raises is a fault of the code and keeps its traceback.
@@ -186,6 +186,19 @@ def finish_samples(drawing: Drawing, references: list[str]) -> dict[str, Any]:
     return results
 
 
+def prepare_data(config: DictConfig) -> dict[str, Any]:
+    """Packs the data set's splits into the cache and prints their fingerprints."""
+    splits = DataModule.packed_splits(config)
+    prepare(config, splits)
+    data = DataModule(config, get_tokenizer(config), mask_index=None)
+    lines = {
+        split: f"{config.data[split]}: {data.load(split).fingerprint().line()}"
+        for split in splits
+    }
+    report_lines(lines)
+    return lines
+
+
 def inspect(config: DictConfig) -> dict[str, str]:
     """Prints what a checkpoint is; builds nothing."""
     path = config.eval.checkpoint_path
@@ -205,6 +218,7 @@ MODES = {
     "train": train,
     "ppl_eval": ppl_eval,
     "sample_eval": sample_eval,
+    "prepare_data": prepare_data,
     "inspect": inspect,
     "export": export_folder,
 }

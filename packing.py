@@ -39,6 +39,9 @@ class Fingerprint(NamedTuple):
     tokens: int  # bos and eos included, padding not
     sha256: str  # of the rows' numbers of tokens and of the tokens, int32 each
 
+    def line(self) -> str:
+        return f"{self.rows} rows, {self.tokens} tokens, sha256 {self.sha256[:16]}"
+
 
 class TokenRows(Dataset):
     """Rows of token ids, handed out a batch at a time.

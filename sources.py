@@ -71,14 +71,14 @@ def local_files(data: DictConfig, split: str) -> Local | None:
         return Local(find_files(path, key), is_whole=True)
     corpus = CORPORA[data[split]]
     root = _config_folder(Path(path), corpus)
-    below = sorted(str(file) for file in root.rglob("*") if file.is_file())
-    files = [file for file in below if suffix_of(file) in TEXT_FORMATS]
+    below = sorted(file for file in root.rglob("*") if file.is_file())
+    files = [file for file in below if suffix_of(str(file)) in TEXT_FORMATS]
     by_split = {
-        name: [file for file in files if _is_of(Path(file).relative_to(root), name)]
+        name: [file for file in files if _is_of(file.relative_to(root), name)]
         for name in SPLIT_NAMES
     }
     if files and not any(by_split.values()):
-        return Local(files, is_whole=True)
+        return Local(_topmost(files), is_whole=True)
     wanted = split_of(corpus, split, data)
     if not by_split[wanted]:
         names = ", ".join(f"{name}*" for name in SPLIT_NAMES[wanted])
@@ -86,7 +86,13 @@ def local_files(data: DictConfig, split: str) -> Local | None:
             f"{key}={path!r} has no file of the {wanted} split: none is called {names} "
             f"and ends in {', '.join(TEXT_FORMATS)}."
         )
-    return Local(by_split[wanted], is_whole=False)
+    return Local(_topmost(by_split[wanted]), is_whole=False)
+
+
+def _topmost(files: list[Path]) -> list[str]:
+    """Those nearest to the root; what lies deeper may be a copy of them."""
+    depth = min(len(file.parts) for file in files)
+    return [str(file) for file in files if len(file.parts) == depth]
 
 
 def _config_folder(root: Path, corpus: Corpus) -> Path:

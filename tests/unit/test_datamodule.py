@@ -191,14 +191,14 @@ def test_empty_data_is_refused(text_module, text):
 
 def test_too_few_rows_for_a_batch_are_refused(module):
     data = module("data.num_train=3")
-    refused(lambda: data.load("train"), "has 3 rows", "one batch of 4")
+    refused(data.load_training, "has 3 rows", "one batch of 4")
     assert len(module("data.num_valid=3").load("valid")) == 3
 
 
 def test_all_ranks_need_rows(module):
     devices = ("trainer.devices=2", "loader.global_batch_size=8")
     data = module("data.num_train=7", *devices)
-    refused(lambda: data.load("train"), "one batch of 8")
+    refused(data.load_training, "one batch of 8")
 
 
 def test_data_that_hold_the_mask_are_refused(module):
