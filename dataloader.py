@@ -259,12 +259,11 @@ class DataModule(lightning.LightningDataModule):
         if isinstance(source, Stream):
             source.rank, source.world_size = rank, world_size
             source.batch_size = config.loader.batch_size
-            num_batches = max(config.trainer.max_steps, 1) * accumulate
             gather = functools.partial(_of_ranks, world_size)
             options = self._options() | {"persistent_workers": False}
             if not config.loader.num_workers:
                 del options["persistent_workers"]
-            return StreamLoader(source, num_batches, gather, self._check_ids, **options)
+            return StreamLoader(source, gather, self._check_ids, **options)
         is_reference = config.algo.compat == "reference"
         order = (ReferenceOrder if is_reference else EpochOrder)(
             len(source),

@@ -269,7 +269,7 @@ def build_trainer(
         strategy = hydra.utils.instantiate(config.strategy)
     precision = str(config.trainer.precision)
     if config.trainer.get("enable_progress_bar", True):
-        callbacks = [*callbacks, TQDMProgressBar(refresh_rate=10)]
+        callbacks = [*callbacks, ProgressBar(refresh_rate=10)]
     if SLURMEnvironment.detect():  # RunEnd does what its own handlers would
         plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
     every = config.trainer.val_check_interval
@@ -287,6 +287,18 @@ def build_trainer(
         use_distributed_sampler=False,
         _convert_="all",
     )
+
+
+class ProgressBar(TQDMProgressBar):
+    """Ends where the run does, also where its epoch has no end."""
+
+    @property
+    def total_train_batches(self) -> int | float:
+        trainer = self.trainer
+        if trainer.max_steps < 0:
+            return super().total_train_batches
+        of_run = trainer.max_steps * trainer.accumulate_grad_batches
+        return min(super().total_train_batches, of_run)
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:

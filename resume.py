@@ -239,7 +239,14 @@ def _adapt_position(checkpoint: dict[str, Any], config: DictConfig) -> None:
         else:
             rows = progress["current"]["ready"] * ours
     epoch = epochs["current"]["processed"]
-    loop["state_dict"]["combined_loader"] = [{"epoch": epoch, "rows": rows}]
+    position = {"epoch": epoch, "rows": rows}
+    loop["state_dict"]["combined_loader"] = [_stream(loop) | position]
+
+
+def _stream(loop: Mapping[str, Any]) -> dict[str, Any]:
+    """The position in data that are streamed, which no number of rows tells."""
+    (saved, *_) = loop["state_dict"].get("combined_loader") or [{}]
+    return {name: saved[name] for name in ("stream", "next") if name in saved}
 
 
 def _begin_epoch(loop: dict[str, Any], step: int, config: DictConfig) -> None:

@@ -24,6 +24,7 @@ from utils import ConfigError, require
 log = logging.getLogger(__name__)
 
 DOCUMENTS_AT_A_TIME = 64
+NO_END = 10**12  # batches
 
 
 class Files(NamedTuple):
@@ -313,7 +314,6 @@ class StreamLoader(DataLoader):
 
     Args:
         stream: The data.
-        num_batches: Of the whole run; a stream has no end of its own.
         gather: Makes a list of what every rank gives.
         check: Called with every batch.
         options: Of torch's `DataLoader`.
@@ -322,20 +322,18 @@ class StreamLoader(DataLoader):
     def __init__(
         self,
         stream: Stream,
-        num_batches: int,
         gather: Callable[[Any], list[Any]],
         check: Callable[[torch.Tensor], None],
         **options: Any,
     ) -> None:
         super().__init__(stream, batch_size=None, **options)
-        self._num_batches = num_batches
         self._gather = gather
         self._check = check
         self._num_readers = max(self.num_workers, 1)
         self._states = [State().numbers()] * self._num_readers
 
     def __len__(self) -> int:
-        return self._num_batches
+        return NO_END  # with a length, Lightning fetches no batch before its turn
 
     def __iter__(self) -> Iterator[Any]:
         stream = self.dataset
