@@ -9,6 +9,8 @@ from omegaconf import OmegaConf
 
 from corpora import synthetic_rows
 from data_sets import load_synthetic
+from dataloader import ReferenceOrder
+from detokenizers import DETOKENIZERS, detokenize
 from packing import Chunk, Layout, TokenRows, lay_out, rows_of
 from tokenization import get_tokenizer, synthetic_tokenizer, text8_tokenizer
 
@@ -86,6 +88,66 @@ def test_packing(case):
             bare = [document[:-1] for document in documents]
             again = packed(bare, given, insert_eos=True)
             assert again.ids.tolist() == given["output_input_ids"]
+
+
+@for_cases("data_detokenizers", holding="cases")
+def test_detokenizers(case):
+    """Every clean-up of every sentence, to the letter."""
+    for given in case.values["cases"]:
+        names = given.keys() - {"input"}
+        assert names
+        for name in names:
+            assert detokenize(given["input"], DETOKENIZERS[name]) == given[name], name
+
+
+# ---------------------------------------------------------------- order
+
+
+def order_of(n: int, rank: int, world_size: int, seed: int) -> ReferenceOrder:
+    return ReferenceOrder(n, 1, rank, world_size, seed)
+
+
+@for_cases("data_samplers", holding="samplers")
+def test_reference_order_of_one_device(case):
+    """Epoch after epoch, and from the middle of one."""
+    golden = case.values["samplers"]["random"]
+    order = order_of(golden["n"], 0, 1, golden["generator_seed"])
+    assert list(order) == golden["epoch0"]
+    order.start = golden["counter_after_7"]
+    rest = golden["resumed_with_generator_state_from_epoch_start"]
+    assert golden["first7"] + rest == golden["epoch0"]
+    assert list(order) == rest
+    order.start = 0
+    order.set_epoch(1)
+    assert list(order) == golden["epoch1"] == golden["then_next_epoch"]
+
+
+@for_cases("data_samplers", holding="samplers")
+def test_reference_order_of_many_devices(case):
+    """The rows of full batches; the reference fills the last one with rows again.
+
+    Its order without shuffling is that of places, rank, rank + W, ...; no run of ours
+    leaves rows unshuffled.
+    """
+    (n,) = {case.values["samplers"]["random"]["n"]}
+    for golden in case.values["samplers"]["distributed"]:
+        world_size, rank = golden["num_replicas"], golden["rank"]
+        if not golden["shuffle"]:
+            assert golden["epoch0"][:3] == [rank + world_size * i for i in range(3)]
+            continue
+        order = order_of(n, rank, world_size, golden["seed"])
+        for epoch in (0, 1):
+            if world_size == 1 and epoch:
+                continue  # ours goes on with the generator, as on one device
+            order.set_epoch(epoch)
+            full = golden[f"epoch{epoch}"][: n // world_size]
+            assert list(order) == full
+            if golden["drop_last"]:
+                assert full == golden[f"epoch{epoch}"]
+        if world_size > 1:
+            order.start = 3
+            rest = golden["resumed_epoch1_counter3"]
+            assert list(order) == rest[: n // world_size - 3]
 
 
 # ---------------------------------------------------------------- tokenizers

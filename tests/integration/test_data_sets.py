@@ -70,7 +70,13 @@ STREAMED = [
 ]
 
 
-@pytest.mark.parametrize("config", STREAMED)
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(name, marks=() if "lm1b" in name else pytest.mark.slow)
+        for name in STREAMED
+    ],
+)
 def test_a_stream_trains_and_goes_on_where_it_stopped(tmp_path, config):
     """The weights after a stop and a restart are those of a run without."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
