@@ -32,7 +32,7 @@ from sources import (
     stream_files,
 )
 from streaming import Stream
-from utils import ConfigError, choose
+from utils import ConfigError
 
 # ---------------------------------------------------------------- layout
 
@@ -113,7 +113,10 @@ def load_text_files(config: DictConfig, tokenizer: Any, split: str) -> TokenRows
     )
     rules = TEXT8 if data.tokenizer_name_or_path == "text8" else ()
     where = [state_of(files), data.text_column]
-    rows = packed(config, tokenizer, split, documents, where, rules, drop_empty=True)
+    name = "text_files"  # of both splits: rows of the same files are made once
+    rows = packed(
+        config, tokenizer, split, documents, where, rules, name=name, drop_empty=True
+    )
     if data.valid_path or not len(rows):
         return rows
     head, tail = rows.split_tail(data.valid_fraction)
@@ -166,7 +169,7 @@ def stream_published(config: DictConfig, tokenizer: Any) -> Stream:
 def rules_of(config: DictConfig, split: str) -> Rules:
     """The detokenizer of a split: `data.detokenizer`, or the data set's own."""
     name = config.data.detokenizer or CORPORA[config.data[split]].detokenizer
-    return choose(DETOKENIZERS, name, "data.detokenizer")
+    return DETOKENIZERS[name]
 
 
 def packed(
@@ -176,6 +179,8 @@ def packed(
     documents: Callable[[], Any],
     where: Any,
     rules: Rules,
+    *,
+    name: str | None = None,
     drop_empty: bool = False,
 ) -> TokenRows:
     """Rows of documents, from the cache of `data.cache_dir` or into it.
@@ -187,6 +192,7 @@ def packed(
         documents: Gives them if they have to be tokenised.
         where: What tells these documents from others, JSON.
         rules: Run on every text first.
+        name: Of the folder in the cache; by default data set and split.
         drop_empty: Whether documents without text are left out.
     """
     data, layout = config.data, layout_of(config, tokenizer, split)
@@ -208,7 +214,8 @@ def packed(
         )
         return lay_out(chunks, layout)
 
-    return stored_rows(data.cache_dir, f"{data[split]}-{split}", key, layout, build)
+    name = name or f"{data[split]}-{split}"
+    return stored_rows(data.cache_dir, name, key, layout, build)
 
 
 class CroppedRows(TokenRows):

@@ -35,6 +35,7 @@ class NGramModel:
                 f"{vocab_size} tokens (0: no such judge)."
             )
         self.order, self.vocab_size = order, vocab_size
+        rows = np.asarray(rows)
         self._levels = [self._count(rows, n) for n in range(1, order + 1)]
 
     def nll(self, rows: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, ListConfig
 
 from corpora import TEXT_FORMATS, Texts, find_files, load_files, state_of, suffix_of
+from detokenizers import DETOKENIZERS
 from packing import Documents
 from published import CORPORA, Corpus, Source, held_out_end
 from streaming import FORMATS, Files, format_of
@@ -130,6 +131,8 @@ def check_published(config: DictConfig, split: str) -> None:
     data, corpus = config.data, CORPORA[config.data[split]]
     split_of(corpus, split, data)
     local_files(data, split)
+    if data.detokenizer is not None:
+        require(data.detokenizer, DETOKENIZERS, "data.detokenizer")
     if split == "train" and data.streaming and not corpus.can_stream:
         raise ConfigError(
             f"data.streaming=True: data.train={data.train!r} cannot be streamed; "

@@ -164,7 +164,78 @@ def test_docstrings_split_by_module(compose, monkeypatch):
     assert loaded(fewer) == [train - set("afk"), valid - set("afk")]
 
 
+# ---------------------------------------------------------------- crops
+
+
+@pytest.fixture
+def cropped(compose, tmp_path):
+    """text8-crop over 400 characters, a row of which is 12 of them."""
+
+    def build(seed=1):
+        (tmp_path / "train.txt").write_text("abcdefghijklmnopqrst" * 20)
+        (tmp_path / "test.txt").write_text("uvwxyz" * 10)
+        config = compose(
+            "data=text8-crop",
+            f"data.source={tmp_path}",
+            f"data.cache_dir={tmp_path}/cache",
+            f"seed={seed}",
+        )
+        DataModule.validate_config(config, ("train", "valid"))
+        return DataModule(config, get_tokenizer(config), None)
+
+    return build
+
+
+def test_training_takes_a_random_part_of_each_row(cropped):
+    """bos, L - 2 neighbouring characters, eos; every row, from every start."""
+    data = cropped()
+    whole = "abcdefghijklmnopqrst" * 20
+    loader = data.train_dataloader()
+    starts = set()
+    for epoch in range(20):
+        loader.order.set_epoch(epoch)
+        for batch in loader:
+            assert batch["input_ids"].shape == (4, 8)
+            for text in data.tokenizer.batch_decode(batch["input_ids"]):
+                assert text.startswith("[BOS]")
+                assert text.endswith("[EOS]")
+                content = text[5:-5]
+                assert len(content) == 6
+                assert content in whole
+                starts.add(content)
+    assert len(starts) == 20  # all characters begin one
+    assert data.load("valid").ids.shape[1] == 8
+
+
+def test_crops_are_a_function_of_seed_and_epoch(cropped):
+    def epoch(data, number):
+        loader = data.train_dataloader()
+        loader.order.set_epoch(number)
+        return [batch["input_ids"].tolist() for batch in loader]
+
+    first = epoch(cropped(), 3)
+    assert epoch(cropped(), 3) == first
+    assert epoch(cropped(), 4) != first
+    assert epoch(cropped(seed=2), 3) != first
+    loader = cropped().train_dataloader()
+    loader.load_state_dict({"epoch": 3, "rows": 8})
+    assert [batch["input_ids"].tolist() for batch in loader] == first[2:]
+
+
+def test_files_are_tokenized_once_for_both_splits(text_module, tmp_path, monkeypatch):
+    data = text_module("the quick brown fox jumps over a lazy dog " * 20)
+    data.load("train")
+    monkeypatch.setattr(data_sets, "tokenize", lambda *a, **k: pytest.fail("again"))
+    assert len(data.load("valid")) > 1
+
+
 # ---------------------------------------------------------------- refusals
+
+
+def test_an_unknown_detokenizer_is_refused_early(compose):
+    config = compose("data=ptb", "data.detokenizer=bpt")
+    call = lambda: DataModule.validate_config(config, ("valid",))  # noqa: E731
+    refused(call, "data.detokenizer='bpt'", "Did you mean 'ptb'?", "wikitext")
 
 
 def test_an_unknown_data_set_is_refused(module):
