@@ -34,6 +34,7 @@ from utils import (
     fail,
     first_line,
     keep_freed_memory,
+    one_line,
     register_resolvers,
     require,
 )
@@ -106,8 +107,15 @@ class Arguments:
         return result
 
     def all_overrides(self) -> list[str]:
-        """Overrides of the config, those of other arguments included."""
-        overrides = shlex.split(self.overrides.replace(";", " "))
+        """Overrides of the config, those of other arguments included.
+
+        Raises:
+            ConfigError: If a quotation mark has no partner.
+        """
+        try:
+            overrides = shlex.split(self.overrides.replace(";", " "))
+        except ValueError as error:
+            raise ConfigError(f"overrides={self.overrides!r}: {error}.") from None
         if self.tokenizer is not None:
             overrides.append(f"data.tokenizer_name_or_path='{self.tokenizer}'")
         if self.seed is not None:
@@ -174,7 +182,9 @@ def compose(overrides: list[str]) -> DictConfig:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
             return hydra.compose("config", ["mode=ppl_eval", *overrides])
     except HydraException as error:
-        raise ConfigError(f"overrides: {explain(error)}") from None
+        given = " ".join(overrides)
+        reason = one_line(explain(error))
+        raise ConfigError(f"overrides={given!r}: {reason}") from None
 
 
 def complete(overrides: list[str], checkpoint: Mapping[str, Any]) -> DictConfig:

@@ -7,6 +7,7 @@ import torch
 from refusals import refused
 
 from dataloader import bytes_tokenizer, text8_tokenizer
+from prompts import Prompt, given_tokens
 from scoring import Request, Row, Scorer, cut
 
 L = 12
@@ -228,6 +229,17 @@ def test_long_prompts_share_the_length_with_what_is_written(
     )
     assert (len(ids), got) == (kept, size)
     assert bool(caplog.records) == (kept < prompt or size < wanted)
+
+
+def test_without_a_tail_an_exact_model_writes_greedily(make_model):
+    """sampling.p_nucleus=0, as docs/harness.md says."""
+    model = make_model("algo=ar", "sampling.p_nucleus=0", tokenizer=text8_tokenizer())
+    scorer = Scorer(model)
+    prompt = (model.tokenizer.bos_token_id, *scorer.encode("ab"))
+    given = given_tokens([Prompt("ab", list(prompt[1:]))], prompt[0], model.num_tokens)
+    x = model.generate_samples(1, given=given).tokens
+    row = Row(tuple(x[0].tolist()), len(prompt))
+    assert scorer.greedy([row]) == {row: True}
 
 
 def test_cut():
