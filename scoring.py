@@ -9,7 +9,7 @@ Shapes: B batch, L length.
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import groupby, islice
 from typing import NamedTuple
@@ -252,7 +252,13 @@ class Scorer:
         return {row: regret == 0 for row, regret in sums.items()}
 
     @torch.no_grad()
-    def _sums(self, rows, purpose, function, count: int) -> dict[Row, float]:
+    def _sums(
+        self,
+        rows: Iterable[Row],
+        purpose: str,
+        function: Callable[[Tensor, Tensor, Sequence[Stratum]], Tensor],
+        count: int,
+    ) -> dict[Row, float]:
         """Sums over tokens, means over draws, of a function of the model.
 
         Args:
