@@ -48,7 +48,7 @@ class Request(NamedTuple):
 
 
 class Scorer:
-    """Scores and continues texts, the same whatever the batch size.
+    """Scores texts, whatever the batch size the same, and continues them.
 
     Of a model with a bound, a text's is the mean over n = `num_draws` draws of times
     and noise, t_j from part j of n equal parts of (0, 1), as in a validation:
