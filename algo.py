@@ -10,6 +10,7 @@ Shapes: B batch, L length, K vocabulary.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import hydra
@@ -24,13 +25,14 @@ from diffusion import (
     AbsorbingState,
     Latent,
     UniformState,
+    flat_positions,
     is_first,
     without_mask,
 )
-from losses import TokenNLL
+from losses import TokenLoss, TokenNLL
 from models.attention import KVCache
 from prompts import Given
-from trainer_base import TrainerBase, vocabulary_with_mask
+from trainer_base import Stratum, TrainerBase, regret, vocabulary_with_mask
 from utils import ConfigError, widened
 
 
@@ -76,6 +78,25 @@ class AR(TrainerBase):
     def token_nll(self, logits: Tensor, *, x0: Tensor) -> Tensor:
         """Cross entropy of raw logits with clean tokens, (..., K) -> (...)."""
         return -pick(self.process_logits(logits), x0)
+
+    def nll_given(self, x0: Tensor, known: Tensor, strata: Sequence[Stratum]) -> Tensor:
+        """-log p(x_i | x_<i), exact; what is right of a token does not change it."""
+        return self._given(self.token_nll, x0, known)
+
+    def regret_given(
+        self, x0: Tensor, known: Tensor, strata: Sequence[Stratum]
+    ) -> Tensor:
+        return self._given(self._token_regret, x0, known)
+
+    def _given(self, token_loss: TokenLoss, x0: Tensor, known: Tensor) -> Tensor:
+        """A loss of the unknown tokens behind the first, 0 elsewhere, (B, L)."""
+        hidden = self.backbone.trunk(x0[:, :-1])
+        scored = flat_positions(~known[:, 1:], x0.device)
+        loss = self.head_loss(hidden, token_loss, None, scored=scored, x0=x0[:, 1:])
+        return F.pad(loss.nll, (1, 0))
+
+    def _token_regret(self, logits: Tensor, *, x0: Tensor) -> Tensor:
+        return regret(self.process_logits(logits), x0)
 
     def valid_tokens(self, attention_mask: Tensor) -> Tensor:
         return attention_mask[:, 1:]
@@ -252,10 +273,10 @@ class D3PMAbsorb(AbsorbingState):
         loss = self.T * (term1 + torch.where(s > 0, term2, 0.0))
         return torch.where(xt == self.mask_index, loss, 0.0)
 
-    def nll(
-        self, x0: Tensor, weights: Tensor | None = None, batch_idx: int = 0
+    def latent_nll(
+        self, x0: Tensor, z: Latent, weights: Tensor | None = None
     ) -> TokenNLL:
-        diffusion = super().nll(x0, weights, batch_idx)
+        diffusion = super().latent_nll(x0, z, weights)
         reconstruction = self.reconstruction_nll(x0, weights)
         return TokenNLL(*map(torch.add, diffusion, reconstruction))
 
@@ -365,10 +386,12 @@ class DUO(DUO_BASE):
         super().validate_config(config)
         Curriculum.validate_config(config)
 
-    def corrupt(self, x0: Tensor, t: Tensor, batch_idx: int = 0) -> Latent:
+    def corrupt(
+        self, x0: Tensor, t: Tensor, batch_idx: int = 0, **given: Any
+    ) -> Latent:
         step = self.global_step
         if not self.training or self.curriculum.is_over(step):
-            return super().corrupt(x0, t, batch_idx)
+            return super().corrupt(x0, t, batch_idx, **given)
         is_clean = is_first(x0) if self.ignore_bos else None
         generator = self._batch_generator("latent", batch_idx)
         soft = self.curriculum.draw(x0, t, step, generator, is_clean)

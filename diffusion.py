@@ -6,7 +6,7 @@ Shapes: B batch, L length, K vocabulary, D hidden size, N tokens of a batch. `al
 works token by token is written for any leading shape `...`: (B, L) or (n,).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from latents import SoftTokens
 from losses import TokenNLL
 from models.noise import SCHEDULES
 from prompts import Given
-from trainer_base import TrainerBase, vocabulary_with_mask
+from trainer_base import Stratum, TrainerBase, regret, vocabulary_with_mask
 from utils import require, to_device, widened
 
 NEG_INFINITY = -1e6  # finite, so that 0 * log 0 stays 0
@@ -65,7 +65,18 @@ class Diffusion(TrainerBase):
     ) -> TokenNLL:
         """One-sample estimate of the negative ELBO of each token."""
         t = self.sample_t(len(x0), batch_idx)
-        z = self.corrupt(x0, t, batch_idx)
+        return self.latent_nll(x0, self.corrupt(x0, t, batch_idx), weights)
+
+    def latent_nll(
+        self, x0: Tensor, z: Latent, weights: Tensor | None = None
+    ) -> TokenNLL:
+        """The terms of the negative ELBO of each token at corrupted tokens.
+
+        Args:
+            x0: Clean ids, (B, L).
+            z: From `corrupt`.
+            weights: As for `nll`.
+        """
         sigma = self.sigma(z.alpha_t)
         return self.head_loss(
             self.hidden(z.xt if z.inputs is None else z.inputs, sigma),
@@ -78,6 +89,49 @@ class Diffusion(TrainerBase):
             dalpha_t=z.dalpha_t,
             sigma=sigma,
         )
+
+    def nll_given(self, x0: Tensor, known: Tensor, strata: Sequence[Stratum]) -> Tensor:
+        """One draw of the bound of the reverse process in which known tokens stay.
+
+            -log p(x_u | x_k) <= E_t E_{z ~ q(z | x_u)} sum_{i in u} loss_i(x_k, z, t)
+
+        with k the known and u the unknown positions: what `sampling.prompt` samples
+        from. Given strata 0 .. n - 1, times are as in `sample_t`.
+        """
+        generators = [stratum.generator() for stratum in strata]
+        u = [torch.rand((), dtype=torch.float64, generator=g) for g in generators]
+        if self.antithetic_sampling:
+            u = [(x + s.index) / s.count for x, s in zip(u, strata, strict=True)]
+        t = self.times(torch.stack(u))
+        z = self.corrupt(x0, t, known=known, generators=generators)
+        if z.scored is None:
+            z = z._replace(scored=flat_positions(~known, x0.device))
+        nll = self.latent_nll(x0, z).nll
+        return nll.masked_fill(to_device(known, x0.device), 0)
+
+    def regret_given(
+        self, x0: Tensor, known: Tensor, strata: Sequence[Stratum]
+    ) -> Tensor:
+        shape = (1, x0.shape[1])
+        noise = torch.cat([self.noise_tokens(shape, s.generator()) for s in strata])
+        device = x0.device
+        xt = torch.where(to_device(known, device), x0, to_device(noise, device))
+        alpha_1 = self.noise(torch.ones(len(x0), 1, dtype=torch.float64)).alpha_t
+        sigma = self.sigma(widened(alpha_1, device))
+        return self.head_loss(
+            self.hidden(xt, sigma),
+            self._token_regret,
+            None,
+            scored=flat_positions(~known, device),
+            xt=xt,
+            x0=x0,
+            sigma=sigma,
+        ).nll
+
+    def _token_regret(
+        self, logits: Tensor, *, xt: Tensor, x0: Tensor, sigma: Tensor
+    ) -> Tensor:
+        return regret(self.denoised(logits, xt=xt, sigma=sigma), x0)
 
     def valid_tokens(self, attention_mask: Tensor) -> Tensor:
         if not self.ignore_bos:
@@ -110,14 +164,26 @@ class Diffusion(TrainerBase):
         if self.antithetic_sampling:
             first = torch.arange(num_times, dtype=u.dtype) / num_times
             u = (u / num_times + first) % 1
+        return self.times(u)[start : start + batch_size]
+
+    def times(self, u: Tensor) -> Tensor:
+        """Times that belong to uniform numbers in [0, 1), any shape; see `sample_t`."""
         t = (1 - self.sampling_eps) * u + self.sampling_eps
         if self.T > 0:
             t = (t * self.T).floor() / self.T + 1 / self.T
-        return t[start : start + batch_size]
+        return t
 
     # ---- corrupt
 
-    def corrupt(self, x0: Tensor, t: Tensor, batch_idx: int = 0) -> Latent:
+    def corrupt(
+        self,
+        x0: Tensor,
+        t: Tensor,
+        batch_idx: int = 0,
+        *,
+        known: Tensor | None = None,
+        generators: Sequence[torch.Generator] = (),
+    ) -> Latent:
         """Noisy tokens at times t (B,) on the host, with the schedule there.
 
         All is drawn on the host: a seed gives the same tokens on every device, and
@@ -125,16 +191,28 @@ class Diffusion(TrainerBase):
 
         With T > 0, dalpha_t is the backward difference T (alpha_t - alpha_s), s =
         t - 1/T, which turns the continuous-time weight into the discrete-time one.
+
+        Args:
+            x0: Clean ids, (B, L).
+            t: Times.
+            batch_idx: Position in the epoch, for what is drawn.
+            known: Tokens that stay clean, (B, L) bool on the host.
+            generators: Of each row's draws, on the host; none: one of the batch.
         """
         alpha_t, dalpha_t = self.noise(t[:, None])
         if self.T > 0:
             alpha_s = self.noise((t[:, None] - 1 / self.T).clamp(min=0)).alpha_t
             dalpha_t = self.T * (alpha_t - alpha_s)
-        generator = self._batch_generator("noise", batch_idx, device="cpu")
-        is_noised = torch.rand(x0.shape, generator=generator) < 1 - alpha_t  # (B, L)
-        noise = self.noise_tokens(x0.shape, generator)
+        if not generators:
+            generators = [self._batch_generator("noise", batch_idx, device="cpu")]
+        shape = (len(x0) // len(generators), x0.shape[1])
+        u = torch.cat([torch.rand(shape, generator=g) for g in generators])
+        is_noised = u < 1 - alpha_t  # (B, L)
+        noise = torch.cat([self.noise_tokens(shape, g) for g in generators])
         if self.ignore_bos:
             is_noised[:, 0] = False
+        if known is not None:
+            is_noised &= ~known
         scored = self.scored_positions(is_noised)
         device = x0.device
         return Latent(
@@ -341,7 +419,7 @@ class AbsorbingState(Diffusion):
         return torch.full(shape, self.mask_index, device=device)
 
     def scored_positions(self, is_noised: Tensor) -> Tensor | None:
-        return is_noised.flatten().nonzero().squeeze(-1)
+        return flat_positions(is_noised)
 
     def posterior(
         self, x_theta: Tensor, *, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor
@@ -479,6 +557,11 @@ class UniformState(Diffusion):
     def _change_weights(alpha_t: Tensor, alpha_s: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of a draw from x_theta and of a uniform draw in the posterior."""
         return alpha_s - alpha_t, (1 - alpha_t / alpha_s) * (1 - alpha_s)
+
+
+def flat_positions(where: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Positions in a flattened batch of what is true in (B, L) on the host, (N,)."""
+    return to_device(where.flatten().nonzero().squeeze(-1), torch.device(device))
 
 
 def is_first(x: Tensor) -> Tensor:

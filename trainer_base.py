@@ -7,7 +7,7 @@ Shapes: B batch, L length, K vocabulary, D hidden size.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 import lightning
@@ -45,6 +45,18 @@ from utils import (
     wide_dtype,
     write_json,
 )
+
+
+class Stratum(NamedTuple):
+    """One of `count` draws of a row's bound: where its time lies, and its seed."""
+
+    seed: int
+    index: int = 0  # the time is in the part index / count .. (index + 1) / count
+    count: int = 1
+
+    def generator(self) -> torch.Generator:
+        """On the host, new."""
+        return torch.Generator().manual_seed(self.seed)
 
 
 class TrainerBase(lightning.LightningModule):
@@ -142,6 +154,34 @@ class TrainerBase(lightning.LightningModule):
             x0: Clean ids, (B, L).
             weights: Of each loss in the total, (B, L); None is 1.
             batch_idx: Position in the epoch, for what is drawn.
+        """
+        raise NotImplementedError
+
+    def nll_given(self, x0: Tensor, known: Tensor, strata: Sequence[Stratum]) -> Tensor:
+        """-log p of unknown tokens given the known ones of their row, nats, (B, L).
+
+        Exact, or one draw of an upper bound, whose sum over a row is what counts; 0 at
+        known tokens. A row's numbers do not depend on the other rows.
+
+        Args:
+            x0: Clean ids, (B, L), of any L up to `model.length`.
+            known: (B, L) bool, on the host; the first token of each row is.
+            strata: Draw of each row; an exact likelihood needs none.
+        """
+        raise NotImplementedError
+
+    def regret_given(
+        self, x0: Tensor, known: Tensor, strata: Sequence[Stratum]
+    ) -> Tensor:
+        """max_y log p(y) - log p(x_0) of unknown tokens, nats, (B, L).
+
+        0 where the token is the model's first choice, and at known tokens. AR: given
+        all tokens to the left of it. Diffusion: at t = 1, where the known tokens are
+        clean and all others noise, in one evaluation of the network.
+
+        Args:
+            x0, known: As for `nll_given`.
+            strata: For the noise of each row.
         """
         raise NotImplementedError
 
@@ -562,6 +602,11 @@ class TrainerBase(lightning.LightningModule):
         return Precision.of(
             self.config.training.loss_precision, weight, wide_dtype(weight.device)
         )
+
+
+def regret(log_p: Tensor, x0: Tensor) -> Tensor:
+    """max_y log p(y) - log p(x_0), (..., K) and (...) -> (...)."""
+    return log_p.amax(dim=-1) - log_p.gather(-1, x0[..., None]).squeeze(-1)
 
 
 def vocabulary_with_mask(tokenizer: Any) -> tuple[int, int]:
