@@ -334,7 +334,8 @@ def make(jobs: Sequence[Job], folder: str) -> tuple[list[str], list[str]]:
         The files of those that are done, and a line about each of the others.
 
     Raises:
-        RunStopped: If none could be done; the message is that of the first.
+        RunStopped: If none could be done, the message is that of the first; or after
+            Ctrl-C.
     """
     files, failed, statuses = [], [], []
     for job in (bar := tqdm(jobs, "evaluations")):
@@ -342,7 +343,15 @@ def make(jobs: Sequence[Job], folder: str) -> tuple[list[str], list[str]]:
         file = job.file(folder)
         if not is_finished(file):
             run_dir = Path(os.getcwd()) / "jobs" / Path(file).stem
-            if complaint := _run(job.command(file, run_dir), run_dir):
+            try:
+                complaint = _run(job.command(file, run_dir), run_dir)
+            except KeyboardInterrupt:
+                raise RunStopped(
+                    f"stopped: {len(files)} of {len(jobs)} evaluations are in "
+                    f"{folder}; a report with the same report.path goes on there.",
+                    130,
+                ) from None
+            if complaint:
                 statuses.append(complaint[0])
                 failed.append(f"{job.name}: {complaint[1]}")
                 continue

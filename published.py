@@ -205,8 +205,8 @@ def verdict(measured: float, error: float | None, paper: str, metric: str) -> st
         metric: ppl or entropy.
     """
     difference = measured - float(paper)
-    noise = 2 * (error or 0)
     slack = 1e-9 * float(paper)  # 25.2 + 0.302 in binary
+    noise = 2 * (error or 0) + slack
     if abs(difference) <= tolerance(paper) + slack:
         return "agrees"
     if abs(difference) <= noise:

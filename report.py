@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from checkpoints import DISTILLED
 from evaluations import Job, make, read_runs
 from figures import draw
 from published import (
@@ -26,6 +27,7 @@ from published import (
     compare,
     curves,
     other_rows,
+    place,
     read_published,
 )
 from utils import ConfigError, RunStopped, choose, path_exists, whole_file
@@ -68,11 +70,14 @@ def report(config: DictConfig) -> dict[str, int]:
     evaluations = read_runs([_named(entry, models) for entry in runs])
     rows = compare(evaluations, published, asked)
     if not any(row.evaluation for row in rows):
-        raise ConfigError(f"report.table={asked!r}: report.runs hold nothing of it.")
+        others = sorted({place(one, asked)[0] for one in evaluations})
+        raise ConfigError(
+            f"report.table={asked!r}: the evaluations are of {', '.join(others)}."
+        )
     save(rows, curves(rows, published), folder)
     if failed:
         raise RunStopped(
-            f"{len(failed)} of {len(jobs)} evaluations failed: {failed[0]}"
+            f"{len(failed)} of {len(jobs)} evaluations failed; {failed[0]}"
         )
     words = [row.verdict for row in rows]
     return {word: words.count(word) for word in sorted(set(words))}
@@ -144,6 +149,10 @@ def _job(
 ) -> Job:
     """One evaluation; what the user gives wins."""
     choose(MODELS, model, "report.checkpoints")
+    if model in DISTILLED and spec is not TABLES["distillation"]:
+        raise ConfigError(
+            f"report.checkpoints.{model} needs report.table=distillation."
+        )
     if not isinstance(path, str) or not path:
         raise ConfigError(f"report.checkpoints.{model}={path!r} is no path.")
     checkpoint = here(path) if path_exists(here(path)) else path  # else a hub id
