@@ -32,6 +32,23 @@ LARGEST = 1e300  # of a number that is taken for a measurement
 # ---------------------------------------------------------------- writing
 
 
+def check_path(path: Any, key: str) -> None:
+    """Refuses what cannot be the path of a file, before it takes hours to find out.
+
+    Raises:
+        ConfigError: If it is no text, a folder, or of an unknown kind of store.
+    """
+    try:
+        if isinstance(path, str) and path:
+            filesystem, inner = fsspec.core.url_to_fs(path)
+            if not filesystem.isdir(inner):
+                return
+        reason = "give a local or fsspec path of a file"
+    except (ValueError, ImportError) as error:
+        reason = first_line(error)
+    raise ConfigError(f"{key}={path!r} cannot be written: {reason}.")
+
+
 def origin(
     config: DictConfig, checkpoint: Mapping[str, Any], has_ema: bool
 ) -> dict[str, Any]:
@@ -155,7 +172,7 @@ FIELDS = {
         "judge": (("settings", "eval.gen_ppl_eval_model_name_or_path"), _TEXT + _NONE),
         "steps": (("settings", "sampling", "steps"), _WHOLE),
         "predictor": (("settings", "sampling", "predictor"), _TEXT),
-        "noise_removal": (("settings", "sampling", "noise_removal"), _TEXT),
+        "noise_removal": (("settings", "sampling", "noise_removal"), _TEXT + _FLAG),
         "use_float64": (("settings", "sampling", "use_float64"), _FLAG),
         "p_nucleus": (("settings", "sampling", "p_nucleus"), (int, float)),
         "semi_ar": (("settings", "sampling", "semi_ar"), _FLAG),

@@ -40,7 +40,7 @@ from checkpoints import adopt_network, describe, read_checkpoint
 from checks import check_batches, check_devices, check_values
 from corpora import find_files, read_texts
 from dataloader import DataModule, get_tokenizer
-from evaluations import likelihood_record, origin
+from evaluations import check_path, likelihood_record, origin
 from generation import Drawing, SampleFile, settings_of, summarise, without_marks
 from metrics import GenerativePerplexity, mauve_score, require_mauve, unigram_nll
 from models import validate_backbone
@@ -123,8 +123,10 @@ def train(config: DictConfig) -> dict[str, float]:
 
 
 def ppl_eval(config: DictConfig) -> dict[str, float]:
-    """Prints val/nll, val/bpd and val/ppl of a checkpoint, with standard errors."""
+    """Prints val/nll, val/bpd and val/ppl of a checkpoint, with standard errors, and
+    writes them to `eval.results_path`."""
     algorithm = prepare(config, splits=("valid",))
+    check_path(config.eval.results_path, "eval.results_path")
     checkpoint = read_evaluated(config)
     tokenizer = get_tokenizer(config)
     model = algorithm(config, tokenizer)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from checkpoints import ALIKE
 from evaluations import Evaluation
+from samplers import ALIASES
 
 PUBLISHED = Path(__file__).parent / "published_results.csv"
 RELATIVE = 0.01  # of the published value
@@ -243,13 +244,22 @@ def objections(one: Evaluation, model: str) -> list[str]:
             lines.append(f"limit_val_batches is {settings['limit_val_batches']}")
         return lines
     wanted = PREDICTORS.get(model.partition(",")[0], ("ancestral",))
-    if model != "AR" and settings["predictor"] not in wanted:
-        lines.append(f"predictor is {settings['predictor']}, not {wanted[0]}")
-    if settings["noise_removal"] not in ("ancestral", "greedy"):
-        lines.append(f"noise_removal is {settings['noise_removal']}")
+    predictor = ALIASES.get(settings["predictor"], settings["predictor"])
+    if model != "AR" and predictor not in wanted:
+        lines.append(f"predictor is {predictor}, not {wanted[0]}")
+    if model != "AR" and removal_of(settings) not in ("ancestral", "greedy"):
+        lines.append(f"noise_removal is {removal_of(settings)}")
     if settings["distilled"] and round_of(one) == "?":
         lines.append(f"step {settings['step']} is not the end of a round")
     return lines
+
+
+def removal_of(settings: Mapping[str, Any]) -> str:
+    """`sampling.noise_removal` by its name, also where it is MDLM's True or False."""
+    given = settings["noise_removal"]
+    if given is True:
+        return "ancestral" if settings["predictor"] == "analytic" else "greedy"
+    return given or "none"
 
 
 def model_of(one: Evaluation) -> str:
@@ -260,7 +270,7 @@ def model_of(one: Evaluation) -> str:
         return name
     if settings["distilled"]:
         name += "+DCD" + ", EMA teacher" * bool(settings["teacher_ema"])
-    is_greedy = settings["noise_removal"] == "greedy" and name != "AR"
+    is_greedy = removal_of(settings) == "greedy" and name != "AR"
     return name + ", greedy tail" * is_greedy
 
 

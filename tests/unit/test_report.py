@@ -3,6 +3,7 @@ verdicts, and files of unknown origin."""
 
 import json
 import re
+import shlex
 import sys
 from collections import Counter
 from functools import partial
@@ -16,7 +17,15 @@ from refusals import refused
 import evaluations
 from checkpoints import likelihood as worth
 from dataloader import Fingerprint
-from evaluations import Job, evaluation, likelihood_record, make, origin, read_runs
+from evaluations import (
+    Job,
+    check_path,
+    evaluation,
+    likelihood_record,
+    make,
+    origin,
+    read_runs,
+)
 from published import (
     TABLES,
     compare,
@@ -26,7 +35,7 @@ from published import (
     tolerance,
     verdict,
 )
-from report import jobs_of, markdown, report
+from report import jobs_of, markdown, report, texts
 from utils import RunStopped
 
 TEXT = (Path(__file__).parents[1] / "published_tables.md").read_text()
@@ -364,6 +373,24 @@ def test_samples_have_their_cells(content, table, model, steps, number, ppl):
     assert first.verdict != "not comparable"
 
 
+OLD_NAMES = [
+    ("mdlm", "ddpm_cache", True, "MDLM, greedy tail"),
+    ("mdlm", "ddpm", "ancestral", "MDLM"),
+    ("sedd", "analytic", True, "SEDD Absorb"),
+    ("ar", "ancestral", False, "AR"),
+]
+
+
+@pytest.mark.parametrize(("algo", "predictor", "removal", "model"), OLD_NAMES)
+def test_names_of_mdlms_configs_mean_the_same(algo, predictor, removal, model):
+    old = {"predictor": predictor, "noise_removal": removal}
+    paths = {f"settings/sampling/{key}": value for key, value in old.items()}
+    first = compared(samples(algo=algo, **paths))[0]
+    assert first.cell[0] == model
+    assert "predictor" not in first.reason
+    assert "noise_removal" not in first.reason
+
+
 def test_a_checkpoint_inside_a_round_is_of_none():
     rows = compared(samples(**DISTILLED, **{"checkpoint/step": 35_000}))
     assert "step 35000 is not the end of a round" in rows[0].reason
@@ -519,6 +546,16 @@ def test_likelihood_is_written_as_it_is_read(compose):
     assert one.settings["sha256"] == "ef" * 32
     assert one.settings["weights"] == "EMA"
     assert one.settings["distilled"] is None  # no config in the checkpoint
+
+
+@pytest.mark.parametrize("path", [None, "", 3, "/", "nostore://a/b.json"])
+def test_a_path_that_cannot_be_written_is_refused_early(path):
+    refused(partial(check_path, path, "eval.results_path"), f"results_path={path!r}")
+
+
+def test_a_path_that_can_be_written_is_none_of_these(tmp_path):
+    check_path(str(tmp_path / "new" / "likelihood.json"), "eval.results_path")
+    check_path("memory://likelihood.json", "eval.results_path")
 
 
 def checkpoint_of(algo, **other) -> dict:
@@ -744,3 +781,22 @@ def test_evaluations_of_a_table_have_the_settings_that_it_wants(compose, table):
             == made.data.insert_valid_eos
         ]
         assert same, one
+
+
+DOCS = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text()
+COMMANDS = re.findall(r"^python main\.py (mode=report .*)$", DOCS, re.M)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_documentation_compose(command, compose):
+    """And their evaluations are named."""
+    config = compose(*shlex.split(command), tiny=False)
+    jobs = jobs_of(config)
+    assert bool(jobs) == ("checkpoints" in command)
+    assert jobs or texts(config, "runs")
+
+
+def test_the_documentation_has_every_table():
+    assert len(COMMANDS) == 6
+    for name in TABLES:
+        assert f"report.table={name}" in DOCS
