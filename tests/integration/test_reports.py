@@ -181,36 +181,33 @@ def test_a_table_that_is_asked_for_lists_what_is_missing(tmp_path):
 
 
 def test_missing_evaluations_are_made_once(checkpoint, tmp_path):
-    """Stopped by Ctrl-C after the first, and gone on with."""
+    """Stopped by Ctrl-C, gone on with, and then only read."""
     overrides = [x for x in TINY if not x.startswith(("data=", "sampling"))]
     command = (
         "mode=report",
         "report.table=test_ppl",
         f"+report.checkpoints.mdlm={checkpoint('mdlm')}",
-        f"+report.checkpoints.sedd={checkpoint('sedd')}",
         "report.data=[synthetic]",
         f"report.overrides={overrides}",
         "report.path=out",
     )
     outputs = tmp_path / "stdout", tmp_path / "stderr"
     pid = nursery().start([*command, "hydra.run.dir=one"], tmp_path, *outputs)
-    made = tmp_path / "out" / "runs" / "test_ppl"
     limit = time.monotonic() + 120
-    while not list(made.glob("mdlm-*.json")) and time.monotonic() < limit:
-        time.sleep(0.05)
-    while not list(tmp_path.glob("one/jobs/sedd-*")) and time.monotonic() < limit:
-        time.sleep(0.05)
+    while not list(tmp_path.glob("one/jobs/*/log.txt")) and time.monotonic() < limit:
+        time.sleep(0.02)
     os.killpg(pid, signal.SIGINT)
     assert nursery().wait(pid) == 130
-    assert "1 of 2 evaluations are in" in outputs[1].read_text()
-    (first,) = made.glob("*.json")
-    written = first.stat().st_mtime_ns
+    assert "0 of 1 evaluations are in" in outputs[1].read_text()
     run(*command, "hydra.run.dir=two", cwd=tmp_path)
-    assert first.stat().st_mtime_ns == written
-    names = sorted(path.name.split("-")[0] for path in made.glob("*.json"))
-    assert names == ["mdlm", "sedd"]
-    measured = [row for row in rows_of(tmp_path / "out") if row["measured"]]
-    assert [row["model"] for row in measured] == ["MDLM", "SEDD Absorb"]
+    (made,) = tmp_path.glob("out/runs/test_ppl/mdlm-synthetic-*.json")
+    (measured,) = [row for row in rows_of(tmp_path / "out") if row["measured"]]
+    assert (measured["model"], measured["file"]) == ("MDLM", str(made))
+    assert float(measured["measured"]) == json.loads(made.read_text())["ppl"]
+    written = made.stat().st_mtime_ns
+    run(*command, "hydra.run.dir=three", cwd=tmp_path)
+    assert made.stat().st_mtime_ns == written
+    assert not (tmp_path / "three" / "jobs").exists()
 
 
 # ---------------------------------------------------------------- mistakes
