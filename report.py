@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from checkpoints import DISTILLED
 from evaluations import Job, make, read_runs
 from figures import draw
-from published import (
+from papers import (
     BERT,
     GPT2,
     MODELS,

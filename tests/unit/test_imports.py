@@ -15,7 +15,7 @@ LAYERS = [
     {"distillation", "export", "generation", "report", "saving", "sweep"},
     {"algo"},
     {"curriculum", "diffusion"},
-    {"trainer_base", "published"},
+    {"trainer_base", "papers"},
     {"samplers", "metrics", "dataloader", "resume", "evaluations", "figures"},
     {
         "chain",

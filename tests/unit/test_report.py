@@ -26,7 +26,7 @@ from evaluations import (
     origin,
     read_runs,
 )
-from published import (
+from papers import (
     TABLES,
     compare,
     curves,
