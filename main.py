@@ -1,6 +1,6 @@
 """Entry point: compose the config, check it, do what `mode` says.
 
-    python main.py mode=train|ppl_eval|sample_eval|prepare_data|inspect|export ...
+    python main.py mode=train|ppl_eval|sample_eval|report|prepare_data|inspect|export ...
 
 A mistake of the user's ends with one line and exit status 2, before any heavy work;
 anything else that raises is a fault of the code and keeps its traceback.
@@ -32,6 +32,7 @@ from rich.table import Column, Table
 from rich.tree import Tree
 
 import export
+import report
 import resume
 import sweep
 from algo import algorithm_class
@@ -39,6 +40,7 @@ from checkpoints import adopt_network, describe, read_checkpoint
 from checks import check_batches, check_devices, check_values
 from corpora import find_files, read_texts
 from dataloader import DataModule
+from evaluations import check_path, likelihood_record, origin
 from generation import Drawing, SampleFile, settings_of, summarise, without_marks
 from metrics import GenerativePerplexity, mauve_score, require_mauve, unigram_nll
 from models import validate_backbone
@@ -63,6 +65,7 @@ from utils import (
     unknown_value,
     uses_cuda,
     whole_file,
+    write_json,
 )
 
 log = logging.getLogger(__name__)
@@ -121,8 +124,10 @@ def train(config: DictConfig) -> dict[str, float]:
 
 
 def ppl_eval(config: DictConfig) -> dict[str, float]:
-    """Prints val/nll, val/bpd and val/ppl of a checkpoint, with standard errors."""
+    """Prints val/nll, val/bpd and val/ppl of a checkpoint, with standard errors, and
+    writes them to `eval.results_path`."""
     algorithm = prepare(config, splits=("valid",))
+    check_path(config.eval.results_path, "eval.results_path")
     checkpoint = read_evaluated(config)
     tokenizer = get_tokenizer(config)
     model = algorithm(config, tokenizer)
@@ -131,7 +136,7 @@ def ppl_eval(config: DictConfig) -> dict[str, float]:
     data.load("valid")
     trainer = build_trainer(config, callbacks=[], logger=build_loggers(config))
     trainer.validate(model, datamodule=data, verbose=False)
-    report_likelihood(config, model, data)
+    report_likelihood(config, model, data, checkpoint)
     return model.valid_results
 
 
@@ -164,12 +169,15 @@ def sample_eval(config: DictConfig) -> dict[str, Any]:
         file.interrupt()
         raise
     trainer.strategy.barrier()  # every rank's batches are there
-    return finish_samples(drawing, references)
+    about = origin(config, checkpoint, model.ema is not None)
+    return finish_samples(drawing, references, about)
 
 
 @rank_zero_only
-def finish_samples(drawing: Drawing, references: list[str]) -> dict[str, Any]:
-    """The whole JSON, and a report of it."""
+def finish_samples(
+    drawing: Drawing, references: list[str], about: dict[str, Any]
+) -> dict[str, Any]:
+    """The whole JSON, `about` the checkpoint included, and a report of it."""
     file, judge, config = drawing.file, drawing.judge, drawing.model.config
     batches = file.batches()
     texts = [text for batch in batches for text in batch["generated_seqs"]]
@@ -179,7 +187,7 @@ def finish_samples(drawing: Drawing, references: list[str]) -> dict[str, Any]:
         plain = [without_marks(text, drawing.model.tokenizer) for text in texts]
         features = (judge.features(x) for x in (references, plain))
         results["mauve"] = mauve_score(*features, seed=config.seed)
-    file.write(results | {"complete": True})
+    file.write(results | {"checkpoint": about, "complete": True})
     file.close()
     report_samples(texts[: config.sampling.num_sample_log])
     report_sampling(config, results)
@@ -221,6 +229,7 @@ MODES = {
     "prepare_data": prepare_data,
     "inspect": inspect,
     "export": export_folder,
+    "report": report.report,
 }
 
 
@@ -417,15 +426,23 @@ def report_config(config: DictConfig) -> None:
 
 
 @rank_zero_only
-def report_likelihood(config: DictConfig, model: TrainerBase, data: DataModule) -> None:
-    """A table of the last validation, beside a unigram model if asked for."""
+def report_likelihood(
+    config: DictConfig,
+    model: TrainerBase,
+    data: DataModule,
+    checkpoint: Mapping[str, Any] | None = None,
+) -> None:
+    """A table of the last validation, beside a unigram model if asked for.
+
+    Of a `checkpoint` it is written to `eval.results_path`, too.
+    """
     results = model.valid_results
     if not results:
         return
     weights = "raw" if model.ema is None or config.eval.disable_ema else "EMA"
     rows = data.load("valid")
     title = f"validation on {config.data.valid}: {len(rows)} rows, {weights} weights"
-    columns = ("metric", "value", "standard error")
+    columns = ("metric", Column("value", overflow="fold"), "standard error")
     table = Table(*columns, title=title, min_width=len(title) + 2)
     for name in ("nll", "bpd", "ppl"):
         error = results[f"{name}_stderr"]
@@ -435,6 +452,15 @@ def report_likelihood(config: DictConfig, model: TrainerBase, data: DataModule) 
         nll = unigram_nll(train_ids, rows.valid_ids(), model.vocab_size)
         ppl = torch.tensor(nll).exp()
         table.add_row("val/ppl of a unigram model", f"{ppl:.4f}", "")
+    fingerprint = rows.fingerprint()
+    table.add_row("rows", str(fingerprint.rows), "")
+    table.add_row("tokens", str(fingerprint.tokens), "")
+    table.add_row("sha256 of the rows", fingerprint.sha256[:16], "")
+    if checkpoint is not None:
+        about = origin(config, checkpoint, model.ema is not None)
+        record = likelihood_record(config, results, fingerprint, about)
+        write_json(config.eval.results_path, record)
+        table.add_row("file", escape(config.eval.results_path), "")
     console.print(table)
 
 
