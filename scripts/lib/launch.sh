@@ -39,7 +39,7 @@ absolute() {
 # ---- the site
 
 settings=${DUO_ENV:-$ROOT/scripts/env.sh}
-if [[ -f $settings ]]; then
+if [[ -r $settings && ! -d $settings ]]; then
   set +eu # `module load` and `conda activate` are written without them
   # shellcheck source=scripts/env.example.sh
   source "$settings"
