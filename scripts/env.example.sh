@@ -4,13 +4,13 @@
 # All of it is optional. With `: "${NAME:=value}"` a variable of the command line wins.
 
 # module load cuda
-# conda activate diffusion           # instead of .venv in the repository
-# : "${PYTHON:=/path/to/python}" # instead of either
+# conda activate diffusion                  # instead of .venv in the repository
+# : "${PYTHON:=/path/to/python}"            # instead of either
 
-# : "${DUO_OUTPUTS:=/path/to/outputs}"       # where runs have their folders
-# export DUO_CACHE_DIR=/path/to/cache        # where prepared data are kept
+# : "${DUO_OUTPUTS:=/path/to/outputs}"      # where runs have their folders
+# export DUO_CACHE_DIR=/path/to/cache       # where prepared data are kept
 # export HF_HOME=/path/to/huggingface
-# export HF_HUB_OFFLINE=1                       # nodes without a network
+# export HF_HUB_OFFLINE=1                   # nodes without a network
 # export WANDB_MODE=offline
 
 # : "${checkpoint_path:=/path/to/outputs/train_owt_duo/checkpoints/last.ckpt}"

@@ -72,6 +72,7 @@ class Recorded:
 
     def overrides(self) -> list[str]:
         """Of the only call."""
+        assert self.status == 0, self.said
         (call,) = self.calls
         return call
 

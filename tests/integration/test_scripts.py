@@ -412,6 +412,7 @@ def tiny(tmp_path_factory) -> tuple[str, ...]:
     return (
         *TINY,
         f"data.source={folder}",
+        "data.valid_documents=5",
         "data.tokenizer_name_or_path=bytes",
         f"data.cache_dir={cache}",
     )
