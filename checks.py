@@ -28,6 +28,9 @@ NUMBERS = {
     "algo.linear_growth_max": (float, 0, 1),
     "noise.eps": (float, 1e-9, 0.5),
     "seed": (int, 0, None),
+    "data.num_proc": (int, 1, None),
+    "data.valid_documents": (int, 1, None),
+    "data.shuffle_rows": (int, 1, None),
     "trainer.devices": (int, 1, None),
     "trainer.num_nodes": (int, 1, None),
     "trainer.max_steps": (int, 1, None),
@@ -55,6 +58,11 @@ NUMBERS = {
 
 # Keys that are True or False.
 FLAGS = (
+    "data.wrap",
+    "data.streaming",
+    "data.insert_train_eos",
+    "data.insert_valid_eos",
+    "data.keep_remainder",
     "training.antithetic_sampling",
     "training.compile",
     "training.activation_checkpointing",

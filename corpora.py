@@ -7,8 +7,8 @@ import ast
 import functools
 import glob
 import gzip
-import re
-import string
+import itertools
+import os
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,58 +118,73 @@ def _standard_library_docstrings() -> Iterator[tuple[str, str]]:
             yield path.relative_to(root).as_posix(), "\n\n".join(texts)
 
 
-_DIGITS = dict(
-    zip(
-        string.digits,
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-        ],
-        strict=True,
-    )
-)
+# ---------------------------------------------------------------- files
 
 
-def text8_normalize(text: str) -> str:
-    """Lower case, digits spelled out, everything else one space: text8's rules."""
-    text = re.sub(r"[0-9]", lambda digit: f" {_DIGITS[digit[0]]} ", text.lower())
-    return re.sub(r"[^a-z]+", " ", text).strip()
+class Texts:
+    """A column of a `datasets` data set, of which only what is used is read.
+
+    Args:
+        rows: The data set.
+        column: Of the texts.
+        blank_is_empty: Whether a text of white space alone is the empty one.
+    """
+
+    def __init__(self, rows: Any, column: str, blank_is_empty: bool = False) -> None:
+        self._rows = rows.select_columns(column)
+        self._column = column
+        self._blank_is_empty = blank_is_empty
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def texts(self, start: int, stop: int) -> list[str]:
+        texts = self._rows[start:stop][self._column]
+        if self._blank_is_empty:
+            return [text if text and text.strip() else "" for text in texts]
+        return [text or "" for text in texts]
 
 
-def _load(builder: str, file: str, cache_dir: str, **options: Any) -> Any:
-    """Rows of a file, by a builder of the `datasets` library (gzip included)."""
+def _load(builder: str, files: list[str], cache_dir: str, **options: Any) -> Any:
+    """Rows of files, by a builder of the `datasets` library (gzip included)."""
     import datasets
 
     return datasets.load_dataset(
-        builder, data_files=file, split="train", cache_dir=cache_dir, **options
+        builder, data_files=files, split="train", cache_dir=cache_dir, **options
     )
 
 
-def _load_gzipped_parquet(file: str, cache_dir: str) -> Any:
+def _load_text(files: list[str], cache_dir: str, *, lines: bool, ends: bool) -> Any:
+    by = {"sample_by": "line" if lines else "document", "keep_linebreaks": ends}
+    return _load("text", files, cache_dir, **by)
+
+
+def _load_json(files: list[str], cache_dir: str, **_: bool) -> Any:
+    return _load("json", files, cache_dir)
+
+
+def _load_parquet(files: list[str], cache_dir: str, **_: bool) -> Any:
+    return _load("parquet", files, cache_dir)
+
+
+def _load_gzipped_parquet(files: list[str], cache_dir: str, **_: bool) -> Any:
     import datasets
     import pyarrow.parquet
 
-    with gzip.open(file) as plain:
-        return datasets.Dataset(pyarrow.parquet.read_table(plain))
+    tables = []
+    for file in files:
+        with gzip.open(file) as plain:
+            tables.append(pyarrow.parquet.read_table(plain))
+    return datasets.Dataset(pyarrow.concat_tables(tables))
 
 
-# Suffix -> (file, cache_dir) -> rows. A .txt file is one row.
-_load_text = functools.partial(_load, "text", sample_by="document")
-_load_json = functools.partial(_load, "json")
-TEXT_FORMATS: dict[str, Callable[[str, str], Any]] = {
+# Suffix -> (files, cache_dir, lines=, ends=) -> rows.
+TEXT_FORMATS: dict[str, Callable[..., Any]] = {
     ".txt": _load_text,
     ".txt.gz": _load_text,
     ".jsonl": _load_json,
     ".jsonl.gz": _load_json,
-    ".parquet": functools.partial(_load, "parquet"),
+    ".parquet": _load_parquet,
     ".parquet.gz": _load_gzipped_parquet,
 }
 
@@ -193,23 +208,44 @@ def find_files(paths: str | ListConfig | None, key: str) -> list[str]:
     if not files:
         raise ConfigError(f"{key}={paths!r} matches no file.")
     for file in files:
-        require(_suffix(file), TEXT_FORMATS, f"suffix in {key}", file)
+        require(suffix_of(file), TEXT_FORMATS, f"suffix in {key}", file)
     return files
 
 
-def _suffix(file: str) -> str:
+def suffix_of(file: str) -> str:
+    """.jsonl, .parquet.gz and so on."""
     suffixes = Path(file).suffixes
     return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
 
-def read_texts(files: list[str], key: str, column: str, cache_dir: str) -> list[str]:
-    """Documents of files, in order.
+def state_of(files: list[str]) -> list[list[Any]]:
+    """What changes when a file does: its path, size and time of change, for JSON."""
+    return [
+        [os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns]
+        for file in files
+    ]
+
+
+def load_files(
+    files: list[str],
+    key: str,
+    column: str,
+    cache_dir: str,
+    *,
+    lines: bool = False,
+    ends: bool = False,
+    column_key: str = "data.text_column",
+) -> Texts:
+    """Documents of files, in order, which stay on disk.
 
     Args:
         files: From `find_files`.
         key: Config key that named the files, for messages.
         column: Text column of .jsonl and .parquet files.
         cache_dir: Where the `datasets` library keeps its Arrow copy.
+        lines: Whether a .txt file has one document a line, or is one document.
+        ends: Whether such lines keep their ends, and blank ones are empty.
+        column_key: Config key that named the column, for messages.
 
     Raises:
         ConfigError: If a file cannot be parsed or lacks the column.
@@ -217,14 +253,24 @@ def read_texts(files: list[str], key: str, column: str, cache_dir: str) -> list[
     import datasets
 
     failed = datasets.exceptions.DatasetGenerationError
-    texts: list[str] = []
-    for file in files:
+    loaded = []
+    by_suffix = itertools.groupby(files, suffix_of)
+    for suffix, group in by_suffix:
+        same = list(group)
+        where = same[0] if len(same) == 1 else f"{same[0]} and {len(same) - 1} more"
         try:
-            rows = TEXT_FORMATS[_suffix(file)](file, cache_dir)
+            rows = TEXT_FORMATS[suffix](same, cache_dir, lines=lines, ends=ends)
         except (failed, OSError, EOFError, ValueError) as error:
             reason = one_line(str(error.__cause__ or error))
-            raise ConfigError(f"{key}: {file} cannot be read: {reason}") from None
-        column_here = "text" if ".txt" in _suffix(file) else column
-        require(column_here, rows.column_names, "data.text_column", file)
-        texts += rows[column_here]
-    return [text for text in texts if text]
+            raise ConfigError(f"{key}: {where} cannot be read: {reason}") from None
+        column_here = "text" if ".txt" in suffix else column
+        require(column_here, rows.column_names, column_key, where)
+        rows = rows.select_columns(column_here).rename_columns({column_here: "text"})
+        loaded.append(rows)
+    return Texts(datasets.concatenate_datasets(loaded), "text", blank_is_empty=ends)
+
+
+def read_texts(files: list[str], key: str, column: str, cache_dir: str) -> list[str]:
+    """All documents of files that are not empty, in order, in memory."""
+    documents = load_files(files, key, column, cache_dir)
+    return [text for text in documents.texts(0, len(documents)) if text]

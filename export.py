@@ -20,7 +20,6 @@ from torch import nn
 
 from algo import algorithm_class
 from checkpoints import NETWORK, adopt, likelihood, read_checkpoint, setting
-from dataloader import get_tokenizer
 from hub import (
     CONFIG,
     OWN,
@@ -33,6 +32,7 @@ from hub import (
 )
 from models import build_backbone
 from models.noise import SCHEDULES
+from tokenization import get_tokenizer
 from trainer_base import TrainerBase
 from utils import ConfigError, first_line, hub_answers, key_report
 

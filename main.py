@@ -1,6 +1,6 @@
 """Entry point: compose the config, check it, do what `mode` says.
 
-    python main.py mode=train|ppl_eval|sample_eval|inspect|export key=value ...
+    python main.py mode=train|ppl_eval|sample_eval|prepare_data|inspect|export ...
 
 A mistake of the user's ends with one line and exit status 2, before any heavy work;
 anything else that raises is a fault of the code and keeps its traceback.
@@ -38,7 +38,7 @@ from algo import algorithm_class
 from checkpoints import adopt_network, describe, read_checkpoint
 from checks import check_batches, check_devices, check_values
 from corpora import find_files, read_texts
-from dataloader import DataModule, get_tokenizer
+from dataloader import DataModule
 from generation import Drawing, SampleFile, settings_of, summarise, without_marks
 from metrics import GenerativePerplexity, mauve_score, require_mauve, unigram_nll
 from models import validate_backbone
@@ -46,6 +46,7 @@ from ngrams import NGramModel
 from prompts import check_prompts, read_prompts
 from samplers import build_sampler
 from saving import CheckpointFiles, RunEnd
+from tokenization import get_tokenizer
 from trainer_base import TrainerBase
 from utils import (
     ConfigError,
@@ -93,7 +94,7 @@ def train(config: DictConfig) -> dict[str, float]:
     if resumed:
         model.check_weights(resumed.checkpoint, resume.KEY)
     data = DataModule(config, tokenizer, model.mask_index)
-    data.load("train")
+    data.load_training()
     data.load("valid")
     if config.eval.compute_generative_perplexity:
         model.judge = load_judge(config, algorithm)
@@ -185,6 +186,19 @@ def finish_samples(drawing: Drawing, references: list[str]) -> dict[str, Any]:
     return results
 
 
+def prepare_data(config: DictConfig) -> dict[str, Any]:
+    """Packs the data set's splits into the cache and prints their fingerprints."""
+    splits = DataModule.packed_splits(config)
+    prepare(config, splits)
+    data = DataModule(config, get_tokenizer(config), mask_index=None)
+    lines = {
+        split: f"{config.data[split]}: {data.load(split).fingerprint().line()}"
+        for split in splits
+    }
+    report_lines(lines)
+    return lines
+
+
 def inspect(config: DictConfig) -> dict[str, str]:
     """Prints what a checkpoint is; builds nothing."""
     path = config.eval.checkpoint_path
@@ -204,6 +218,7 @@ MODES = {
     "train": train,
     "ppl_eval": ppl_eval,
     "sample_eval": sample_eval,
+    "prepare_data": prepare_data,
     "inspect": inspect,
     "export": export_folder,
 }

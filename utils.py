@@ -236,6 +236,7 @@ def register_resolvers() -> None:
         "default_num_workers": lambda accelerator="auto": (
             num_cpus() if uses_cuda(accelerator) else 0
         ),
+        "num_cpus": num_cpus,
         "user_cache_dir": user_cache_dir,
         "eval": arithmetic,
         "div_up": lambda x, y: math.ceil(x / y),
@@ -251,7 +252,9 @@ INPUTS = (
     "algo.curriculum.integral_cache_path",
     "checkpointing.resume_ckpt_path",
     "data.path",
+    "data.source",
     "data.valid_path",
+    "data.valid_source",
     "data.tokenizer_name_or_path",
     "eval.checkpoint_path",
     "eval.gen_ppl_eval_model_name_or_path",

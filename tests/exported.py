@@ -7,7 +7,7 @@ from tiny import compose
 
 import main
 from algo import algorithm_class
-from dataloader import get_tokenizer
+from tokenization import get_tokenizer
 from trainer_base import TrainerBase
 
 

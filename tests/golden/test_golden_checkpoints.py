@@ -11,7 +11,9 @@ from omegaconf import OmegaConf
 import main
 from algo import algorithm_class
 from checkpoints import Record, read_checkpoint
-from dataloader import DATASETS, DatasetSpec, TokenRows, get_tokenizer
+from data_sets import DATASETS, DatasetSpec
+from packing import TokenRows
+from tokenization import get_tokenizer
 
 KEY = "training.finetune_path"
 

@@ -7,14 +7,10 @@ import torch
 from golden_cases import Case, for_cases
 from omegaconf import OmegaConf
 
-from dataloader import (
-    get_tokenizer,
-    load_synthetic,
-    pack,
-    synthetic_rows,
-    synthetic_tokenizer,
-    text8_tokenizer,
-)
+from corpora import synthetic_rows
+from data_sets import load_synthetic
+from packing import Chunk, Layout, TokenRows, lay_out, rows_of
+from tokenization import get_tokenizer, synthetic_tokenizer, text8_tokenizer
 
 SPLITS = {"train": "train", "validation": "valid"}  # theirs: ours
 
@@ -61,6 +57,16 @@ def test_synthetic_rows(case):
         assert torch.equal(ids, golden)
 
 
+def packed(documents: list, given: dict, insert_eos: bool) -> TokenRows:
+    """Documents as rows; each is a chunk of its own."""
+    chunks = (
+        Chunk(np.array(ids, dtype=np.int32), np.array([len(ids)])) for ids in documents
+    )
+    length = given["block_size"]
+    layout = Layout(length, given["bos"], given["eos"], pad=0, insert_eos=insert_eos)
+    return rows_of(lay_out(chunks, layout), length)
+
+
 @for_cases("data_group_texts", holding="cases")
 def test_packing(case):
     """Documents that end in eos, concatenated, cut into blocks between bos and eos.
@@ -68,10 +74,8 @@ def test_packing(case):
     The remainder is dropped. `insert_eos` puts the same eos behind documents without.
     """
     for given in case.values["cases"]:
-        frame = {key: given[key] for key in ("bos", "eos")}
-        frame["length"] = given["block_size"]
-        documents = [np.array(ids, dtype=np.int32) for ids in given["input_ids"]]
-        rows = pack(documents, insert_eos=False, **frame)
+        documents = given["input_ids"]
+        rows = packed(documents, given, insert_eos=False)
         assert rows.ids.tolist() == given["output_input_ids"]
         assert len(rows) == len(given["output_input_ids"])
         masks = [rows[index]["attention_mask"] for index in range(len(rows))]
@@ -80,7 +84,7 @@ def test_packing(case):
         assert ones == given["attention_mask_all_ones"]
         if all(document[-1] == given["eos"] for document in documents):
             bare = [document[:-1] for document in documents]
-            again = pack(bare, insert_eos=True, **frame)
+            again = packed(bare, given, insert_eos=True)
             assert again.ids.tolist() == given["output_input_ids"]
 
 

@@ -14,8 +14,8 @@ from exported import export, files_of, save_tiny
 from safetensors.torch import load_file
 from tiny import ALGORITHMS
 
-from dataloader import get_tokenizer
 from prompts import Given
+from tokenization import get_tokenizer
 
 FOREIGN = Path(__file__).with_name("foreign.py")
 BYTES = ("data.tokenizer_name_or_path=bytes",)

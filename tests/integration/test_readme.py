@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 import main
 from algo import algorithm_class
-from dataloader import bytes_tokenizer, get_tokenizer
+from tokenization import bytes_tokenizer, get_tokenizer
 
 GPT2 = 50257  # tokens of GPT-2
 
@@ -187,7 +187,7 @@ def sampled(workplace):
     """Small checkpoints of the algorithms in the table, prompts and a judge."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from dataloader import text8_tokenizer
+    from tokenization import text8_tokenizer
 
     torch.manual_seed(0)
     tokenizer = text8_tokenizer()

@@ -78,7 +78,7 @@ def test_judge_from_a_folder(checkpoint, tmp_path):
     """Any causal language model with its tokenizer serves as the judge."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from dataloader import bytes_tokenizer
+    from tokenization import bytes_tokenizer
 
     torch.manual_seed(0)
     judge = tmp_path / "judge"

@@ -13,7 +13,7 @@ import torch
 from cli import TINY, command, run
 
 from algo import algorithm_class
-from dataloader import get_tokenizer
+from tokenization import get_tokenizer
 
 NUM_BATCHES, BATCH_SIZE = 40, 2
 SAMPLING = (

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import main
 from algo import algorithm_class
-from dataloader import bytes_tokenizer
+from tokenization import bytes_tokenizer
 
 LENGTH = 16
 SIZES = (

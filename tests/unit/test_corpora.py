@@ -26,8 +26,8 @@ from corpora import (
     standard_library_docstrings,
     synthetic_entropy,
     synthetic_rows,
-    text8_normalize,
 )
+from detokenizers import text8_normalize
 
 # ---------------------------------------------------------------- synthetic
 

@@ -6,22 +6,28 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataloader import (
-    TOKENIZERS,
-    EpochOrder,
-    TokenRows,
-    get_tokenizer,
-    pack,
-    pad,
-    rows_of_texts,
-)
+from data_sets import layout_of, rows_of_texts
+from dataloader import EpochOrder
+from packing import Chunk, Layout, TokenRows, lay_out, rows_of
+from tokenization import TOKENIZERS, get_tokenizer
 
 BOS, EOS, PAD = 90, 91, 92
 documents = st.lists(st.lists(st.integers(0, 9), max_size=12), max_size=8)
 
 
-def arrays(lists):
-    return [np.array(ids, dtype=np.int32) for ids in lists]
+def laid_out(lists, length, size=3, **options):
+    """Rows of documents that come `size` at a time."""
+    chunks = [
+        Chunk(
+            np.array([i for ids in some for i in ids], dtype=np.int32),
+            np.array([len(ids) for ids in some]),
+        )
+        for some in (
+            lists[start : start + size] for start in range(0, len(lists), size)
+        )
+    ]
+    layout = Layout(length, bos=BOS, eos=EOS, pad=PAD, **options)
+    return rows_of(lay_out(chunks, layout), length)
 
 
 # ---------------------------------------------------------------- layouts
@@ -29,7 +35,7 @@ def arrays(lists):
 
 @given(documents, st.integers(3, 9), st.booleans())
 def test_packed_rows_are_the_stream_in_order(lists, length, insert_eos):
-    rows = pack(arrays(lists), length=length, bos=BOS, eos=EOS, insert_eos=insert_eos)
+    rows = laid_out(lists, length, insert_eos=insert_eos)
     stream = [i for ids in lists for i in ids + [EOS] * insert_eos]
     num_rows = len(stream) // (length - 2)
     assert rows.ids.shape == (num_rows, length)
@@ -41,9 +47,10 @@ def test_packed_rows_are_the_stream_in_order(lists, length, insert_eos):
 
 @given(documents, st.integers(3, 9))
 def test_padded_rows_are_one_document_each(lists, length):
-    rows = pad(arrays(lists), length=length, bos=BOS, eos=EOS, pad_id=PAD)
+    rows = laid_out(lists, length, wrap=False)
     assert rows.ids.shape == (len(lists), length)
-    for row, valid, ids in zip(rows.ids.tolist(), rows.num_valid, lists, strict=True):
+    valids = [length] * len(lists) if rows.num_valid is None else rows.num_valid
+    for row, valid, ids in zip(rows.ids.tolist(), valids, lists, strict=True):
         framed = [BOS, *ids[: length - 2], EOS]
         assert row == framed + [PAD] * (length - len(framed))
         assert valid == len(framed)
@@ -53,12 +60,21 @@ def test_layout_and_eos_follow_the_config(compose):
     """data.wrap chooses the layout, insert_eos whether documents are separated."""
     config = compose("data=text_files", "data.tokenizer_name_or_path=text8")
     tokenizer = get_tokenizer(config)
-    rows = rows_of_texts(["ab", "cdef"], config, tokenizer, insert_eos=True)
-    assert tokenizer.batch_decode(rows.ids) == ["[BOS]ab[EOS]cde[EOS]"]
-    rows = rows_of_texts(["ab", "cdef"], config, tokenizer, insert_eos=False)
-    assert tokenizer.batch_decode(rows.ids) == ["[BOS]abcdef[EOS]"]
+
+    def rows_now():
+        layout = layout_of(config, tokenizer, "valid")
+        return rows_of_texts(["ab", "cdef"], tokenizer, layout)
+
+    assert tokenizer.batch_decode(rows_now().ids) == ["[BOS]ab[EOS]cde[EOS]"]
+    config.data.keep_remainder = True
+    rows = rows_now()
+    assert tokenizer.batch_decode(rows.ids)[1:] == ["[BOS]f[EOS][EOS]" + 4 * "[PAD]"]
+    assert rows.num_valid.tolist() == [8, 4]
+    config.data.keep_remainder = False
+    config.data.insert_valid_eos = False
+    assert tokenizer.batch_decode(rows_now().ids) == ["[BOS]abcdef[EOS]"]
     config.data.wrap = False
-    rows = rows_of_texts(["ab", "cdef"], config, tokenizer, insert_eos=True)
+    rows = rows_now()
     assert tokenizer.batch_decode(rows.ids) == [
         "[BOS]ab[EOS][PAD][PAD][PAD][PAD]",
         "[BOS]cdef[EOS][PAD][PAD]",
@@ -96,7 +112,8 @@ def test_packed_bert_documents_are_separated_by_sep(
         "model.length=7",
     )
     tokenizer = get_tokenizer(config)
-    rows = rows_of_texts(["the", "of and"], config, tokenizer, insert_eos=True)
+    layout = layout_of(config, tokenizer, "train")
+    rows = rows_of_texts(["the", "of and"], tokenizer, layout)
     got = tokenizer.convert_ids_to_tokens(rows.ids[0])
     assert got == ["[CLS]", "the", separator, "of", "and", separator, separator]
 
@@ -106,7 +123,7 @@ def test_packed_bert_documents_are_separated_by_sep(
 
 @pytest.fixture
 def padded():
-    return pad(arrays([[1, 2, 3], [4], []]), length=6, bos=BOS, eos=EOS, pad_id=PAD)
+    return laid_out([[1, 2, 3], [4], []], 6, wrap=False)
 
 
 def test_a_batch_holds_ids_and_masks(padded):

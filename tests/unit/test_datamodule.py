@@ -7,8 +7,11 @@ import pytest
 import torch
 from refusals import refused
 
-import dataloader
-from dataloader import DATASETS, DataModule, DatasetSpec, TokenRows, get_tokenizer
+import data_sets
+from data_sets import DATASETS, DatasetSpec
+from dataloader import DataModule
+from packing import TokenRows
+from tokenization import get_tokenizer
 
 
 @pytest.fixture
@@ -115,7 +118,7 @@ def test_a_validation_path_of_its_own(text_module, tmp_path):
     held_out.mkdir()
     (held_out / "v.txt").write_text("abcdef" * 3)
     data = text_module("uvwxyz" * 10, f"data.valid_path={held_out}/v.txt")
-    assert data.tokenizer.batch_decode(data.load("valid").ids[:1]) == [
+    assert data.tokenizer.batch_decode(data.load("valid").ids[:1].tolist()) == [
         "[BOS]abcdef[EOS]"
     ]
     assert len(data.load("train")) == 10
@@ -138,7 +141,7 @@ def test_docstrings_split_by_module(compose, monkeypatch):
 
     def loaded(documents):
         monkeypatch.setattr(
-            dataloader, "standard_library_docstrings", lambda: tuple(documents)
+            data_sets, "standard_library_docstrings", lambda: tuple(documents)
         )
         config = compose(
             "data=docstrings", "data.valid_fraction=0.3", "model.length=32"
@@ -188,14 +191,14 @@ def test_empty_data_is_refused(text_module, text):
 
 def test_too_few_rows_for_a_batch_are_refused(module):
     data = module("data.num_train=3")
-    refused(lambda: data.load("train"), "has 3 rows", "one batch of 4")
+    refused(data.load_training, "has 3 rows", "one batch of 4")
     assert len(module("data.num_valid=3").load("valid")) == 3
 
 
 def test_all_ranks_need_rows(module):
     devices = ("trainer.devices=2", "loader.global_batch_size=8")
     data = module("data.num_train=7", *devices)
-    refused(lambda: data.load("train"), "one batch of 8")
+    refused(data.load_training, "one batch of 8")
 
 
 def test_data_that_hold_the_mask_are_refused(module):

@@ -198,7 +198,7 @@ def test_any_causal_model_can_judge(tmp_path):
     """A GPT-2 of random weights, saved and loaded as a user's own folder."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from dataloader import text8_tokenizer
+    from tokenization import text8_tokenizer
 
     tokenizer = text8_tokenizer()
     config = GPT2Config(

@@ -10,8 +10,8 @@ import torch
 from refusals import refused
 from transformers import AutoTokenizer
 
-from dataloader import bytes_tokenizer, text8_tokenizer
 from prompts import Given, Prompt, check_prompts, given_tokens, read_prompts
+from tokenization import bytes_tokenizer, text8_tokenizer
 
 NAMES = ("prompt", "prompt_file", "infill")
 

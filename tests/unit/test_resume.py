@@ -12,8 +12,8 @@ import torch
 from refusals import refused
 from tiny import compose
 
-import dataloader
 import main
+import packing
 from resume import (
     KEY,
     adapt,
@@ -332,14 +332,14 @@ def test_another_schedule_than_the_file_s_holds(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_other_micro_batches_see_the_same_rows(tmp_path, monkeypatch, batch_size):
     """And as many updates, also where the change is in the middle of an epoch."""
-    fetch, rows = dataloader.TokenRows.__getitems__, []
+    fetch, rows = packing.TokenRows.__getitems__, []
 
     def noted(self, indices):
         if len(self) == 96:  # the training rows
             rows.extend(indices)
         return fetch(self, indices)
 
-    monkeypatch.setattr(dataloader.TokenRows, "__getitems__", noted)
+    monkeypatch.setattr(packing.TokenRows, "__getitems__", noted)
     trained(tmp_path / "same", "trainer.max_steps=30")
     expected = rows[:120]
     rows.clear()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataloader import TOKENIZERS, get_tokenizer
+from tokenization import TOKENIZERS, get_tokenizer
 from utils import ConfigError
 
 TEXT8_ALPHABET = string.ascii_lowercase + " "
@@ -162,7 +162,9 @@ def test_vocabularies_of_models_with_our_tokenizers(tokenizer_for):
 
 
 def test_an_unknown_tokenizer_is_refused(tokenizer_for, tmp_path, monkeypatch):
-    monkeypatch.setattr("dataloader.hub_options", lambda _: {"local_files_only": True})
+    monkeypatch.setattr(
+        "tokenization.hub_options", lambda _: {"local_files_only": True}
+    )
     for name in ("text9", str(tmp_path)):
         with pytest.raises(ConfigError) as error:
             tokenizer_for(name)

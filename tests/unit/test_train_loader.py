@@ -15,7 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataloader import EpochOrder, TokenRows, TrainLoader
+from dataloader import EpochOrder, TrainLoader
+from packing import TokenRows
 
 ROOT = Path(__file__).parents[2]
 NUM_ROWS = 23  # not a multiple of any batch
@@ -151,7 +152,8 @@ SCRIPT = """
 import multiprocessing, os, sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 from tiny import compose
-from dataloader import DataModule, get_tokenizer
+from dataloader import DataModule
+from tokenization import get_tokenizer
 
 def live(end):
     config = compose("data.num_train=4000", "loader.num_workers=2")

@@ -1,0 +1,258 @@
+"""The table of data sets: how each becomes rows of `model.length` tokens.
+
+documents (`corpora.py`, `sources.py`) -> rows (`packing.py`, `rowstore.py`)
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from corpora import (
+    find_files,
+    load_files,
+    standard_library_docstrings,
+    state_of,
+    synthetic_rows,
+)
+from detokenizers import DETOKENIZERS, TEXT8, Rules, text8_normalize
+from packing import Layout, Listed, TokenRows, lay_out, rows_of, tokenize
+from published import CORPORA
+from rowstore import stored_rows
+from sources import (
+    check_published,
+    documents_of,
+    identity,
+    local_cache,
+    stream_files,
+)
+from streaming import Stream
+from utils import ConfigError, choose
+
+# ---------------------------------------------------------------- layout
+
+
+def layout_of(config: DictConfig, tokenizer: Any, split: str) -> Layout:
+    """How `data.wrap` and its neighbours lay out the rows of a split."""
+    data, eos = config.data, tokenizer.eos_token_id
+    if config.algo.compat == "reference":
+        # NOTE(compat): the reference separates packed documents by the first token
+        # of encode(eos), which is [CLS] for BERT tokenizers.
+        eos = tokenizer.encode(tokenizer.eos_token)[0]
+    return Layout(
+        length=config.model.length,
+        bos=tokenizer.bos_token_id,
+        eos=eos,
+        pad=tokenizer.pad_token_id,
+        wrap=data.wrap,
+        insert_eos=data[f"insert_{split}_eos"],
+        keep_remainder=data.keep_remainder,
+    )
+
+
+def rows_of_texts(texts: list[str], tokenizer: Any, layout: Layout) -> TokenRows:
+    """Tokenises documents that are in memory and lays them out."""
+    return rows_of(lay_out(tokenize(Listed(texts), tokenizer), layout), layout.length)
+
+
+def tokenizer_state(tokenizer: Any) -> dict[str, Any]:
+    """What tells a tokenizer from others, for the key of what it has made."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = json.dumps(sorted(tokenizer.get_vocab().items()))
+    if backend is not None:
+        content = backend.to_str()
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    kind = type(tokenizer).__name__ if backend is None else "fast"
+    return {"tokenizer": f"{kind} {digest}", "vocab_size": len(tokenizer)}
+
+
+# ---------------------------------------------------------------- data sets
+
+
+def load_synthetic(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:
+    """Seeded synthetic rows; see `synthetic_rows`."""
+    num_rows, seed = {
+        "train": (config.data.num_train, 42),
+        "valid": (config.data.num_valid, 41),
+    }[split]
+    ids = synthetic_rows(num_rows, config.model.length, config.data.vocab_size, seed)
+    return TokenRows(ids)
+
+
+def load_docstrings(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:
+    """Documentation strings of the standard library, one document a module.
+
+    A module belongs to the validation split if the hash of its name falls below
+    `data.valid_fraction`, so the split does not depend on what else is installed.
+    """
+    texts = []
+    for name, text in standard_library_docstrings():
+        digest = hashlib.sha256(name.encode()).digest()
+        held_out = int.from_bytes(digest[:8]) / 2**64 < config.data.valid_fraction
+        if held_out == (split == "valid"):
+            texts.append(text8_normalize(text))
+    return rows_of_texts(texts, tokenizer, layout_of(config, tokenizer, split))
+
+
+def load_text_files(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:
+    """The user's own files; see configs/data/text_files.yaml."""
+    data = config.data
+    key = "valid_path" if split == "valid" and data.valid_path else "path"
+    files = find_files(data[key], f"data.{key}")
+    documents = functools.partial(
+        load_files,
+        files,
+        f"data.{key}",
+        data.text_column,
+        local_cache(data.cache_dir),
+    )
+    rules = TEXT8 if data.tokenizer_name_or_path == "text8" else ()
+    where = [state_of(files), data.text_column]
+    rows = packed(config, tokenizer, split, documents, where, rules, drop_empty=True)
+    if data.valid_path or not len(rows):
+        return rows
+    head, tail = rows.split_tail(data.valid_fraction)
+    return tail if split == "valid" else head
+
+
+def check_text_files(config: DictConfig, split: str) -> None:
+    """Refuses missing files and unknown formats before anything is loaded."""
+    data = config.data
+    find_files(data.path, "data.path")
+    if data.valid_path:
+        find_files(data.valid_path, "data.valid_path")
+    elif not 0 < data.valid_fraction < 1:
+        raise ConfigError(
+            f"data.valid_fraction={data.valid_fraction} is not between 0 and 1; "
+            "or give data.valid_path."
+        )
+
+
+def load_published(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:
+    """A split of a data set of `published.CORPORA`."""
+    documents = functools.partial(documents_of, config, split)
+    rules = rules_of(config, split)
+    return packed(config, tokenizer, split, documents, identity(config, split), rules)
+
+
+def load_crops(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:
+    """Rows of twice the content, of which training takes a random part."""
+    if split == "valid":
+        return load_published(config, tokenizer, split)
+    size = config.model.length - 2
+    longer = config.copy()
+    longer.model.length = 2 * size + 2
+    rows = load_published(longer, tokenizer, split)
+    return CroppedRows(rows, size)
+
+
+def stream_published(config: DictConfig, tokenizer: Any) -> Stream:
+    """The training split of a data set of `published.CORPORA`, read as needed."""
+    return Stream(
+        stream_files(config.data),
+        tokenizer,
+        rules_of(config, "train"),
+        layout_of(config, tokenizer, "train"),
+        seed=config.seed,
+        block=config.data.shuffle_rows,
+    )
+
+
+def rules_of(config: DictConfig, split: str) -> Rules:
+    """The detokenizer of a split: `data.detokenizer`, or the data set's own."""
+    name = config.data.detokenizer or CORPORA[config.data[split]].detokenizer
+    return choose(DETOKENIZERS, name, "data.detokenizer")
+
+
+def packed(
+    config: DictConfig,
+    tokenizer: Any,
+    split: str,
+    documents: Callable[[], Any],
+    where: Any,
+    rules: Rules,
+    drop_empty: bool = False,
+) -> TokenRows:
+    """Rows of documents, from the cache of `data.cache_dir` or into it.
+
+    Args:
+        config: The run's config.
+        tokenizer: From `get_tokenizer`.
+        split: 'train' or 'valid'.
+        documents: Gives them if they have to be tokenised.
+        where: What tells these documents from others, JSON.
+        rules: Run on every text first.
+        drop_empty: Whether documents without text are left out.
+    """
+    data, layout = config.data, layout_of(config, tokenizer, split)
+    key = {
+        "documents": where,
+        "detokenizer": hashlib.sha256(repr(rules).encode()).hexdigest(),
+        "drop_empty": drop_empty,
+        **tokenizer_state(tokenizer),
+    }
+
+    def build() -> Iterator[Any]:
+        chunks = tokenize(
+            documents(),
+            tokenizer,
+            rules,
+            num_proc=data.num_proc,
+            name=data[split],
+            drop_empty=drop_empty,
+        )
+        return lay_out(chunks, layout)
+
+    return stored_rows(data.cache_dir, f"{data[split]}-{split}", key, layout, build)
+
+
+class CroppedRows(TokenRows):
+    """Rows of which a part is handed out: bos, `size` tokens from some start, eos.
+
+    Args:
+        rows: bos, 2 * size tokens, eos each.
+        size: L - 2.
+    """
+
+    def __init__(self, rows: TokenRows, size: int) -> None:
+        super().__init__(rows.ids, counts=rows.counts())
+        self.num_starts = size + 1
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """A batch, (B, L); an index is row + number of rows * start."""
+        starts, rows = np.divmod(np.asarray(indices), len(self))
+        ids = np.asarray(self.ids[rows])
+        size = self.num_starts - 1
+        columns = 1 + starts[:, None] + np.arange(size)
+        content = np.take_along_axis(ids, columns, axis=1)
+        cropped = np.concatenate([ids[:, :1], content, ids[:, -1:]], axis=1)
+        return TokenRows(cropped).__getitems__(list(range(len(cropped))))
+
+
+class DatasetSpec(NamedTuple):
+    """How a data set is read."""
+
+    # (config, tokenizer, split) -> rows
+    load: Callable[[DictConfig, Any, str], TokenRows]
+    # (config, split): refuses what cannot work, quickly, before anything else
+    check: Callable[[DictConfig, str], None] | None = None
+    # (config, tokenizer) -> training data, read as they are needed
+    stream: Callable[[DictConfig, Any], Stream] | None = None
+    is_made: bool = False  # on the spot, so that data.streaming makes no difference
+
+
+PUBLISHED = DatasetSpec(load_published, check_published, stream_published)
+
+# By `data.train` and `data.valid`.
+DATASETS: dict[str, DatasetSpec] = {
+    "synthetic": DatasetSpec(load_synthetic, is_made=True),
+    "docstrings": DatasetSpec(load_docstrings),
+    "text_files": DatasetSpec(load_text_files, check_text_files),
+    **dict.fromkeys(CORPORA, PUBLISHED),
+    "text8-crop": DatasetSpec(load_crops, check_published),
+}

@@ -1,0 +1,127 @@
+"""Every data config through the real command line, on local files."""
+
+import csv
+import json
+from pathlib import Path
+
+import cli
+import pytest
+from stand_ins import CONFIGS, stand_in, tokenizer_of, write_documents
+
+SMALL = (
+    "algo=mdlm",
+    "model=tiny",
+    "model.length=64",
+    "model.n_blocks=1",
+    "model.n_heads=1",
+    "model.hidden_size=16",
+    "model.cond_dim=8",
+    "loader.global_batch_size=4",
+    "loader.eval_global_batch_size=4",
+    "trainer.accelerator=cpu",
+    "trainer.limit_val_batches=1",
+    "trainer.max_steps=2",
+    "trainer.val_check_interval=2",
+    "trainer.num_sanity_val_steps=0",
+    "eval.generate_samples=False",
+    "eval.gen_ppl_eval_model_name_or_path=null",
+    "callbacks.checkpoint_every_n_steps.every_n_train_steps=100",
+    "data.num_proc=2",
+    "logger=none",
+)
+
+
+def start(folder: Path, config: str, *overrides: str, status: int = 0):
+    cache = f"data.cache_dir={folder}/cache"
+    every = [*SMALL, *stand_in(config, folder), cache, f"hydra.run.dir={folder}/run"]
+    return cli.run(*every, *overrides, cwd=folder, status=status)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A tiny checkpoint for the vocabulary of a data config, trained once."""
+    trained = {}
+
+    def of(config: str) -> Path:
+        vocabulary = str(tokenizer_of(config))
+        if vocabulary not in trained:
+            folder = tmp_path_factory.mktemp("trained")
+            start(folder, config, "data.streaming=False")
+            trained[vocabulary] = folder / "run" / "checkpoints" / "last.ckpt"
+        return trained[vocabulary]
+
+    return of
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_a_data_config_evaluates(tmp_path, checkpoint, config):
+    """With the published tokenizer, from files on this machine."""
+    start(
+        tmp_path, config, "mode=ppl_eval", f"eval.checkpoint_path={checkpoint(config)}"
+    )
+    (rows,) = (tmp_path / "cache" / "rows").glob("*/description.json")
+    description = json.loads(rows.read_text())
+    assert description["rows"] > 0
+    assert description["layout"]["length"] == 64
+
+
+STREAMED = [
+    config for config in CONFIGS if "streaming" in config or "fineweb" in config
+]
+
+
+@pytest.mark.parametrize("config", STREAMED)
+def test_a_stream_trains_and_goes_on_where_it_stopped(tmp_path, config):
+    """The weights after a stop and a restart are those of a run without."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    every = ("trainer.limit_val_batches=0", "data.shuffle_rows=8", "logger=csv")
+    every += ("trainer.log_every_n_steps=1", "loader.num_workers=2")
+    start(whole, config, *every, "trainer.max_steps=6")
+    start(parts, config, *every, "trainer.max_steps=3")
+    start(parts, config, *every, "trainer.max_steps=6")
+    assert losses(parts) == losses(whole)
+    assert len(losses(whole)) == 6
+
+
+def losses(folder: Path) -> list[str]:
+    files = sorted((folder / "run" / "csv").glob("version_*/metrics.csv"))
+    found = []
+    for path in files:
+        with open(path) as file:
+            rows = csv.DictReader(file)
+            found += [row["train/nll"] for row in rows if row.get("train/nll")]
+    return found
+
+
+def test_data_are_prepared_without_a_model(tmp_path):
+    """And then found by a run that has no documents any more."""
+    documents = write_documents(tmp_path / "mine")
+    where = (f"data.source={documents}", "data.tokenizer_name_or_path=bytes")
+    first = start(tmp_path, "ptb", "mode=prepare_data", *where)
+    again = start(tmp_path, "ptb", "mode=prepare_data", *where)
+    assert "tokenizing" in first.stderr
+    assert "tokenizing" not in again.stderr
+    for split in ("train", "valid"):
+        (line,) = [
+            x for x in first.stdout.splitlines() if f"{split} " in x and "sha" in x
+        ]
+        assert line in again.stdout
+
+
+def test_what_cannot_be_loaded_says_what_was_tried(tmp_path):
+    """Every source and its reason, and the key that helps."""
+    done = cli.run(
+        *(*SMALL, "data=ptb", "data.tokenizer_name_or_path=bytes"),
+        f"data.cache_dir={tmp_path}/cache",
+        cwd=tmp_path,
+        status=2,
+    )
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+    assert "ptb-text-only/ptb_text_only@refs/convert/parquet (" in line
+    assert "ptb.train.txt" in line
+    assert line.endswith(
+        "data.source=FOLDER (parquet, jsonl or txt, called train* and validation*)."
+    )
+    assert "Traceback" not in done.stderr
