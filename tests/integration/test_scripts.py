@@ -525,8 +525,9 @@ def test_training_in_a_shell(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_script_and_its_checkpoint_in_a_shell(tiny, tmp_path):
-    """Training with the logger that the script asks for, then the same with more steps,
-    which goes on where it was, then samples; in a folder whose name Hydra would split."""
+    """Training with the logger that the script asks for, then the same with more
+    steps, which goes on where it was, then samples; in a folder whose name Hydra would
+    split."""
     script, folder = "train_owt_mdlm", tmp_path / "a b=c"
     folder.mkdir()
     for steps in (2, 3):
