@@ -70,16 +70,18 @@ in_allocation() {
 
 # A run's folder depends on the script alone, so a job that comes back goes on in it.
 run() {
-  local launcher=() given=()
-  given=(hydra.run.dir="$(quote "$(absolute "${RUN_DIR:-$OUTPUTS/$NAME}")")")
+  local folder command given
+  folder=$(absolute "${RUN_DIR:-$OUTPUTS/$NAME}")
+  command=("$PYTHON" -u "$ROOT/main.py")
+  given=(hydra.run.dir="$(quote "$folder")")
   if in_allocation; then
-    # Lightning looks at the name: "interactive" would have it start processes itself.
-    launcher=(srun --job-name="${NAME##*/}")
     if [[ ${SLURM_CPUS_PER_TASK:-} ]]; then # srun does not take it over
-      launcher+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
+      command=(--cpus-per-task="$SLURM_CPUS_PER_TASK" "${command[@]}")
     fi
+    # Lightning looks at the name: "interactive" would have it start processes itself.
+    command=(srun --job-name="${NAME##*/}" "${command[@]}")
     given+=(trainer.num_nodes="${SLURM_NNODES:-1}")
     given+=(trainer.devices="${SLURM_NTASKS_PER_NODE:-1}")
   fi
-  "${launcher[@]}" "$PYTHON" -u "$ROOT/main.py" "${given[@]}" "$@"
+  "${command[@]}" "${given[@]}" "$@"
 }
