@@ -43,6 +43,7 @@ def run(
     cwd: Path,
     status: int = 0,
     pythonpath: Path | None = None,
+    env: dict[str, str] | None = None,
     timeout: float = 240,
     fresh: bool = False,
 ) -> subprocess.CompletedProcess:
@@ -52,7 +53,9 @@ def run(
         fresh: Whether in a new interpreter, not in a fork of one that has imported the
             framework; seconds slower.
     """
-    env = {} if pythonpath is None else {"PYTHONPATH": str(pythonpath)}
+    env = dict(env or {})
+    if pythonpath is not None:
+        env["PYTHONPATH"] = str(pythonpath)
     if fresh:
         done = subprocess.run(
             command(*overrides),

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+#SBATCH -N 1 --mem=64000 -t 960:00:00
+#SBATCH --ntasks-per-node=1 --gres=gpu:1
+#SBATCH --open-mode=append --requeue
+# Samples of MDLM trained on OpenWebText, and their generative perplexity.
+set -euo pipefail
+for ROOT in "${DUO_REPO:-}" "$(dirname "$0")"/{..,../../..} "${SLURM_SUBMIT_DIR:-}" ''; do
+  [[ -f $ROOT/scripts/lib/launch.sh ]] && break
+done
+# shellcheck source=scripts/lib/launch.sh
+source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" gen_ppl_owt_mdlm
+
+checkpoint_path=$(required checkpoint_path outputs/train_owt_mdlm/checkpoints/last.ckpt)
+
+run \
+  mode=sample_eval \
+  loader.batch_size=16 \
+  loader.eval_batch_size=16 \
+  data=openwebtext-split \
+  model=small \
+  algo=mdlm \
+  sampling.num_sample_batches=4 \
+  +wandb.offline=true \
+  eval.checkpoint_path="$(quote "$checkpoint_path")" \
+  "$@"

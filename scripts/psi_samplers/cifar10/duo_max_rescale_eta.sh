@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+#SBATCH -N 1
+#SBATCH --ntasks-per-node=1 --gres=gpu:1
+#SBATCH --open-mode=append --requeue
+# Psi sampler of DUO on CIFAR-10: kappa rescaled by ETA.
+set -euo pipefail
+for ROOT in "${DUO_REPO:-}" "$(dirname "$0")"/{..,../../..} "${SLURM_SUBMIT_DIR:-}" ''; do
+  [[ -f $ROOT/scripts/lib/launch.sh ]] && break
+done
+# shellcheck source=scripts/lib/launch.sh
+source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" psi_samplers/cifar10/duo_max_rescale_eta
+
+CHECKPOINT_PATH=$(required CHECKPOINT_PATH outputs/train_cifar10_duo_cosine/checkpoints/last.ckpt)
+DATA_CACHE_DIR=$(required DATA_CACHE_DIR /path/to/cache)
+NUM_STEPS=${NUM_STEPS:-256}
+ETA=${ETA:-0.01}
+NOISE=${NOISE:-cosine}
+EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-500}
+RUN_DIR=${RUN_DIR:-$OUTPUTS/$NAME/$NUM_STEPS-$ETA}
+
+run \
+  mode=fid_eval \
+  data=cifar10 \
+  data.cache_dir="$(quote "$DATA_CACHE_DIR")" \
+  model=unet \
+  algo=duo_base \
+  algo.backbone=unet \
+  noise="$NOISE" \
+  sampling.predictor=psi \
+  sampling.steps="$NUM_STEPS" \
+  sampling.guid_weight=1.0 \
+  eval.checkpoint_path="$(quote "$CHECKPOINT_PATH")" \
+  loader.eval_batch_size="$EVAL_BATCH_SIZE" \
+  sampling.psi.time_profile=linear \
+  sampling.psi.high_mode="max-rescale-$ETA" \
+  sampling.psi.middle_mode="max-rescale-$ETA" \
+  sampling.psi.low_mode="max-rescale-$ETA" \
+  sampling.psi.high_frac=0.0 \
+  sampling.psi.middle_frac=0.0 \
+  "$@"

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+#SBATCH -N 1 --mem=32000 -t 960:00:00
+#SBATCH --ntasks-per-node=8 --gres=gpu:8
+#SBATCH --open-mode=append --requeue --signal=USR1@120
+# Trains D3PM on LM1B.
+set -euo pipefail
+for ROOT in "${DUO_REPO:-}" "$(dirname "$0")"/{..,../../..} "${SLURM_SUBMIT_DIR:-}" ''; do
+  [[ -f $ROOT/scripts/lib/launch.sh ]] && break
+done
+# shellcheck source=scripts/lib/launch.sh
+source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" train_lm1b_d3pm
+
+run \
+  loader.batch_size=64 \
+  loader.eval_batch_size=64 \
+  model=small \
+  data=lm1b \
+  wandb.name=d3pm-lm1b \
+  algo=d3pm \
+  model.length=128 \
+  eval.compute_generative_perplexity=False \
+  "$@"

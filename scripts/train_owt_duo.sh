@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+#SBATCH -N 1 --mem=64000 -t 960:00:00
+#SBATCH --ntasks-per-node=8 --gres=gpu:8
+#SBATCH --open-mode=append --requeue --signal=USR1@120
+# Trains DUO with its curriculum on OpenWebText.
+set -euo pipefail
+for ROOT in "${DUO_REPO:-}" "$(dirname "$0")"/{..,../../..} "${SLURM_SUBMIT_DIR:-}" ''; do
+  [[ -f $ROOT/scripts/lib/launch.sh ]] && break
+done
+# shellcheck source=scripts/lib/launch.sh
+source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" train_owt_duo
+
+run \
+  loader.batch_size=32 \
+  loader.eval_batch_size=32 \
+  data=openwebtext-split \
+  wandb.name=duo-owt \
+  model=small \
+  algo=duo \
+  model.length=1024 \
+  algo.curriculum.mode=simple \
+  algo.curriculum.gumbel_tau_log10_start=-3.0 \
+  algo.curriculum.gumbel_tau_log10_end=-3.0 \
+  algo.curriculum.gamma_min=-3.55 \
+  algo.curriculum.gamma_max=-1.85 \
+  algo.curriculum.start=0 \
+  algo.curriculum.end=500000 \
+  "$@"

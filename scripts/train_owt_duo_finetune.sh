@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+#SBATCH -N 1 --mem=64000 -t 960:00:00
+#SBATCH --ntasks-per-node=8 --gres=gpu:8
+#SBATCH --open-mode=append --requeue --signal=USR1@120
+# Trains DUO's second stage on OpenWebText, without the curriculum.
+set -euo pipefail
+for ROOT in "${DUO_REPO:-}" "$(dirname "$0")"/{..,../../..} "${SLURM_SUBMIT_DIR:-}" ''; do
+  [[ -f $ROOT/scripts/lib/launch.sh ]] && break
+done
+# shellcheck source=scripts/lib/launch.sh
+source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" train_owt_duo_finetune
+
+finetune_path=$(required finetune_path outputs/train_owt_duo/checkpoints/last.ckpt)
+
+run \
+  loader.batch_size=64 \
+  loader.eval_batch_size=64 \
+  data=openwebtext-split \
+  model=small \
+  algo=duo_base \
+  model.length=1024 \
+  wandb.name=duo-base \
+  training.finetune_path="$(quote "$finetune_path")" \
+  sampling.num_sample_batches=0 \
+  trainer.max_steps=500000 \
+  "$@"

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+#SBATCH -N 1 --mem=32000 -t 960:00:00
+#SBATCH --ntasks-per-node=1 --gres=gpu:1
+#SBATCH --open-mode=append --requeue --signal=USR1@120
+# Trains MDLM on OpenWebText.
+set -euo pipefail
+for ROOT in "${DUO_REPO:-}" "$(dirname "$0")"/{..,../../..} "${SLURM_SUBMIT_DIR:-}" ''; do
+  [[ -f $ROOT/scripts/lib/launch.sh ]] && break
+done
+# shellcheck source=scripts/lib/launch.sh
+source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" train_owt_mdlm
+
+run \
+  loader.batch_size=2 \
+  loader.eval_batch_size=2 \
+  model=small \
+  data=openwebtext-split \
+  wandb.name=mdlm-owt \
+  algo=mdlm \
+  model.length=1024 \
+  eval.compute_generative_perplexity=False \
+  +wandb.offline=True \
+  "$@"
