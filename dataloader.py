@@ -187,7 +187,7 @@ class DataModule(lightning.LightningDataModule):
             )
         if len(splits) == 2:
             check_apart(data)
-        if not any(data[split] in CORPORA for split in splits):
+        if splits and not any(data[split] in CORPORA for split in splits):
             _refuse_keys_of_published(data, splits)
         require(data.modality, ["text"], "data.modality")
         if config.model.length < 3:

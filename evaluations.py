@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from tqdm.auto import tqdm
 
 from checkpoints import DISTILLED, likelihood, setting
+from packing import Fingerprint
 from utils import ConfigError, RunStopped, first_line, path_exists
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ def _weights(config: DictConfig, checkpoint: Mapping[str, Any], has_ema: bool) -
 def likelihood_record(
     config: DictConfig,
     results: Mapping[str, float],
-    fingerprint: Any,
+    fingerprint: Fingerprint,
+    expected: Fingerprint | None,
     of_checkpoint: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of `eval.results_path`.
@@ -94,7 +96,8 @@ def likelihood_record(
         config: The run's config.
         results: nll (nats per token), bpd (bits per token), ppl, and the standard
             error of each under NAME_stderr.
-        fingerprint: Of the rows: rows, tokens (bos and eos included), sha256.
+        fingerprint: Of the rows.
+        expected: Of the published data set's, where it is known.
         of_checkpoint: From `origin`.
     """
     names = [*NUMBERS, *(f"{name}_stderr" for name in NUMBERS)]
@@ -112,6 +115,7 @@ def likelihood_record(
             "insert_valid_eos": data.insert_valid_eos,
             "limit_val_batches": config.trainer.limit_val_batches,
             **fingerprint._asdict(),
+            "expected_sha256": None if expected is None else expected.sha256,
         },
         **{name: _finite(results[name]) for name in names},
     }
@@ -161,6 +165,7 @@ FIELDS = {
         "rows": (("data", "rows"), _WHOLE),
         "tokens": (("data", "tokens"), _WHOLE),
         "sha256": (("data", "sha256"), _TEXT),
+        "expected_sha256": (("data", "expected_sha256"), _TEXT + _NONE),
     },
     "sample_eval": {
         "algo": (("settings", "algo", "name"), _TEXT),

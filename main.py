@@ -1,6 +1,6 @@
 """Entry point: compose the config, check it, do what `mode` says.
 
-    python main.py mode=train|ppl_eval|sample_eval|report|prepare_data|inspect|export ...
+    python main.py mode=train|ppl_eval|sample_eval|... key=value ...
 
 A mistake of the user's ends with one line and exit status 2, before any heavy work;
 anything else that raises is a fault of the code and keeps its traceback.
@@ -46,6 +46,7 @@ from metrics import GenerativePerplexity, mauve_score, require_mauve, unigram_nl
 from models import validate_backbone
 from ngrams import NGramModel
 from prompts import check_prompts, read_prompts
+from published import known_fingerprint
 from samplers import build_sampler
 from saving import CheckpointFiles, RunEnd
 from tokenization import get_tokenizer
@@ -455,10 +456,14 @@ def report_likelihood(
     fingerprint = rows.fingerprint()
     table.add_row("rows", str(fingerprint.rows), "")
     table.add_row("tokens", str(fingerprint.tokens), "")
-    table.add_row("sha256 of the rows", fingerprint.sha256[:16], "")
+    expected = known_fingerprint(config)
+    is_known = "" if expected is None else ", as published"
+    if expected not in (None, fingerprint):
+        is_known = f"; published: {expected.line()}"
+    table.add_row("sha256 of the rows", f"{fingerprint.sha256[:16]}{is_known}", "")
     if checkpoint is not None:
         about = origin(config, checkpoint, model.ema is not None)
-        record = likelihood_record(config, results, fingerprint, about)
+        record = likelihood_record(config, results, fingerprint, expected, about)
         write_json(config.eval.results_path, record)
         table.add_row("file", escape(config.eval.results_path), "")
     console.print(table)

@@ -46,6 +46,7 @@ def likelihood(
                 "rows": 100,
                 "tokens": 102_400,
                 "sha256": "ab" * 32,
+                "expected_sha256": None,
             },
             "nll": 3.2,
             "nll_stderr": 0.002,

@@ -26,7 +26,6 @@ from recorder import (
 )
 from stand_ins import write_documents
 
-import main
 from checks import check_batches
 
 DATASETS = (
@@ -237,7 +236,6 @@ def test_zero_shot_runs_over_all_data(script, tmp_path):
     assert ran.srun.count("recorder") == len(DATASETS)
 
 
-@pytest.mark.skipif("report" not in main.MODES, reason="mode=report is not here yet")
 @pytest.mark.parametrize("script", ZERO_SHOT)
 def test_zero_shot_composes(script, tmp_path, compose):
     ran = record(path_of(script), folder=tmp_path, checkpoint_path="a")
@@ -403,11 +401,7 @@ def tiny(tmp_path_factory):
     own = ("data.tokenizer_name_or_path=bytes", f"data.cache_dir={cache}")
     local = (f"data.source={source}", "data.valid_documents=5", "data.num_proc=1")
 
-    def overrides(script: str) -> tuple[str, ...]:
-        reads_data = not has_mode(script, "sample_eval")
-        return (*TINY, *own, *(local if reads_data else ()))
-
-    return overrides
+    return (*TINY, *own, *local)
 
 
 @pytest.fixture(scope="module")
@@ -419,9 +413,7 @@ def ran(tmp_path_factory, tiny):
         if script not in found:
             folder = tmp_path_factory.mktemp("run")
             env = {name: str(checkpoint(script, name)) for name in required(script)}
-            words = record(
-                path_of(script), *tiny(script), folder=folder, **env
-            ).overrides()
+            words = record(path_of(script), *tiny, folder=folder, **env).overrides()
             done = run(*words, cwd=folder, env=OFF)
             found[script] = done, parsed(words)
         return found[script]
@@ -472,7 +464,6 @@ def test_it_samples(ran, script):
     assert len(results["generated_seqs"]) == 4
 
 
-@pytest.mark.skipif("report" not in main.MODES, reason="mode=report is not here yet")
 @pytest.mark.parametrize("script", one_in_a_few(ZERO_SHOT))
 def test_zero_shot_in_tiny(ran, tiny, script, tmp_path):
     """Every run and the table."""
@@ -480,7 +471,7 @@ def test_zero_shot_in_tiny(ran, tiny, script, tmp_path):
     trained = ran(f"train_owt_{algorithm}")[1]["hydra.run.dir"]
     calls = record(
         path_of(script),
-        *tiny(script),
+        *tiny,
         folder=tmp_path,
         checkpoint_path=f"{trained}/checkpoints/last.ckpt",
         datasets="ptb scientific_papers_arxiv",
@@ -517,7 +508,7 @@ def plainly(script: str, *arguments: str, cwd, **env: str):
 
 def test_training_in_a_shell(tiny, tmp_path):
     script = "train_owt_mdlm"
-    done = plainly(script, *tiny(script), cwd=tmp_path, **OFF)
+    done = plainly(script, *tiny, cwd=tmp_path, **OFF)
     assert done.returncode == 0, done.stderr[-3000:]
     saved = {x.name for x in tmp_path.glob(f"outputs/{script}/checkpoints/*")}
     assert saved == {"last.ckpt", "best.ckpt"}
@@ -531,13 +522,13 @@ def test_a_script_and_its_checkpoint_in_a_shell(tiny, tmp_path):
     script, folder = "train_owt_mdlm", tmp_path / "a b=c"
     folder.mkdir()
     for steps in (2, 3):
-        arguments = (*tiny(script), f"trainer.max_steps={steps}")
+        arguments = (*tiny, f"trainer.max_steps={steps}")
         done = plainly(script, *arguments, cwd=folder)
         assert done.returncode == 0, done.stderr[-3000:]
     path = f"outputs/{script}/checkpoints/last.ckpt"
     assert torch.load(folder / path, weights_only=True)["global_step"] == 3
     assert (folder / "outputs" / script / "wandb").is_dir()
     script = "gen_ppl_owt_mdlm"
-    done = plainly(script, *tiny(script), cwd=folder, checkpoint_path=path)
+    done = plainly(script, *tiny, cwd=folder, checkpoint_path=path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (folder / "outputs" / script / "samples.json").exists()

@@ -11,8 +11,6 @@ from cli import run
 from nursery import ENV, ROOT
 from slurm import reason_to_skip, running
 
-import main
-
 REASON = reason_to_skip()
 pytestmark = [
     pytest.mark.slurm,
@@ -93,7 +91,6 @@ def wrote(log) -> int:
     return log.read_text().count(": wrote") if log.exists() else 0
 
 
-@pytest.mark.skipif("report" not in main.MODES, reason="mode=report is not here yet")
 def test_zero_shot_is_a_step_for_each_set(slurm, tmp_path):
     """And then a table, from a job of the repository's own folder."""
     few = (*TINY, "algo=mdlm", "trainer.max_steps=2")

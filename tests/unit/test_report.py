@@ -16,7 +16,7 @@ from refusals import refused
 
 import evaluations
 from checkpoints import likelihood as worth
-from dataloader import Fingerprint
+from packing import Fingerprint
 from evaluations import (
     Job,
     check_path,
@@ -299,6 +299,7 @@ LIKELIHOOD_DIFFERS = {
     "data/wrap": (False, "wrap is False, not True"),
     "data/insert_valid_eos": (False, "insert_valid_eos is False, not True"),
     "data/limit_val_batches": (8, "limit_val_batches is 8"),
+    "data/expected_sha256": ("cd" * 32, "not those of the published data set"),
     "checkpoint/weights": ("raw", "raw weights, not EMA"),
     "checkpoint/distilled": (True, "a distilled model's likelihood"),
     "checkpoint/algo": ("mdlm", "the checkpoint is of mdlm, evaluated as duo_base"),
