@@ -13,7 +13,7 @@ from evaluated import likelihood, samples
 from nursery import nursery
 
 from algo import algorithm_class
-from dataloader import get_tokenizer
+from tokenization import get_tokenizer
 
 
 @pytest.fixture(scope="module")

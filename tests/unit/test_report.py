@@ -16,7 +16,6 @@ from refusals import refused
 
 import evaluations
 from checkpoints import likelihood as worth
-from packing import Fingerprint
 from evaluations import (
     Job,
     check_path,
@@ -26,6 +25,7 @@ from evaluations import (
     origin,
     read_runs,
 )
+from packing import Fingerprint
 from papers import (
     TABLES,
     compare,
@@ -539,12 +539,14 @@ def test_likelihood_is_written_as_it_is_read(compose):
     numbers = {"nll": 1.0, "bpd": 1.4, "ppl": 2.7}
     results = numbers | {f"{name}_stderr": float("nan") for name in numbers}
     prints = Fingerprint(1, 8, "ef" * 32)
-    record = likelihood_record(config, results, prints, about)
+    expected = prints._replace(rows=2, sha256="cd" * 32)
+    record = likelihood_record(config, results, prints, expected, about)
     one = read(json.loads(json.dumps(record, allow_nan=False)))
     assert one.numbers == {"ppl": (2.7, None)}
     assert one.settings["step"] == 7
     assert (one.settings["rows"], one.settings["tokens"]) == (1, 8)
     assert one.settings["sha256"] == "ef" * 32
+    assert one.settings["expected_sha256"] == "cd" * 32
     assert one.settings["weights"] == "EMA"
     assert one.settings["distilled"] is None  # no config in the checkpoint
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from refusals import refused
 
-from dataloader import bytes_tokenizer, text8_tokenizer
 from prompts import Prompt, given_tokens
 from scoring import Request, Row, Scorer, cut
+from tokenization import bytes_tokenizer, text8_tokenizer
 
 L = 12
 
