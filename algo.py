@@ -20,18 +20,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from curriculum import Curriculum
-from diffusion import (
-    NEG_INFINITY,
-    AbsorbingState,
-    Latent,
-    UniformState,
-    flat_positions,
-    is_first,
-    without_mask,
-)
+from diffusion import NEG_INFINITY, Latent, flat_positions, is_first, without_mask
 from losses import TokenLoss, TokenNLL
 from models.attention import KVCache
 from prompts import Given
+from states import AbsorbingState, UniformState
 from trainer_base import Stratum, TrainerBase, regret, vocabulary_with_mask
 from utils import ConfigError, widened
 

@@ -4,13 +4,12 @@ work of `dataloader.py`.
 """
 
 import ast
-import functools
 import glob
 import gzip
 import itertools
 import os
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,20 +93,23 @@ def synthetic_entropy(length: int, vocab_size: int) -> float:
     return float(np.log(vocab_size - 2) * m[size])
 
 
-@functools.cache
-def standard_library_docstrings() -> tuple[tuple[str, str], ...]:
-    """(module path, its docstrings joined), read from source without importing."""
-    return tuple(_standard_library_docstrings())
-
-
-def _standard_library_docstrings() -> Iterator[tuple[str, str]]:
+def standard_library() -> list[Path]:
+    """Source files of the standard library, without tests and what else came along."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"test", "tests", "idlelib", "lib2to3", "pydoc_data"}
+    found = []
+    for folder, below, files in os.walk(root):
+        # A dash is in the names of site-packages and of config-* build folders.
+        below[:] = [name for name in below if name not in skipped and "-" not in name]
+        found += [Path(folder, name) for name in files if name.endswith(".py")]
+    return sorted(found)
+
+
+def docstrings(files: Iterable[Path]) -> Iterator[tuple[str, str]]:
+    """(module path, its docstrings joined), read from source without importing."""
+    root = Path(sysconfig.get_paths()["stdlib"])
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for path in sorted(root.rglob("*.py")):
-        folders = path.relative_to(root).parts
-        if skipped & set(folders) or any("-" in folder for folder in folders):
-            continue  # tests, vendored tools, site-packages, config-* build folders
+    for path in files:
         try:
             tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError, OSError):

@@ -14,14 +14,15 @@ import torch
 from omegaconf import DictConfig
 
 from corpora import (
+    docstrings,
     find_files,
     load_files,
-    standard_library_docstrings,
+    standard_library,
     state_of,
     synthetic_rows,
 )
-from detokenizers import DETOKENIZERS, TEXT8, Rules, text8_normalize
-from packing import Layout, Listed, TokenRows, lay_out, rows_of, tokenize
+from detokenizers import DETOKENIZERS, TEXT8, Rules
+from packing import Layout, Listed, TokenRows, lay_out, tokenize
 from published import CORPORA
 from rowstore import stored_rows
 from sources import (
@@ -55,20 +56,21 @@ def layout_of(config: DictConfig, tokenizer: Any, split: str) -> Layout:
     )
 
 
-def rows_of_texts(texts: list[str], tokenizer: Any, layout: Layout) -> TokenRows:
-    """Tokenises documents that are in memory and lays them out."""
-    return rows_of(lay_out(tokenize(Listed(texts), tokenizer), layout), layout.length)
-
-
 def tokenizer_state(tokenizer: Any) -> dict[str, Any]:
     """What tells a tokenizer from others, for the key of what it has made."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = json.dumps(sorted(tokenizer.get_vocab().items()))
+    kind, content = type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())
     if backend is not None:
-        content = backend.to_str()
-    digest = hashlib.sha256(content.encode()).hexdigest()
-    kind = type(tokenizer).__name__ if backend is None else "fast"
-    return {"tokenizer": f"{kind} {digest}", "vocab_size": len(tokenizer)}
+        kind, content = "fast", backend.to_str()
+    return {
+        "tokenizer": f"{kind} {_digest(content)}",
+        "vocab_size": len(tokenizer),
+    }
+
+
+def _digest(content: Any) -> str:
+    """Of what JSON can hold."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------- data sets
@@ -90,13 +92,19 @@ def load_docstrings(config: DictConfig, tokenizer: Any, split: str) -> TokenRows
     A module belongs to the validation split if the hash of its name falls below
     `data.valid_fraction`, so the split does not depend on what else is installed.
     """
-    texts = []
-    for name, text in standard_library_docstrings():
-        digest = hashlib.sha256(name.encode()).digest()
-        held_out = int.from_bytes(digest[:8]) / 2**64 < config.data.valid_fraction
-        if held_out == (split == "valid"):
-            texts.append(text8_normalize(text))
-    return rows_of_texts(texts, tokenizer, layout_of(config, tokenizer, split))
+    files = standard_library()
+
+    def documents() -> Listed:
+        texts = []
+        for name, text in docstrings(files):
+            digest = hashlib.sha256(name.encode()).digest()
+            held_out = int.from_bytes(digest[:8]) / 2**64 < config.data.valid_fraction
+            if held_out == (split == "valid"):
+                texts.append(text)
+        return Listed(texts)
+
+    where = [state_of(files), config.data.valid_fraction, split]
+    return packed(config, tokenizer, split, documents, where, TEXT8)
 
 
 def load_text_files(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:
@@ -197,8 +205,8 @@ def packed(
     """
     data, layout = config.data, layout_of(config, tokenizer, split)
     key = {
-        "documents": where,
-        "detokenizer": hashlib.sha256(repr(rules).encode()).hexdigest(),
+        "documents": _digest(where),
+        "detokenizer": _digest(repr(rules)),
         "drop_empty": drop_empty,
         **tokenizer_state(tokenizer),
     }

@@ -1,5 +1,5 @@
-"""The diffusion skeleton batch -> corrupt -> denoise -> loss (`Diffusion`) and the two
-forward processes (`AbsorbingState`, `UniformState`). The objectives are in `algo.py`.
+"""The diffusion skeleton batch -> corrupt -> denoise -> loss. The forward processes are
+in `states.py`, the objectives in `algo.py`.
 
 Shapes: B batch, L length, K vocabulary, D hidden size, N tokens of a batch. `alpha_t`,
 `dalpha_t` are (B, 1), in float64 where the device has it; logits are float32. What
@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from latents import SoftTokens
 from losses import TokenNLL
 from models.noise import SCHEDULES
 from prompts import Given
-from trainer_base import Stratum, TrainerBase, regret, vocabulary_with_mask
+from trainer_base import Stratum, TrainerBase, regret
 from utils import require, to_device, widened
 
 NEG_INFINITY = -1e6  # finite, so that 0 * log 0 stays 0
@@ -397,166 +397,6 @@ class Diffusion(TrainerBase):
         """
         q_xs = self.posterior(x_theta, xt=xt, alpha_t=alpha_t, alpha_s=alpha_s)
         return draw(q_xs.to(x_theta.dtype), generator)
-
-
-class AbsorbingState(Diffusion):
-    """Each token turns into the mask with probability 1 - alpha_t.
-
-    Reference: D3PM (arXiv:2107.03006), absorbing state; MDLM (arXiv:2406.07524).
-    """
-
-    has_score = True
-    has_mask = True
-
-    @staticmethod
-    def vocabulary(tokenizer: Any) -> tuple[int, int]:
-        return vocabulary_with_mask(tokenizer)
-
-    def noise_tokens(
-        self, shape: tuple[int, ...], generator: torch.Generator | None = None
-    ) -> Tensor:
-        device = self.device if generator is None else generator.device
-        return torch.full(shape, self.mask_index, device=device)
-
-    def scored_positions(self, is_noised: Tensor) -> Tensor | None:
-        return flat_positions(is_noised)
-
-    def posterior(
-        self, x_theta: Tensor, *, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor
-    ) -> Tensor:
-        """Revealed tokens stay; a mask stays with probability (1 - alpha_s) /
-        (1 - alpha_t), else becomes a draw from x_theta without its mask entry."""
-        stay = ((1 - alpha_s) / (1 - alpha_t))[..., None].to(x_theta.dtype)  # (..., 1)
-        is_mask = self._is_mask(x_theta)
-        tokens = x_theta.masked_fill(is_mask, 0)
-        tokens = tokens / tokens.sum(dim=-1, keepdim=True)
-        masked = torch.where(is_mask, stay, (1 - stay) * tokens)
-        revealed = nn.functional.one_hot(xt, x_theta.shape[-1]).to(x_theta.dtype)
-        return torch.where((xt == self.mask_index)[..., None], masked, revealed)
-
-    def marginal(self, x0_probs: Tensor, alpha_s: Tensor) -> Tensor:
-        alpha_s = alpha_s[..., None]
-        noise = self._is_mask(x0_probs).to(x0_probs.dtype)
-        return alpha_s * x0_probs + (1 - alpha_s) * noise
-
-    def undecided(self, xt: Tensor) -> Tensor:
-        return xt == self.mask_index
-
-    def denoised(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
-        """At a mask; the scores of tokens are proportional to their probabilities."""
-        return without_mask(logits, self.mask_index).log_softmax(dim=-1)
-
-    def change_bound(self, xt: Tensor, *, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
-        """A mask is revealed with probability (alpha_s - alpha_t) / (1 - alpha_t)."""
-        return self.undecided(xt) * ((alpha_s - alpha_t) / (1 - alpha_t))
-
-    def changed(
-        self,
-        x_theta: Tensor,
-        *,
-        xt: Tensor,
-        alpha_t: Tensor,
-        alpha_s: Tensor,
-        draw: Draw,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        return draw(x_theta, generator)
-
-    def log_score(self, logits: Tensor, *, alpha_t: Tensor, sigma: Tensor) -> Tensor:
-        """log p_t(y) / p_t(m) at masks, for tokens y, (..., K).
-
-        k p(y) with k = alpha_t / (1 - alpha_t). The mask's own entry, which is 0,
-        is not filled in.
-
-        Args:
-            logits: Of the head, (..., K).
-            alpha_t, sigma: Levels that broadcast with (...).
-        """
-        log_p = self.process_logits(logits, xt=None, sigma=sigma)
-        log_k = torch.log(alpha_t / (1 - alpha_t))[..., None]
-        return log_p + log_k.to(log_p.dtype)
-
-    def _is_mask(self, like: Tensor) -> Tensor:
-        """(K,) bool: the mask's entry of the vocabulary."""
-        return torch.arange(like.shape[-1], device=like.device) == self.mask_index
-
-
-class UniformState(Diffusion):
-    """Each token becomes a uniform draw over all K with probability 1 - alpha_t.
-
-    Reference: D3PM (arXiv:2107.03006), uniform; UDLM (arXiv:2412.10193).
-    """
-
-    @staticmethod
-    def vocabulary(tokenizer: Any) -> tuple[int, None]:
-        return len(tokenizer), None
-
-    def noise_tokens(
-        self, shape: tuple[int, ...], generator: torch.Generator | None = None
-    ) -> Tensor:
-        device = self.device if generator is None else generator.device
-        return torch.randint(self.vocab_size, shape, device=device, generator=generator)
-
-    def posterior(
-        self, x_theta: Tensor, *, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor
-    ) -> Tensor:
-        """A mixture, with p = x_theta and alpha_ts = alpha_t / alpha_s:
-
-        [ (K alpha_t p[xt] + alpha_ts - alpha_t) onehot(xt)
-          + (alpha_s - alpha_t) p + (1 - alpha_ts) (1 - alpha_s) / K ]
-        / (K alpha_t p[xt] + 1 - alpha_t)
-        """
-        K = x_theta.shape[-1]
-        alpha_t, alpha_s = (a[..., None].to(x_theta.dtype) for a in (alpha_t, alpha_s))
-        alpha_ts = alpha_t / alpha_s  # (..., 1)
-        p_xt = x_theta.gather(-1, xt[..., None])  # (..., 1)
-        stay = K * alpha_t * p_xt + alpha_ts - alpha_t
-        mixture = (alpha_s - alpha_t) * x_theta + (1 - alpha_ts) * (1 - alpha_s) / K
-        mixture = mixture.scatter_add(-1, xt[..., None], stay)
-        return mixture / (K * alpha_t * p_xt + 1 - alpha_t)
-
-    def marginal(self, x0_probs: Tensor, alpha_s: Tensor) -> Tensor:
-        alpha_s = alpha_s[..., None]
-        return alpha_s * x0_probs + (1 - alpha_s) / x0_probs.shape[-1]
-
-    def change_bound(self, xt: Tensor, *, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
-        """The mixture's weight apart from staying, over its smallest total.
-
-            (alpha_s - alpha_t + (1 - alpha_ts) (1 - alpha_s)) / (1 - alpha_t)
-
-        The total K alpha_t p[xt] + 1 - alpha_t needs the network only for p[xt], by
-        which `changed` thins what the bound lets through.
-        """
-        denoise, noise = self._change_weights(alpha_t, alpha_s)
-        return (denoise + noise) / (1 - alpha_t)
-
-    def changed(
-        self,
-        x_theta: Tensor,
-        *,
-        xt: Tensor,
-        alpha_t: Tensor,
-        alpha_s: Tensor,
-        draw: Draw,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        K = x_theta.shape[-1]
-        p_xt = x_theta.gather(-1, xt[:, None]).squeeze(-1)
-        changes = (1 - alpha_t) / (K * alpha_t * p_xt + 1 - alpha_t)
-        denoise, noise = self._change_weights(alpha_t, alpha_s)
-        u = torch.rand(
-            (2, *xt.shape), dtype=alpha_t.dtype, device=xt.device, generator=generator
-        )
-        is_noise = u[0] * (denoise + noise) >= denoise
-        new = torch.where(
-            is_noise, self.noise_tokens(xt.shape, generator), draw(x_theta, generator)
-        )
-        return torch.where(u[1] < changes, new, xt)
-
-    @staticmethod
-    def _change_weights(alpha_t: Tensor, alpha_s: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of a draw from x_theta and of a uniform draw in the posterior."""
-        return alpha_s - alpha_t, (1 - alpha_t / alpha_s) * (1 - alpha_s)
 
 
 def flat_positions(where: Tensor, device: torch.device | str = "cpu") -> Tensor:

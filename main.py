@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,6 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
-from rich.tree import Tree
 
 import export
 import report
@@ -40,13 +36,20 @@ from checkpoints import adopt_network, describe, read_checkpoint
 from checks import check_batches, check_devices, check_values
 from corpora import find_files, read_texts
 from dataloader import DataModule
-from evaluations import check_path, likelihood_record, origin
+from display import (
+    report_config,
+    report_files,
+    report_likelihood,
+    report_lines,
+    report_samples,
+    report_sampling,
+)
+from evaluations import check_path, origin
 from generation import Drawing, SampleFile, settings_of, summarise, without_marks
-from metrics import GenerativePerplexity, mauve_score, require_mauve, unigram_nll
+from metrics import GenerativePerplexity, mauve_score, require_mauve
 from models import validate_backbone
 from ngrams import NGramModel
 from prompts import check_prompts, read_prompts
-from published import known_fingerprint
 from samplers import build_sampler
 from saving import CheckpointFiles, RunEnd
 from tokenization import get_tokenizer
@@ -60,18 +63,13 @@ from utils import (
     find_inputs,
     keep_freed_memory,
     one_line,
-    path_exists,
     register_resolvers,
     require,
     unknown_value,
     uses_cuda,
-    whole_file,
-    write_json,
 )
 
 log = logging.getLogger(__name__)
-console = Console()
-
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -405,118 +403,6 @@ def device_of(config: DictConfig) -> torch.device:
         return torch.device("cuda")
     apple = accelerator in ("auto", "mps") and torch.backends.mps.is_available()
     return torch.device("mps" if apple else "cpu")
-
-
-# ---------------------------------------------------------------- reports
-
-
-@rank_zero_only
-def report_config(config: DictConfig) -> None:
-    """Prints the composed config as a tree and saves it as config_tree.txt."""
-    tree = Tree("config")
-    for key in config:
-        value = config[key]
-        if OmegaConf.is_config(value):
-            text = OmegaConf.to_yaml(value, resolve=True).rstrip()
-            tree.add(key).add(escape(text))
-        else:
-            tree.add(escape(f"{key}: {value}"))
-    console.print(tree)
-    with whole_file(f"{config.checkpointing.save_dir}/config_tree.txt", "w") as file:
-        Console(file=file, width=100).print(tree)
-
-
-@rank_zero_only
-def report_likelihood(
-    config: DictConfig,
-    model: TrainerBase,
-    data: DataModule,
-    checkpoint: Mapping[str, Any] | None = None,
-) -> None:
-    """A table of the last validation, beside a unigram model if asked for.
-
-    Of a `checkpoint` it is written to `eval.results_path`, too.
-    """
-    results = model.valid_results
-    if not results:
-        return
-    weights = "raw" if model.ema is None or config.eval.disable_ema else "EMA"
-    rows = data.load("valid")
-    title = f"validation on {config.data.valid}: {len(rows)} rows, {weights} weights"
-    columns = ("metric", Column("value", overflow="fold"), "standard error")
-    table = Table(*columns, title=title, min_width=len(title) + 2)
-    for name in ("nll", "bpd", "ppl"):
-        error = results[f"{name}_stderr"]
-        table.add_row(f"val/{name}", f"{results[name]:.4f}", f"{error:.4f}")
-    if config.eval.unigram_baseline:
-        train_ids = data.load("train").valid_ids()
-        nll = unigram_nll(train_ids, rows.valid_ids(), model.vocab_size)
-        ppl = torch.tensor(nll).exp()
-        table.add_row("val/ppl of a unigram model", f"{ppl:.4f}", "")
-    fingerprint = rows.fingerprint()
-    table.add_row("rows", str(fingerprint.rows), "")
-    table.add_row("tokens", str(fingerprint.tokens), "")
-    expected = known_fingerprint(config)
-    is_known = "" if expected is None else ", as published"
-    if expected not in (None, fingerprint):
-        is_known = f"; published: {expected.line()}"
-    table.add_row("sha256 of the rows", f"{fingerprint.sha256[:16]}{is_known}", "")
-    if checkpoint is not None:
-        about = origin(config, checkpoint, model.ema is not None)
-        record = likelihood_record(config, results, fingerprint, expected, about)
-        write_json(config.eval.results_path, record)
-        table.add_row("file", escape(config.eval.results_path), "")
-    console.print(table)
-
-
-def report_lines(lines: Mapping[str, str]) -> None:
-    table = Table("what", Column("value", overflow="fold"))
-    for name, value in lines.items():
-        table.add_row(name, escape(value))
-    console.print(table)
-
-
-@rank_zero_only
-def report_samples(texts: list[str]) -> None:
-    for index, text in enumerate(texts):
-        console.rule(f"sample {index + 1}")
-        console.print(text, markup=False, highlight=False)
-
-
-def report_sampling(config: DictConfig, results: dict[str, Any]) -> None:
-    """A table of what samples are worth and what they cost."""
-    title = f"{results['num_samples']} samples, {config.sampling.predictor}"
-    columns = ("metric", Column("value", overflow="fold"), "standard error")
-    table = Table(*columns, title=title, min_width=len(title) + 2)
-    hidden = ["complete", "num_samples"]
-    if results.get("ngram_ppl") is None:
-        hidden.append("ngram_ppl")
-    elif results["generative_ppl"] is None:
-        hidden.append("generative_ppl")
-    for name, value in results.items():
-        if name.endswith("_stderr") or name in hidden:
-            continue
-        cells = (value, results.get(f"{name}_stderr"))
-        table.add_row(name, *("-" if x is None else f"{x:.4f}" for x in cells))
-    path = config.eval.generated_samples_path
-    table.add_row("file", escape(path), "")
-    console.print(table)
-
-
-@rank_zero_only
-def report_files(config: DictConfig, trainer: lightning.Trainer) -> None:
-    """Where the run left its files."""
-    save_dir = config.checkpointing.save_dir
-    where = Column("where", overflow="fold")  # a cut path is of no use
-    table = Table("what", where, title="files of this run")
-    table.add_row("checkpoints", escape(f"{save_dir}/checkpoints"))
-    table.add_row("config", escape(f"{save_dir}/config_tree.txt"))
-    for logger in trainer.loggers:
-        folder = logger.log_dir if isinstance(logger, CSVLogger) else logger.save_dir
-        table.add_row(f"{type(logger).__name__} log", escape(f"{folder}"))
-    if path_exists(f"{save_dir}/samples"):
-        table.add_row("samples", escape(f"{save_dir}/samples"))
-    console.print(table)
 
 
 # ---------------------------------------------------------------- entry point

@@ -101,6 +101,7 @@ _TEXT8 = Corpus(
     ),
     valid="test",
     lines=False,
+    can_stream=False,
     cut=text8_cut,
     num_documents={"train": 1, "test": 1},
 )
@@ -154,7 +155,7 @@ CORPORA: dict[str, Corpus] = {
         num_documents={"train": 30_301_028, "test": 306_688},
     ),
     "text8": _TEXT8,
-    "text8-crop": _TEXT8._replace(can_stream=False),
+    "text8-crop": _TEXT8,
     "wikitext2": _wikitext("wikitext-2-raw-v1", 36_718),
     "wikitext103": _wikitext("wikitext-103-raw-v1", 1_801_350),
     "ptb": Corpus(

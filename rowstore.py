@@ -14,6 +14,7 @@ import os
 import posixpath
 import shutil
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 from fsspec.implementations.local import LocalFileSystem
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from packing import Block, Layout, TokenRows, add_counts
 from utils import PARTIAL, ConfigError, copy_file, one_line, path_exists, user_cache_dir
@@ -95,6 +97,8 @@ def _lock(home: str, name: str) -> Iterator[None]:
             lock.acquire()
     except (OSError, NotImplementedError) as error:
         log.warning("%s cannot be locked (%s): going on without", home, error)
+        while rank_zero_only.rank and not _is_whole(home):  # the first rank builds
+            time.sleep(1)
     try:
         yield
     finally:

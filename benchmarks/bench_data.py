@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from corpora import load_files, standard_library_docstrings  # noqa: E402
+from corpora import docstrings, load_files, standard_library  # noqa: E402
 from packing import Block, Documents, Layout, lay_out, tokenize  # noqa: E402
 from rowstore import stored_rows  # noqa: E402
 
@@ -40,7 +40,7 @@ def write_corpus(path: Path, num_documents: int) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    text = "\n".join(text for _, text in standard_library_docstrings())
+    text = "\n".join(text for _, text in docstrings(standard_library()))
     random = np.random.default_rng(0)
     schema = pyarrow.schema({"text": pyarrow.string()})
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:

@@ -5,6 +5,9 @@ added to the code is tested without an edit here.
 """
 
 import math
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +19,9 @@ from omegaconf import DictConfig
 from tiny import ALGORITHMS, DIFFUSION, SAMPLING, StubTokenizer, compose, tiny_model
 from torch import Tensor
 
-from diffusion import AbsorbingState, Diffusion, UniformState
+from diffusion import Diffusion
 from models.noise import SCHEDULES
+from states import AbsorbingState, UniformState
 from trainer_base import TrainerBase
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -27,6 +31,14 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("replayable")
 torch.set_num_threads(1)  # more of them only wait for each other on tiny tensors
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Packed rows are shared by all tests, and by none of the user's runs."""
+    if "DUO_CACHE_DIR" not in os.environ or not hasattr(config, "workerinput"):
+        folder = tempfile.mkdtemp(prefix="duo-tests-")
+        os.environ["DUO_CACHE_DIR"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.fixture(name="compose")

@@ -99,8 +99,13 @@ def become(request: dict) -> None:
 def serve() -> None:
     """Answers a command line by a pid, {poll: pid} by its status or null."""
     sys.path[:1] = [str(ROOT), str(HERE)]
-    import main  # noqa: F401  for the children
-    import saving  # noqa: F401
+    # For the children; the last ones are imported by nearly all of them.
+    import aiobotocore.session  # noqa: F401
+    import datasets  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
+    import s3fs  # noqa: F401
+
+    import main  # noqa: F401
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for line in iter(sys.stdin.readline, ""):

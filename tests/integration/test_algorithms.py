@@ -98,9 +98,7 @@ def test_sample_eval_writes_samples(trained):
 @pytest.mark.parametrize(
     "trained",
     [
-        name
-        if name in ("ar", "duo_base")
-        else pytest.param(name, marks=pytest.mark.slow)
+        name if name == "duo_base" else pytest.param(name, marks=pytest.mark.slow)
         for name in ALGORITHMS
     ],
     indirect=True,

@@ -53,7 +53,18 @@ def checkpoint(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+# Of sets that differ from another one in their name alone.
+ALIKE = ("lm1b-streaming", "openwebtext-streaming", "scientific_papers_pubmed")
+ALIKE += ("wikitext103", "text8-crop", "lm1b-gpt2")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ())
+        for name in CONFIGS
+    ],
+)
 def test_a_data_config_evaluates(tmp_path, checkpoint, config):
     """With the published tokenizer, from files on this machine."""
     start(
@@ -89,6 +100,24 @@ def test_a_stream_trains_and_goes_on_where_it_stopped(tmp_path, config):
     start(parts, config, *every, "trainer.max_steps=6")
     assert losses(parts) == losses(whole)
     assert len(losses(whole)) == 6
+
+
+@pytest.mark.slow
+def test_a_stream_of_two_processes_goes_on(tmp_path):
+    """A checkpoint holds the readers of all ranks; more readers start an epoch."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    every = ("trainer.limit_val_batches=0", "data.shuffle_rows=4", "logger=csv")
+    every += ("trainer.log_every_n_steps=1", "loader.num_workers=2")
+    two = ("trainer.devices=2", "data.source=" + str(write_documents(tmp_path / "x")))
+    config = "openwebtext-streaming"
+    start(whole, config, *every, *two, "trainer.max_steps=6")
+    start(parts, config, *every, *two, "trainer.max_steps=3")
+    start(parts, config, *every, *two, "trainer.max_steps=6")
+    assert losses(parts) == losses(whole)
+    more = ("trainer.max_steps=8", "loader.num_workers=1")
+    assert "with a new epoch" in start(parts, config, *every, *two, *more).stdout
 
 
 def losses(folder: Path) -> list[str]:

@@ -12,7 +12,14 @@ MISTAKES = {
         ["algo.curriculum.integral_cache_path='no.pkl'", "null needs none"],
     ),
     "data": (["data=text9"], ["data='text9'", "'text8'"]),
-    "data without loader yet": (["data=lm1b"], ["data.train='lm1b'", "docstrings"]),
+    "data out of reach": (
+        ["data=lm1b", "data.tokenizer_name_or_path=bytes"],
+        ["data.train='lm1b' cannot be loaded", "data.source=FOLDER"],
+    ),
+    "data that are nowhere": (
+        ["data=lm1b", "data.source=/nowhere"],
+        ["data.source='/nowhere'", "matches no file"],
+    ),
     "predictor": (
         ["sampling.predictor=psii"],
         ["sampling.predictor='psii'", "ancestral"],

@@ -1,6 +1,7 @@
 """Every command of the README runs, cut to a few steps of a small network; its example
 of a new algorithm is written to files and trained."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -9,7 +10,9 @@ import sys
 import pytest
 import torch
 from cli import ROOT, logged, run
+from evaluated import likelihood
 from released import SIZES, random_weights, write_released
+from stand_ins import write_documents
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -52,6 +55,9 @@ def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     (folder / "corpus").mkdir()
     (folder / "corpus" / "a.txt").write_text("to be or not to be, that is it. " * 400)
+    write_documents(folder / "FILES")
+    (folder / "outputs").mkdir()
+    (folder / "outputs" / "likelihood.json").write_text(json.dumps(likelihood()))
     code, yaml = (
         re.search(rf"```{language}\n(.*?)```", README, re.S)[1]
         for language in ("python", "yaml")
@@ -86,6 +92,18 @@ def test_command_runs(line, workplace, request):
     if "mode=inspect" in overrides:
         assert "mdlm" in run(*overrides, cwd=workplace).stdout
         return
+    if "mode=report" in overrides:
+        assert (
+            "agrees" in run(*overrides, "hydra.run.dir=reports", cwd=workplace).stdout
+        )
+        assert (workplace / "report" / "report.png").exists()
+        return
+    if "data.source=FILES" in overrides:
+        overrides += ("data.tokenizer_name_or_path=bytes", "data.num_proc=1")
+        overrides += (f"data.cache_dir={workplace}/cache",)
+    if "mode=prepare_data" in overrides:
+        assert "valid" in run(*overrides, "hydra.run.dir=data", cwd=workplace).stdout
+        return
     if "mode=export" in overrides:
         run(*overrides, "hydra.run.dir=exports", cwd=workplace)
         assert (workplace / "exported" / "model.safetensors").exists()
@@ -100,7 +118,9 @@ def test_command_runs(line, workplace, request):
             smaller.append("sampling.steps=2")
     else:
         smaller += SHORT
-    if "data=text_files" in overrides:
+    if "data.source=FILES" in overrides:
+        smaller += ["model=tiny", "model.length=64", "loader.global_batch_size=4"]
+    elif "data=text_files" in overrides:
         smaller.append(f"data.cache_dir={workplace}/cache")
     else:
         smaller.append("data.valid_fraction=0.01")

@@ -353,6 +353,7 @@ def check_two(start, folder: Path, stops: list[tuple[str, str]]) -> None:
     check_same(folder / "whole", folder / "stopped")
 
 
+@pytest.mark.slow
 def test_two_processes(live_as_two, tmp_path):
     """With workers and accumulation; either rank alone may get the signal."""
     check_two(live_as_two, tmp_path, [("12:train:15", "1")])

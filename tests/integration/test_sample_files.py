@@ -90,6 +90,7 @@ def stop(arguments, parts, signal_number: int, cwd) -> int:
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_goes_on(overrides, uninterrupted, folder):
     """Killed, then interrupted, then left alone: what was finished is kept each time,
     and the samples are those of a run that nobody stopped."""
@@ -128,6 +129,7 @@ def test_a_run_that_is_stopped_goes_on(overrides, uninterrupted, folder):
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_processes_draw_what_one_draws(overrides, uninterrupted, folder):
     """A sample depends on the seed and on its batch, not on who draws it."""
     path = folder / "two.json"

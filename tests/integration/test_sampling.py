@@ -14,6 +14,7 @@ import torch
 from cli import ALGORITHMS
 from rich.console import Console
 
+import display
 import main
 from algo import algorithm_class
 from tokenization import bytes_tokenizer
@@ -161,7 +162,7 @@ def checkpoint(compose, folder):
 def sample(compose, checkpoint, tmp_path, monkeypatch):
     """Runs a command as main.py does once Hydra has composed it; gives the JSON."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "console", Console(width=200))
+    monkeypatch.setattr(display, "console", Console(width=200))
 
     def run(*overrides: str, published: str = "mode=sample_eval") -> dict:
         last = [main.quoted(override) for override in overrides]

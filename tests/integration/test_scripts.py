@@ -384,7 +384,7 @@ TINY = (
     "eval.gen_ppl_eval_model_name_or_path=null",
 )
 OFF = {"WANDB_MODE": "disabled"}
-QUICK = ("train_owt_duo", "distil_owt", "eval_owt_duo", "gen_ppl_owt_duo")
+QUICK = ("train_owt_duo", "eval_owt_duo", "gen_ppl_owt_duo")
 QUICK += ("zero_shot_duo", "train_cifar10_mdlm_cosine")
 
 

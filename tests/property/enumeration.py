@@ -11,10 +11,10 @@ from numpy.polynomial.legendre import leggauss
 from scipy.stats import chisquare
 from torch import Tensor
 
-from diffusion import AbsorbingState
 from draws import nucleus
 from prompts import Given
 from samplers import build_sampler
+from states import AbsorbingState
 
 K, L, N = 7, 2, 100_000
 STATES = torch.cartesian_prod(torch.arange(K), torch.arange(K))  # (S, L)

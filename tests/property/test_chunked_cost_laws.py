@@ -258,10 +258,10 @@ def test_compiled_losses_are_the_same(make_model, algo_name, compiled):
     assert 1 <= num_compilations <= 6 * num_losses
 
 
-def test_the_next_model_is_compiled_as_well(make_model, algo_name, compiled):
+def test_the_next_model_is_compiled_as_well(make_model, compiled):
     """A sweep trains one model after the other in one process."""
     for _ in range(3):
-        check_compiled(make_model, algo_name, compiled, "aot_eager")
+        check_compiled(make_model, "duo_base", compiled, "aot_eager")
 
 
 @pytest.mark.slow

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from refusals import refused
 
-import corpora
 from corpora import (
     TEXT_FORMATS,
+    docstrings,
     find_files,
     read_texts,
-    standard_library_docstrings,
+    standard_library,
     synthetic_entropy,
     synthetic_rows,
 )
@@ -101,11 +101,9 @@ def library(tmp_path, monkeypatch):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(source.encode())
         monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-        standard_library_docstrings.cache_clear()
-        return dict(standard_library_docstrings())
+        return dict(docstrings(standard_library()))
 
-    yield write
-    standard_library_docstrings.cache_clear()
+    return write
 
 
 def test_docstrings_of_modules_classes_and_functions(library):
@@ -139,7 +137,7 @@ def test_reading_executes_nothing(library):
 
 def test_this_pythons_library_is_documented(monkeypatch):
     """The first modules alone, to be quick: real text, in the order of the paths."""
-    documents = list(itertools.islice(corpora._standard_library_docstrings(), 12))
+    documents = list(itertools.islice(docstrings(standard_library()), 12))
     names = [name for name, _ in documents]
     assert names == sorted(names, key=lambda name: Path(name).parts)
     root = Path(sysconfig.get_paths()["stdlib"])

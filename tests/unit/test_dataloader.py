@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_sets import layout_of, rows_of_texts
+from data_sets import layout_of
 from dataloader import EpochOrder
-from packing import Chunk, Layout, TokenRows, lay_out, rows_of
+from packing import Chunk, Layout, Listed, TokenRows, lay_out, rows_of, tokenize
 from tokenization import TOKENIZERS, get_tokenizer
 
 BOS, EOS, PAD = 90, 91, 92
@@ -54,6 +54,10 @@ def test_padded_rows_are_one_document_each(lists, length):
         framed = [BOS, *ids[: length - 2], EOS]
         assert row == framed + [PAD] * (length - len(framed))
         assert valid == len(framed)
+
+
+def rows_of_texts(texts, tokenizer, layout):
+    return rows_of(lay_out(tokenize(Listed(texts), tokenizer), layout), layout.length)
 
 
 def test_layout_and_eos_follow_the_config(compose):

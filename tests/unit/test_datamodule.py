@@ -134,24 +134,25 @@ def test_text8_documents_are_normalized_and_others_are_not(text_module):
     assert first == "Ah! 7 "
 
 
-def test_docstrings_split_by_module(compose, monkeypatch):
+def test_docstrings_split_by_module(compose, monkeypatch, tmp_path):
     """Disjoint, complete, and a function of a module's name alone."""
     letters = "abcdefghijklmnopqrst"
     documents = [(f"{name}.py", name * 60) for name in letters]
 
     def loaded(documents):
-        monkeypatch.setattr(
-            data_sets, "standard_library_docstrings", lambda: tuple(documents)
-        )
+        monkeypatch.setattr(data_sets, "docstrings", lambda files: iter(documents))
         config = compose(
-            "data=docstrings", "data.valid_fraction=0.3", "model.length=32"
+            "data=docstrings",
+            "data.valid_fraction=0.3",
+            "model.length=32",
+            f"data.cache_dir={tmp_path}/{len(documents)}",
         )
         config.data.insert_train_eos = config.data.insert_valid_eos = False
         tokenizer = get_tokenizer(config)
         parts = []
         for split in ("train", "valid"):
             rows = DATASETS["docstrings"].load(config, tokenizer, split)
-            text = tokenizer.batch_decode(rows.ids, skip_special_tokens=True)
+            text = tokenizer.batch_decode(rows.ids.tolist(), skip_special_tokens=True)
             parts.append(set("".join(text)))
         return parts
 

@@ -13,9 +13,11 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     {"harness"},
     {"main", "integral.__main__"},
-    {"distillation", "export", "generation", "report", "saving", "scoring", "sweep"},
+    {"display", "distillation", "export", "generation", "report", "saving"},
+    {"scoring", "sweep"},
     {"algo"},
-    {"curriculum", "diffusion"},
+    {"curriculum", "states"},
+    {"diffusion"},
     {"trainer_base", "papers"},
     {"samplers", "metrics", "dataloader", "resume", "evaluations", "figures"},
     {"data_sets"},

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from refusals import refused
 from rich.console import Console
 
+import display
 import main
 from algo import AR, MDLM
 from checks import NUMBERS, check_batches, check_devices, check_numbers
@@ -194,7 +195,7 @@ def test_mauve_needs_a_judge(compose):
 
 def test_the_table_has_every_number_with_its_error(compose, monkeypatch, capsys):
     """None is a dash; paths may hold what rich takes for markup."""
-    monkeypatch.setattr(main, "console", Console(width=120))
+    monkeypatch.setattr(display, "console", Console(width=120))
     config = compose("sampling.predictor=psi")
     config.eval.generated_samples_path = "[a]/samples.json"
     results = {

@@ -204,6 +204,22 @@ def test_jobs_at_once_get_the_same(tmp_path, monkeypatch, can_lock):
     assert not [name for name in names if name.endswith(PARTIAL)]
 
 
+def test_other_ranks_wait_where_the_disk_cannot_lock(tmp_path, monkeypatch):
+    """So that a job of many does not tokenize as many times."""
+
+    def no_lock(*args, **kwargs):
+        raise OSError("no locks on this disk")
+
+    monkeypatch.setattr(rowstore.filelock.FileLock, "acquire", no_lock)
+    context = multiprocessing.get_context("fork")
+    first = context.Process(target=build_slowly, args=(tmp_path, 0))
+    first.start()
+    monkeypatch.setattr(rowstore.rank_zero_only, "rank", 1, raising=False)
+    rows = store(tmp_path, build=lambda: pytest.fail("built by another rank"))
+    first.join(30)
+    assert np.array_equal(rows.ids, expected())
+
+
 # ---------------------------------------------------------------- object stores
 
 

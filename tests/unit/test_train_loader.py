@@ -179,6 +179,7 @@ for end in {ends!r}:
 ENDS = {"": 0, "raise RuntimeError('a')": 1, "sys.exit(7)": 7}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_workers_outlast_signals_but_not_their_process():
     """However it ends; a worker that ignored SIGTERM to the end would be waited for."""
