@@ -44,14 +44,19 @@ def write_corpus(path: Path, num_documents: int) -> None:
     random = np.random.default_rng(0)
     schema = pyarrow.schema({"text": pyarrow.string()})
     with pyarrow.parquet.ParquetWriter(path, schema) as writer:
-        for _ in range(0, num_documents, 1000):
-            starts = random.integers(len(text) - 50_000, size=1000)
-            lengths = random.exponential(CHARACTERS, size=1000).clip(100, 50_000)
+        for size in _pieces(num_documents, 1000):
+            starts = random.integers(len(text) - 50_000, size=size)
+            lengths = random.exponential(CHARACTERS, size=size).clip(100, 50_000)
             texts = [
                 text[start : start + int(n)]
                 for start, n in zip(starts, lengths, strict=True)
             ]
             writer.write_table(pyarrow.table({"text": texts}, schema))
+
+
+def _pieces(number: int, size: int) -> list[int]:
+    """`number` as a sum of whole pieces and a last one."""
+    return [min(size, number - start) for start in range(0, number, size)]
 
 
 def ours(

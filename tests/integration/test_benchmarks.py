@@ -14,6 +14,7 @@ from cli import ROOT
 from benchmarks import cases, plain_curriculum
 from benchmarks.bench import VARIANTS, parse
 from samplers import SAMPLERS
+from tokenization import bytes_tokenizer
 from utils import register_resolvers
 
 TINY = (
@@ -136,3 +137,22 @@ def test_an_unknown_algorithm_is_one_line():
     assert "mdml" in done.stderr
     assert "duo_base" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_packing_is_measured(tmp_path):
+    """Ours and plain code make as many rows; both are reported."""
+    bytes_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    done = bench(
+        "bench_data.py",
+        *("--tokenizer", str(tmp_path / "tokenizer")),
+        *("--documents", "50", "--processes", "2"),
+        *("--output", str(tmp_path)),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "data.json").read_text())
+    assert [(row["code"], row["num_proc"]) for row in rows] == [
+        *(("plain", 1), ("ours", 2)),
+    ]
+    assert len({row["rows"] for row in rows}) == 1
+    assert (tmp_path / "data.md").read_text().count("\n") == 2 + len(rows)
