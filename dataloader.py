@@ -185,6 +185,8 @@ class DataModule(lightning.LightningDataModule):
                 f"data.streaming=True is not supported for data.train={data.train!r}; "
                 "the only value is False."
             )
+        if train and data.streaming and train.stream:
+            _refuse_keys_of_packed(config)
         if len(splits) == 2:
             check_apart(data)
         if splits and not any(data[split] in CORPORA for split in splits):
@@ -346,4 +348,14 @@ def _refuse_keys_of_published(data: DictConfig, splits: tuple[str, ...]) -> None
             names = " and ".join(f"data.{split}={data[split]!r}" for split in splits)
             raise ConfigError(
                 f"data.{key}={data[key]!r} is for published data sets, not for {names}."
+            )
+
+
+def _refuse_keys_of_packed(config: DictConfig) -> None:
+    """Refuses what would read all training data where they are streamed."""
+    for key in ("unigram_baseline", "ngram_order"):
+        if config.eval[key]:
+            raise ConfigError(
+                f"eval.{key}={config.eval[key]} counts all training data, which "
+                "data.streaming=True does not read; set one of them to False or 0."
             )

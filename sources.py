@@ -191,7 +191,7 @@ def documents_of(config: DictConfig, split: str) -> Documents:
         options = {"lines": corpus.lines, "ends": corpus.ends, "column_key": "column"}
         cache_dir = local_cache(data.cache_dir)
         documents = load_files(local.files, key, corpus.column, cache_dir, **options)
-        if not local.is_whole:
+        if corpus.always_cut or not local.is_whole:
             _warn_of_number(documents, corpus, data, split)
         is_whole = local.is_whole
     else:

@@ -233,6 +233,19 @@ def test_files_are_tokenized_once_for_both_splits(text_module, tmp_path, monkeyp
 # ---------------------------------------------------------------- refusals
 
 
+@pytest.mark.parametrize(
+    "override", ["eval.unigram_baseline=True", "eval.ngram_order=3"]
+)
+def test_streams_are_not_counted(compose, override):
+    config = compose("data=openwebtext-streaming", "data.source=hf://datasets/a/b")
+    DataModule.validate_config(config, ("train",))
+    config = compose(
+        "data=openwebtext-streaming", "data.source=hf://datasets/a/b", override
+    )
+    call = lambda: DataModule.validate_config(config, ("train",))  # noqa: E731
+    refused(call, override.split("=")[0], "data.streaming=True")
+
+
 def test_an_unknown_detokenizer_is_refused_early(compose):
     config = compose("data=ptb", "data.detokenizer=bpt")
     call = lambda: DataModule.validate_config(config, ("valid",))  # noqa: E731
