@@ -2,11 +2,17 @@
 
 import csv
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import cli
 import pytest
+from nursery import nursery
 from stand_ins import CONFIGS, stand_in, tokenizer_of, write_documents
+
+from utils import PARTIAL
 
 SMALL = (
     "algo=mdlm",
@@ -143,6 +149,53 @@ def test_data_are_prepared_without_a_model(tmp_path):
             x for x in first.stdout.splitlines() if f"{split} " in x and "sha" in x
         ]
         assert line in again.stdout
+
+
+def prepare(folder: Path, *overrides: str) -> list[str]:
+    """The command line of packing PTB into a cache of `folder`."""
+    cache = f"data.cache_dir={folder}/cache"
+    every = [*SMALL, *stand_in("ptb", folder), cache, "mode=prepare_data", *overrides]
+    return [*every, f"hydra.run.dir={folder}/run"]
+
+
+def fingerprints(stdout: str) -> list[str]:
+    return [line for line in stdout.splitlines() if "sha256" in line]
+
+
+@pytest.mark.slow
+def test_the_rows_are_the_same_however_they_are_made(tmp_path):
+    """By 1, 2 and 5 processes, after a kill, and by two jobs at once."""
+    found = []
+    for number in (1, 2, 5):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        done = cli.run(*prepare(folder, f"data.num_proc={number}"), cwd=folder)
+        found.append(fingerprints(done.stdout))
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    pid = begin(folder, "killed")
+    while not list(folder.glob(f"cache/rows/*{PARTIAL}/rows.arrow")):
+        time.sleep(0.01)
+    os.killpg(pid, signal.SIGKILL)
+    nursery().wait(pid)
+    assert list(folder.glob(f"cache/rows/*{PARTIAL}"))
+    found.append(fingerprints(cli.run(*prepare(folder), cwd=folder).stdout))
+    assert not list(folder.glob(f"cache/rows/*{PARTIAL}"))
+    folder = tmp_path / "at once"
+    folder.mkdir()
+    jobs = {name: begin(folder, name) for name in ("a", "b")}
+    for name, pid in jobs.items():
+        assert nursery().wait(pid) == 0
+        found.append(fingerprints((folder / f"{name}.out").read_text()))
+    assert len(found[0]) == 2
+    assert all(lines == found[0] for lines in found)
+
+
+def begin(folder: Path, name: str) -> int:
+    """The pid of a job that packs into the folder's cache."""
+    run = f"hydra.run.dir={folder}/{name}"
+    files = folder / f"{name}.out", folder / f"{name}.err"
+    return nursery().start([*prepare(folder)[:-1], run], folder, *files)
 
 
 def test_what_cannot_be_loaded_says_what_was_tried(tmp_path):
