@@ -5,20 +5,18 @@ the objectives in `algo.py`.
 Shapes: B batch, L length, K vocabulary, D hidden size.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import hydra
 import lightning
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig
 from torch import Tensor
-from torch.distributed.fsdp import FullyShardedDataParallel
 
-from checkpoints import disagreements
 from checks import check_inert_keys
 from losses import (
     Head,
@@ -39,12 +37,12 @@ from resume import Bookkeeping, is_validation_due
 from samplers import Samples, build_sampler
 from utils import (
     ConfigError,
-    key_report,
     require,
     seed_all,
     wide_dtype,
     write_json,
 )
+from weights import Weights
 
 
 class Stratum(NamedTuple):
@@ -59,7 +57,7 @@ class Stratum(NamedTuple):
         return torch.Generator().manual_seed(self.seed)
 
 
-class TrainerBase(lightning.LightningModule):
+class TrainerBase(Weights):
     """Life cycle of every algorithm: optimiser, EMA, logging, validation, samples.
 
     A subclass gives `vocabulary` and `nll`. The class attributes below tell others
@@ -340,10 +338,6 @@ class TrainerBase(lightning.LightningModule):
             fused=str(self.config.trainer.precision) not in ("16", "16-mixed"),
         )
 
-    def make_ema(self) -> ExponentialMovingAverage:
-        """EMA weights that start at the current ones."""
-        return ExponentialMovingAverage(self.parameters(), self.config.training.ema)
-
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.make_optimizer()
         scheduler = hydra.utils.instantiate(
@@ -383,96 +377,6 @@ class TrainerBase(lightning.LightningModule):
             sharded(gradient_clip_val)
         else:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-
-    @contextmanager
-    def eval_weights(self) -> Iterator[None]:
-        """EMA weights (unless `eval.disable_ema`) and evaluation mode; both undone."""
-        was_training = self.training
-        use_ema = self.ema is not None and not self.config.eval.disable_ema
-        self.eval()
-        try:
-            with self.ema.applied(self.parameters()) if use_ema else nullcontext():
-                yield
-        finally:
-            self.train(was_training)
-
-    # ---- sharded training: the wrapper that owns the weights, if there is one
-
-    def _sharded_model(self) -> FullyShardedDataParallel | None:
-        try:
-            model = self.trainer.model
-        except RuntimeError:  # not attached to a trainer
-            return None
-        return model if isinstance(model, FullyShardedDataParallel) else None
-
-    @contextmanager
-    def whole_weights(self, writeback: bool = False) -> Iterator[None]:
-        """Gathers sharded weights for calls from outside of a training step."""
-        sharded = self._sharded_model()
-        if sharded is None:
-            yield
-        else:
-            with FullyShardedDataParallel.summon_full_params(
-                sharded, writeback=writeback
-            ):
-                yield
-
-    # ---- checkpoints
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Plain data, so that the file loads without executing code.
-        config = OmegaConf.to_container(self.config, resolve=True)
-        checkpoint["hyper_parameters"] = {"config": config}
-        if self.ema is None:
-            return
-        checkpoint["ema"] = self.ema.state_dict()
-        if self._sharded_model() is not None:
-            with self.ema.applied(self.parameters()), self.whole_weights():
-                whole = [p.detach().cpu().clone() for p in self.parameters()]
-            checkpoint["ema"] |= {"shadow_params": whole}
-
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        state = checkpoint.get("ema")
-        if state is None or self.config.training.ema == 0:
-            return
-        with self.whole_weights(writeback=True):  # sharded: raw weights step aside
-            self.ema = self.make_ema()
-            self.ema.load_state_dict(state)
-            if self._sharded_model() is not None:
-                raw = [p.detach().clone() for p in self.parameters()]
-                self._set_weights(self.ema.shadow_params)
-        if self._sharded_model() is not None:
-            self.ema.shadow_params = self.make_ema().shadow_params  # this rank's shards
-            with self.whole_weights(writeback=True):
-                self._set_weights(raw)
-
-    @torch.no_grad()
-    def _set_weights(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self.parameters(), values, strict=True):
-            parameter.copy_(value)
-
-    def load_weights(self, checkpoint: Mapping[str, Any], key: str) -> None:
-        """Takes weights and EMA from what `checkpoints.read_checkpoint` read.
-
-        Args:
-            checkpoint: As Lightning writes it.
-            key: Config key that named the file, for messages.
-
-        Raises:
-            ConfigError: If any weight is missing, unexpected or of another shape.
-        """
-        self.check_weights(checkpoint, key)
-        self.load_state_dict(checkpoint["state_dict"])
-        self.on_load_checkpoint(checkpoint)
-
-    def check_weights(self, checkpoint: Mapping[str, Any], key: str) -> None:
-        """Compares names and shapes, warns of disagreements; as for `load_weights`."""
-        where = f"{key}={OmegaConf.select(self.config, key)!r}"
-        if "state_dict" not in checkpoint:
-            raise ConfigError(f"{where} is not a Lightning checkpoint: no state_dict.")
-        key_report(self, checkpoint["state_dict"]).raise_if_any(where)
-        for line in disagreements(checkpoint, self.config):
-            rank_zero_warn(f"{where}: {line}.")
 
     # ---- what else of training is in a checkpoint; `Bookkeeping` asks for it
 

@@ -140,7 +140,7 @@ def test_a_folder_is_also_a_tokenizer(tmp_path, monkeypatch):
     for path in folder.glob("*.py"):
         path.write_text(f"open({str(marker)!r}, 'w')\n{path.read_text()}")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    monkeypatch.setattr("trainer_base.rank_zero_warn", pytest.fail)
+    monkeypatch.setattr("weights.rank_zero_warn", pytest.fail)
     results = in_process(
         tmp_path,
         monkeypatch,

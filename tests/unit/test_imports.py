@@ -19,6 +19,7 @@ LAYERS = [
     {"curriculum", "states"},
     {"diffusion"},
     {"trainer_base", "papers"},
+    {"weights"},
     {"samplers", "metrics", "dataloader", "resume", "evaluations", "figures"},
     {"data_sets"},
     {"sources"},
