@@ -32,7 +32,7 @@ from sources import (
     local_cache,
     stream_files,
 )
-from streaming import Stream
+from streaming import Files, Stream
 from utils import ConfigError
 
 # ---------------------------------------------------------------- layout
@@ -119,7 +119,7 @@ def load_text_files(config: DictConfig, tokenizer: Any, split: str) -> TokenRows
         data.text_column,
         local_cache(data.cache_dir),
     )
-    rules = TEXT8 if data.tokenizer_name_or_path == "text8" else ()
+    rules = text_rules(config)
     where = [state_of(files), data.text_column]
     name = "text_files"  # of both splits: rows of the same files are made once
     rows = packed(
@@ -131,12 +131,30 @@ def load_text_files(config: DictConfig, tokenizer: Any, split: str) -> TokenRows
     return tail if split == "valid" else head
 
 
+def stream_text_files(config: DictConfig, tokenizer: Any) -> Stream:
+    """The user's own files, read as they are needed."""
+    data = config.data
+    paths = find_files(data.path, "data.path")
+    files = Files(paths, data.text_column, drop_empty=True)
+    return stream_of(files, config, tokenizer, text_rules(config))
+
+
+def text_rules(config: DictConfig) -> Rules:
+    """What is done to the user's texts first."""
+    return TEXT8 if config.data.tokenizer_name_or_path == "text8" else ()
+
+
 def check_text_files(config: DictConfig, split: str) -> None:
     """Refuses missing files and unknown formats before anything is loaded."""
     data = config.data
     find_files(data.path, "data.path")
     if data.valid_path:
         find_files(data.valid_path, "data.valid_path")
+    elif data.streaming and split == "train":
+        raise ConfigError(
+            "data.streaming=True: nothing can be held out of a stream; give "
+            "data.valid_path."
+        )
     elif not 0 < data.valid_fraction < 1:
         raise ConfigError(
             f"data.valid_fraction={data.valid_fraction} is not between 0 and 1; "
@@ -164,10 +182,16 @@ def load_crops(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:
 
 def stream_published(config: DictConfig, tokenizer: Any) -> Stream:
     """The training split of a data set of `published.CORPORA`, read as needed."""
+    files = stream_files(config.data)
+    return stream_of(files, config, tokenizer, rules_of(config, "train"))
+
+
+def stream_of(files: Files, config: DictConfig, tokenizer: Any, rules: Rules) -> Stream:
+    """Training rows of files, in the order of the run's seed."""
     return Stream(
-        stream_files(config.data),
+        files,
         tokenizer,
-        rules_of(config, "train"),
+        rules,
         layout_of(config, tokenizer, "train"),
         seed=config.seed,
         block=config.data.shuffle_rows,
@@ -267,7 +291,7 @@ PUBLISHED = DatasetSpec(load_published, check_published, stream_published)
 DATASETS: dict[str, DatasetSpec] = {
     "synthetic": DatasetSpec(load_synthetic, is_made=True),
     "docstrings": DatasetSpec(load_docstrings),
-    "text_files": DatasetSpec(load_text_files, check_text_files),
+    "text_files": DatasetSpec(load_text_files, check_text_files, stream_text_files),
     **dict.fromkeys(CORPORA, PUBLISHED),
     "text8-crop": DatasetSpec(load_crops, check_published),
 }

@@ -33,6 +33,7 @@ class Files(NamedTuple):
     paths: list[str]
     column: str
     lines: bool = False  # a .txt file has one document a line, or is one document
+    drop_empty: bool = False  # documents without text are none
 
 
 class Place(NamedTuple):
@@ -77,7 +78,7 @@ class Row(NamedTuple):
 
 
 def _parquet(path: str, files: Files, start: int) -> Iterator[str]:
-    with fsspec.open(path, "rb") as opened:
+    with fsspec.open(path, "rb", compression="infer") as opened:
         parquet = pyarrow.parquet.ParquetFile(opened)
         require(files.column, parquet.schema_arrow.names, "column", path)
         first = 0
@@ -147,7 +148,8 @@ def read_documents(
             path = files.paths[mine[number]]
             texts = FORMATS[format_of(path)](path, files, document)
             for index, text in enumerate(texts, document):
-                if has_files or index % num_readers == reader:
+                is_mine = has_files or index % num_readers == reader
+                if is_mine and (text or not files.drop_empty):
                     is_empty = False
                     yield Place(epoch, number, index), text or ""
             document = 0

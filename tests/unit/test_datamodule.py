@@ -261,10 +261,32 @@ def test_an_unknown_data_set_is_refused(module):
     )
 
 
-def test_streaming_is_refused_where_there_is_none(module, text_module):
+def test_streaming_is_refused_where_there_is_none(module, compose, text_module):
     assert module("data.streaming=True").config.data.streaming
+    config = compose("data=docstrings", "data.streaming=True")
+    call = lambda: DataModule.validate_config(config, ("train",))  # noqa: E731
+    refused(call, "data.streaming=True", "docstrings")
     call = lambda: text_module("text", "data.streaming=True")  # noqa: E731
-    refused(call, "data.streaming=True", "text_files")
+    refused(call, "data.streaming=True", "data.valid_path")
+
+
+def test_text_files_are_streamed(text_module, tmp_path):
+    """The rows of packing; each file is a document."""
+    (tmp_path / "held_out.jsonl").write_text('{"text": "abcdef"}')
+    valid = f"data.valid_path={tmp_path}/held_out.jsonl"
+    text = "the quick brown fox jumps over a lazy dog " * 20
+    packed = text_module(text, valid).load("train").ids
+    data = text_module(text, valid, "data.streaming=True", "data.shuffle_rows=5")
+    loader = data.train_dataloader()
+    rows = [
+        row
+        for batch, _ in zip(loader, range(9), strict=False)
+        for row in batch["input_ids"].tolist()
+    ]
+    assert len(rows) == 36
+    assert {tuple(row) for row in rows} <= {tuple(row) for row in packed.tolist()}
+    assert rows[:5] != packed[:5].tolist()
+    assert sorted(rows[:5]) == sorted(packed[:5].tolist())
 
 
 @pytest.mark.parametrize("text", ["", "abc", "!!! ???"])

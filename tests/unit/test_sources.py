@@ -282,6 +282,26 @@ def test_streams_are_of_the_same_files(config_of, monkeypatch, documents):
     assert files.column == "text"
 
 
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not on this machine")
+@pytest.mark.parametrize("answers", [True, False], ids=["online", "loaded before"])
+def test_a_repository_is_read_as_the_library_does(config_of, monkeypatch, answers):
+    """By the real library, on a folder in the layout of a hub repository."""
+    folder = str(SHARED / "wikitext2" / "wikitext")
+    corpus = CORPORA["wikitext2"]
+    local = corpus._replace(sources=(Source(folder, "wikitext-2-raw-v1"),))
+    monkeypatch.setitem(CORPORA, "wikitext2", local)
+    monkeypatch.setattr(sources, "hub_answers", lambda: answers)
+    config = config_of("wikitext2")
+    found = texts(config, "valid")
+    assert len(found) == 3760
+    assert found[0] == ""
+    assert found[1] == " = Homarus gammarus = \n"
+    if answers:
+        (path,) = stream_files(config.data).paths
+        assert path.endswith("wikitext-2-raw-v1/train.parquet")
+        refused(lambda: texts(config, "train"), "3302 documents instead of 36718")
+
+
 def test_what_is_out_of_reach_is_said_in_time(config_of, monkeypatch):
     """Not after a minute of retries for each source."""
     monkeypatch.setattr(sources, "hub_answers", lambda: False)

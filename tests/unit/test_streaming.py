@@ -29,7 +29,7 @@ from streaming import (
 from tokenization import bytes_tokenizer
 
 LAYOUT = Layout(8, bos=256, eos=257, pad=259)
-NAMES = ("a.parquet", "b.jsonl", "c.jsonl.gz", "d.parquet", "e.txt")
+NAMES = ("a.parquet", "b.jsonl", "c.jsonl.gz", "d.parquet.gz", "e.txt")
 
 
 def document(file: int, number: int) -> str:
@@ -45,9 +45,11 @@ def files(tmp_path_factory) -> Files:
     for index, name in enumerate(NAMES):
         texts = [document(index, number) for number in range(3 * index + 4)]
         path = folder / name
-        if name.endswith("parquet"):
+        if "parquet" in name:
             table = pyarrow.table({"n": range(len(texts)), "body": texts})
             pyarrow.parquet.write_table(table, path, row_group_size=3)
+            if name.endswith("gz"):
+                path.write_bytes(gzip.compress(path.read_bytes()))
         elif name.endswith("txt"):
             path.write_text("\n".join(texts) + "\n")
         else:
@@ -85,6 +87,19 @@ def test_readers_share_an_epoch(files, num_readers):
         found += [text for _, text in first]
     assert len(found) == len(everything(files))
     assert set(found) == everything(files)
+
+
+@pytest.mark.parametrize("drop_empty", [True, False])
+def test_empty_documents_count_or_do_not(tmp_path, drop_empty):
+    lines = [json.dumps({"text": text}) for text in ("a", "", None, "b")]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    files = Files([f"{tmp_path}/a.jsonl"], "text", drop_empty=drop_empty)
+    documents = read_documents(files, 0, 1, 1, Place())
+    first = itertools.takewhile(lambda pair: pair[0].epoch == 0, documents)
+    expected = (
+        [(0, "a"), (3, "b")] if drop_empty else list(enumerate(["a", "", "", "b"]))
+    )
+    assert [(place.document, text) for place, text in first] == expected
 
 
 def test_epochs_have_orders_of_their_own(files):
