@@ -62,8 +62,8 @@ def report_likelihood(
         error = results[f"{name}_stderr"]
         table.add_row(f"val/{name}", f"{results[name]:.4f}", f"{error:.4f}")
     if config.eval.unigram_baseline:
-        train_ids = data.load("train").valid_ids()
-        nll = unigram_nll(train_ids, rows.valid_ids(), model.vocab_size)
+        counts = (x.valid_counts(model.vocab_size) for x in (data.load("train"), rows))
+        nll = unigram_nll(*counts)
         ppl = torch.tensor(nll).exp()
         table.add_row("val/ppl of a unigram model", f"{ppl:.4f}", "")
     fingerprint = rows.fingerprint()

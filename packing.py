@@ -111,6 +111,16 @@ class TokenRows(Dataset):
                 self._counts = add_counts(self._counts, np.asarray(part.ids))
         return self._counts
 
+    def valid_counts(self, vocab_size: int) -> np.ndarray:
+        """How often each id occurs outside of padding, (K,)."""
+        if self.num_valid is None:
+            counts = self.counts()
+            return np.pad(counts, (0, vocab_size - len(counts)))
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        for part in self.parts():
+            counts = add_counts(counts, part.valid_ids())
+        return counts
+
     def fingerprint(self) -> Fingerprint:
         """What two people compare to see whether they measured on the same rows."""
         widths, tokens, num_tokens = hashlib.sha256(), hashlib.sha256(), 0

@@ -153,5 +153,14 @@ def test_a_fingerprint_is_of_the_tokens_alone(monkeypatch):
 
 
 def test_counts_are_those_of_all_ids():
-    ids = np.random.default_rng(0).integers(0, 50, (300, 9))
-    assert TokenRows(ids).counts().tolist() == np.bincount(ids.ravel()).tolist()
+    """With padding, or without it; of any number of ids."""
+    random = np.random.default_rng(0)
+    ids, num_valid = random.integers(0, 50, (300, 9)), random.integers(1, 10, 300)
+    counts = np.bincount(ids.ravel())
+    assert TokenRows(ids).counts().tolist() == counts.tolist()
+    assert TokenRows(ids).valid_counts(52).tolist() == [*counts, 0, 0]
+    rows = TokenRows(ids, num_valid)
+    assert rows.counts().tolist() == counts.tolist()
+    valid = np.bincount(rows.valid_ids(), minlength=50)
+    assert rows.valid_counts(50).tolist() == valid.tolist()
+    assert valid.sum() == num_valid.sum()
