@@ -1,6 +1,6 @@
 """Where documents come from: synthetic sequences of known entropy, the standard
-library's documentation, and the user's files. Tokenizing and batching them is the
-work of `dataloader.py`.
+library's documentation, and the user's files. Rows and batches are made of
+them in `packing.py` and `dataloader.py`.
 """
 
 import ast
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from omegaconf import ListConfig
 
-from utils import ConfigError, one_line, require
+from utils import ConfigError, local_folder, one_line, require
 
 
 def synthetic_rows(
@@ -152,13 +152,21 @@ def _load(builder: str, files: list[str], cache_dir: str, **options: Any) -> Any
     import datasets
 
     return datasets.load_dataset(
-        builder, data_files=files, split="train", cache_dir=cache_dir, **options
+        builder,
+        data_files=files,
+        split="train",
+        cache_dir=local_folder(cache_dir),
+        **options,
     )
 
 
 def _load_text(files: list[str], cache_dir: str, *, lines: bool, ends: bool) -> Any:
-    by = {"sample_by": "line" if lines else "document", "keep_linebreaks": ends}
-    return _load("text", files, cache_dir, **by)
+    return _load("text", files, cache_dir, **text_options(lines, ends))
+
+
+def text_options(lines: bool, ends: bool) -> dict[str, Any]:
+    """Of the library's builder for text files; see `load_files`."""
+    return {"sample_by": "line" if lines else "document", "keep_linebreaks": ends}
 
 
 def _load_json(files: list[str], cache_dir: str, **_: bool) -> Any:
@@ -244,7 +252,7 @@ def load_files(
         files: From `find_files`.
         key: Config key that named the files, for messages.
         column: Text column of .jsonl and .parquet files.
-        cache_dir: Where the `datasets` library keeps its Arrow copy.
+        cache_dir: Where the `datasets` library keeps its Arrow copy, if it is local.
         lines: Whether a .txt file has one document a line, or is one document.
         ends: Whether such lines keep their ends, and blank ones are empty.
         column_key: Config key that named the column, for messages.

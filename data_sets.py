@@ -22,14 +22,13 @@ from corpora import (
     synthetic_rows,
 )
 from detokenizers import DETOKENIZERS, TEXT8, Rules
-from packing import Layout, Listed, TokenRows, lay_out, tokenize
+from packing import Layout, Listed, TokenRows, batch_of, lay_out, tokenize
 from published import CORPORA
 from rowstore import stored_rows
 from sources import (
     check_published,
     documents_of,
     identity,
-    local_cache,
     stream_files,
 )
 from streaming import Files, Stream
@@ -117,7 +116,7 @@ def load_text_files(config: DictConfig, tokenizer: Any, split: str) -> TokenRows
         files,
         f"data.{key}",
         data.text_column,
-        local_cache(data.cache_dir),
+        data.cache_dir,
     )
     rules = text_rules(config)
     where = [state_of(files), data.text_column]
@@ -270,7 +269,7 @@ class CroppedRows(TokenRows):
         columns = 1 + starts[:, None] + np.arange(size)
         content = np.take_along_axis(ids, columns, axis=1)
         cropped = np.concatenate([ids[:, :1], content, ids[:, -1:]], axis=1)
-        return TokenRows(cropped).__getitems__(list(range(len(cropped))))
+        return batch_of(cropped)
 
 
 class DatasetSpec(NamedTuple):

@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple, Self
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -236,7 +236,7 @@ class Distillation(DUO_BASE):
                 f"{key}: {path} is not the teacher of the run that is resumed."
             )
         if path != places[0]:
-            copy_file(path, places[0])
+            rank_zero_only(copy_file)(path, places[0])
 
     def _path(self, number: int) -> str:
         folder = f"{self.config.checkpointing.save_dir}/checkpoints"

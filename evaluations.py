@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from checkpoints import DISTILLED, likelihood, setting
 from packing import Fingerprint
-from utils import ConfigError, RunStopped, first_line, path_exists
+from utils import ConfigError, RunStopped, first_line, hydra_quoted, path_exists
 
 log = logging.getLogger(__name__)
 
@@ -341,8 +341,7 @@ def _for_hydra(value: str) -> str:
     """A value as Hydra wants it; one in quotes or brackets is so already."""
     if _PLAIN.fullmatch(value) or value[0] in "'\"[{":
         return value
-    value = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", r"\'")
-    return f"'{value}'"
+    return hydra_quoted(value)
 
 
 def make(jobs: Sequence[Job], folder: str) -> tuple[list[str], list[str]]:

@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import lightning
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from algo import algorithm_class
-from checkpoints import adopt, adopt_network, read_checkpoint, setting
-from checks import check_batches, check_devices, check_values
-from main import device_of, explain
-from models import validate_backbone
+from checkpoints import adopt, read_checkpoint, setting
+from checks import check_batches, check_devices
+from main import device_of, explain, settle
 from prompts import check_prompts
 from scoring import Request, Scorer
 from tokenization import get_tokenizer
@@ -145,15 +143,11 @@ def load(arguments: Arguments) -> Scorer:
     config = complete(overrides, checkpoint)
     config.eval.checkpoint_path = arguments.checkpoint
     algorithm = algorithm_class(config)
-    validate_backbone(config)
-    adopt_network(config)
-    check_values(config)
-    OmegaConf.resolve(config)
+    settle(config)
     algorithm.validate_config(config)
     check_devices(config)
     check_batches(config)
     check_prompts(config, algorithm.is_autoregressive)
-    lightning.seed_everything(config.seed, workers=True, verbose=False)
     model = algorithm(config, get_tokenizer(config))
     model.load_weights(checkpoint, "eval.checkpoint_path")
     try:

@@ -61,6 +61,7 @@ from utils import (
     did_you_mean,
     fail,
     find_inputs,
+    hydra_quoted,
     keep_freed_memory,
     one_line,
     register_resolvers,
@@ -70,6 +71,7 @@ from utils import (
 )
 
 log = logging.getLogger(__name__)
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -233,6 +235,15 @@ MODES = {
 
 
 # ---------------------------------------------------------------- checks
+
+
+def settle(config: DictConfig) -> None:
+    """Completes, checks and resolves the config, in place, and seeds the process."""
+    validate_backbone(config)
+    adopt_network(config)
+    check_values(config)
+    OmegaConf.resolve(config)
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
 
 
 def prepare(config: DictConfig, splits: tuple[str, ...]) -> type[TrainerBase]:
@@ -415,11 +426,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         mode = choose(MODES, config.mode, "mode")
         is_job = HydraConfig.initialized()
         find_inputs(config, HydraConfig.get().runtime.cwd if is_job else os.getcwd())
-        validate_backbone(config)
-        adopt_network(config)
-        check_values(config)
-        OmegaConf.resolve(config)
-        lightning.seed_everything(config.seed, workers=True, verbose=False)
+        settle(config)
         return mode(config)
     except RunStopped as error:
         if rank_zero_only.rank:  # one rank says it
@@ -483,9 +490,7 @@ def quoted(argument: str) -> str:
         return argument
     if text in ("null", "") or _QUOTED.fullmatch(text):
         return argument
-    # Backslashes count only in front of a quote, the last one included.
-    text = re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", r"\'")
-    return f"{key}='{text}'"
+    return f"{key}={hydra_quoted(text)}"
 
 
 def arguments(argv: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import multiprocessing
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -72,12 +73,8 @@ class TokenRows(Dataset):
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         """A whole batch, (B, L) each; torch's fetcher calls this."""
-        ids = torch.from_numpy(self.ids[indices].astype(np.int64))
-        mask = torch.ones(ids.shape)
-        if self.num_valid is not None:
-            num_valid = torch.from_numpy(self.num_valid[indices])
-            mask = (torch.arange(ids.shape[1]) < num_valid[:, None]).float()
-        return {"input_ids": ids, "attention_mask": mask}
+        num_valid = None if self.num_valid is None else self.num_valid[indices]
+        return batch_of(self.ids[indices], num_valid)
 
     def valid_ids(self) -> np.ndarray:
         """All token ids but the padding, (number of them,)."""
@@ -133,6 +130,23 @@ class TokenRows(Dataset):
             num_tokens += ids.size
         digest = hashlib.sha256(widths.digest() + tokens.digest())
         return Fingerprint(len(self), num_tokens, digest.hexdigest())
+
+
+def batch_of(
+    ids: np.ndarray, num_valid: np.ndarray | None = None
+) -> dict[str, torch.Tensor]:
+    """What a model is given: ids and, 1 for tokens and 0 for padding, a mask.
+
+    Args:
+        ids: (B, L).
+        num_valid: Tokens before the padding of each row, (B,); None: no padding.
+    """
+    input_ids = torch.from_numpy(ids.astype(np.int64))
+    mask = torch.ones(ids.shape)
+    if num_valid is not None:
+        is_valid = torch.arange(ids.shape[1]) < torch.from_numpy(num_valid)[:, None]
+        mask = is_valid.float()
+    return {"input_ids": input_ids, "attention_mask": mask}
 
 
 def add_counts(counts: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -340,10 +354,8 @@ def _in_order(
     if num_proc <= 1:
         yield from map(run, tasks)
         return
-    linux = (
-        "fork" in multiprocessing.get_all_start_methods() and os.uname()[0] != "Darwin"
-    )
-    context = multiprocessing.get_context("fork" if linux else "spawn")
+    is_safe = sys.platform == "linux"  # elsewhere libraries do not survive a fork
+    context = multiprocessing.get_context("fork" if is_safe else "spawn")
     pool = ProcessPoolExecutor(num_proc, context, _set_task, (run,))
     try:
         waiting: deque[Any] = deque()

@@ -19,14 +19,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import filelock
-import fsspec
 import numpy as np
 import pyarrow as pa
-from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from packing import Block, Layout, TokenRows, add_counts
-from utils import PARTIAL, ConfigError, copy_file, one_line, path_exists, user_cache_dir
+from utils import PARTIAL, ConfigError, copy_file, local_folder, one_line, path_exists
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +58,7 @@ def stored_rows(
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     relative = posixpath.join("rows", f"{name.replace('/', '_')}-{digest}")
     shared = posixpath.join(cache_dir, relative)
-    is_local = isinstance(fsspec.core.url_to_fs(cache_dir)[0], LocalFileSystem)
-    home = shared if is_local else os.path.join(user_cache_dir(), relative)
+    home = os.path.join(local_folder(cache_dir), relative)  # the same, if it is here
     if not _is_whole(home):
         with _lock(home, name):
             if not _is_whole(home):
@@ -70,7 +67,7 @@ def stored_rows(
                         _copy(shared, folder)
                     else:
                         _write(folder, build(), layout, key)
-        if not is_local and not _is_whole(shared):
+        if not _is_whole(shared):
             _copy(home, shared)
     return open_rows(home)
 

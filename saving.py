@@ -113,7 +113,7 @@ def save(trainer: lightning.Trainer, path: str, *copies: str) -> None:
         try:
             for copy in copies:
                 with writing(copy):
-                    copy_file(path, copy)
+                    rank_zero_only(copy_file)(path, copy)
         except RunStopped as error:
             problem = str(error)
     if problem := trainer.strategy.broadcast(problem):

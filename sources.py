@@ -7,19 +7,28 @@ import logging
 import os
 import re
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import DictConfig, ListConfig
 
-from corpora import TEXT_FORMATS, Texts, find_files, load_files, state_of, suffix_of
+from corpora import (
+    TEXT_FORMATS,
+    Texts,
+    find_files,
+    load_files,
+    state_of,
+    suffix_of,
+    text_options,
+)
 from detokenizers import DETOKENIZERS
 from packing import Documents
 from published import CORPORA, Corpus, Source, held_out_end
 from streaming import FORMATS, Files, format_of
-from utils import ConfigError, first_line, hub_answers, require, user_cache_dir
+from utils import ConfigError, first_line, hub_answers, local_folder, require
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SPLIT_NAMES = {
@@ -189,8 +198,9 @@ def documents_of(config: DictConfig, split: str) -> Documents:
     if local is not None:
         key = source_key(data, split)
         options = {"lines": corpus.lines, "ends": corpus.ends, "column_key": "column"}
-        cache_dir = local_cache(data.cache_dir)
-        documents = load_files(local.files, key, corpus.column, cache_dir, **options)
+        documents = load_files(
+            local.files, key, corpus.column, data.cache_dir, **options
+        )
         if corpus.always_cut or not local.is_whole:
             _warn_of_number(documents, corpus, data, split)
         is_whole = local.is_whole
@@ -211,11 +221,6 @@ def _warn_of_number(
             "cannot be compared",
             *(split, data[split], len(documents), published),
         )
-
-
-def local_cache(cache_dir: str) -> str:
-    """Where the `datasets` library keeps its files, which must be a local folder."""
-    return user_cache_dir() if "://" in cache_dir else cache_dir
 
 
 # ---------------------------------------------------------------- the hub
@@ -243,21 +248,35 @@ def sources_of(corpus: Corpus, data: DictConfig, split: str) -> tuple[Source, ..
 
 def _from_hub(corpus: Corpus, data: DictConfig, split: str) -> tuple[Documents, bool]:
     """Documents of the first source that has them, and whether it has no splits."""
-    tried = []
     is_own = source_key(data, split) is not None
-    for source in sources_of(corpus, data, split):
+
+    def read(source: Source) -> tuple[Documents, bool]:
         name = "train" if source.is_whole else split_of(corpus, split, data)
+        rows = _load_source(source, name, corpus, local_folder(data.cache_dir))
+        documents = Texts(rows, source.column or corpus.column, corpus.ends)
+        expected = corpus.num_documents.get(name, len(documents))
+        if expected != len(documents) and not (is_own or source.is_whole):
+            raise ValueError(f"{len(documents)} documents instead of {expected}")
+        log.info("%s: %d documents of %s", data[split], len(documents), source)
+        return documents, source.is_whole
+
+    return first_that_works(corpus, data, split, read)
+
+
+def first_that_works(
+    corpus: Corpus, data: DictConfig, split: str, read: Callable[[Source], T]
+) -> T:
+    """What the first source gives from which `read` does not fail.
+
+    Raises:
+        ConfigError: If it fails for all; each is named with its reason.
+    """
+    tried = []
+    for source in sources_of(corpus, data, split):
         try:
-            rows = _load_source(source, name, corpus, local_cache(data.cache_dir))
-            documents = Texts(rows, source.column or corpus.column, corpus.ends)
-            expected = corpus.num_documents.get(name, len(documents))
-            if expected != len(documents) and not (is_own or source.is_whole):
-                raise ValueError(f"{len(documents)} documents instead of {expected}")
+            return read(source)
         except Exception as error:  # the libraries raise whatever went wrong
             tried.append(f"{source} ({first_line(error)})")
-        else:
-            log.info("%s: %d documents of %s", data[split], len(documents), source)
-            return documents, source.is_whole
     raise unavailable(corpus, data, split, tried)
 
 
@@ -289,10 +308,8 @@ def _load_source(source: Source, split: str, corpus: Corpus, cache_dir: str) -> 
                 cache_dir=cache_dir,
             )
         builder, files = data_files(source, split)
-        options: dict[str, Any] = {}
-        if builder == "text":
-            by = "line" if corpus.lines else "document"
-            options = {"sample_by": by, "keep_linebreaks": corpus.ends}
+        is_text = builder == "text"
+        options = text_options(corpus.lines, corpus.ends) if is_text else {}
         return datasets.load_dataset(
             builder,
             data_files={split: files},
@@ -352,13 +369,9 @@ def stream_files(data: DictConfig) -> Files:
 
 
 def _files_of_hub(corpus: Corpus, data: DictConfig) -> tuple[list[str], str]:
-    tried = []
-    for source in sources_of(corpus, data, "train"):
-        try:
-            with offline_unless_answered():
-                _, paths = data_files(source, split_of(corpus, "train", data))
-        except Exception as error:  # the libraries raise whatever went wrong
-            tried.append(f"{source} ({first_line(error)})")
-        else:
-            return paths, source.column or corpus.column
-    raise unavailable(corpus, data, "train", tried)
+    def read(source: Source) -> tuple[list[str], str]:
+        with offline_unless_answered():
+            _, paths = data_files(source, split_of(corpus, "train", data))
+        return paths, source.column or corpus.column
+
+    return first_that_works(corpus, data, "train", read)

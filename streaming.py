@@ -7,6 +7,7 @@ gets the batches of one that was not.
 """
 
 import itertools
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from detokenizers import Rules
-from packing import Layout, encode, framed, pad, separated
+from packing import Layout, batch_of, encode, framed, pad, separated
 from utils import ConfigError, require
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,6 @@ def _parquet(path: str, files: Files, start: int) -> Iterator[str]:
 
 
 def _jsonl(path: str, files: Files, start: int) -> Iterator[str]:
-    import json
-
     with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as opened:
         for line in itertools.islice(opened, start, None):
             row = json.loads(line)
@@ -278,7 +277,6 @@ class Stream(IterableDataset):
         self.files = files
         self.seed = seed
         self.block = block
-        self.layout = layout
         self._tokenize = (tokenizer, rules, layout)
         self.rank, self.world_size, self.batch_size = 0, 1, 1
         self.states: list[State] = []  # of this rank's readers
@@ -304,11 +302,9 @@ class Stream(IterableDataset):
         rows = self._rows(reader, self.world_size * num_workers, state.mark)
         pairs = shuffled(rows, [self.seed, reader], self.block, state)
         while batch := list(itertools.islice(pairs, self.batch_size)):
-            ids = np.stack([row.ids for row, _ in batch]).astype(np.int64)
-            num_valid = torch.tensor([row.num_valid for row, _ in batch])
-            mask = (torch.arange(ids.shape[1]) < num_valid[:, None]).float()
-            tensors = {"input_ids": torch.from_numpy(ids), "attention_mask": mask}
-            yield tensors, local, batch[-1][1].numbers()
+            ids = np.stack([row.ids for row, _ in batch])
+            num_valid = np.array([row.num_valid for row, _ in batch])
+            yield batch_of(ids, num_valid), local, batch[-1][1].numbers()
 
 
 class StreamLoader(DataLoader):

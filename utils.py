@@ -16,6 +16,7 @@ import operator
 import os
 import posixpath
 import random
+import re
 import runpy
 import shutil
 import signal
@@ -32,7 +33,6 @@ import lightning
 import numpy as np
 import torch
 from fsspec.implementations.local import LocalFileSystem
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import nn
 
@@ -288,6 +288,20 @@ def find_inputs(config: DictConfig, folder: str) -> None:
             OmegaConf.update(config, key, absolute)
 
 
+def hydra_quoted(text: str) -> str:
+    """A value for Hydra's command line, whatever is in it.
+
+    Backslashes count only in front of a quote, the last one included.
+    """
+    return "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", r"\'") + "'"
+
+
+def local_folder(path: str) -> str:
+    """The folder itself where it is on this machine, else the user's cache."""
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    return inner if isinstance(filesystem, LocalFileSystem) else user_cache_dir()
+
+
 def path_exists(path: str) -> bool:
     """Whether a local or fsspec path (s3://, gs://, memory://) exists."""
     filesystem, inner = fsspec.core.url_to_fs(path)
@@ -351,7 +365,6 @@ def write_json(path: str, data: Any) -> None:
         json.dump(data, file, indent=1)
 
 
-@rank_zero_only
 def copy_file(source: str, target: str) -> None:
     """Copies between local or fsspec paths, all of it or nothing."""
     with fsspec.open(source, "rb") as old, whole_file(target) as new:

@@ -15,6 +15,7 @@ import pytest
 from refusals import refused
 
 import rowstore
+import utils
 from packing import Block, Layout
 from rowstore import FILES, MappedIds, open_rows, stored_rows
 from utils import PARTIAL
@@ -107,6 +108,12 @@ def test_a_slice_is_a_view(tmp_path):
 
 
 # ---------------------------------------------------------------- keys
+
+
+def test_a_folder_may_be_written_as_a_url(tmp_path):
+    store(f"file://{tmp_path}")
+    again = store(tmp_path, build=lambda: pytest.fail("built again"))
+    assert np.array_equal(again.ids, expected())
 
 
 def test_what_is_there_is_not_built_again(tmp_path):
@@ -226,17 +233,28 @@ def test_other_ranks_wait_where_the_disk_cannot_lock(tmp_path, monkeypatch):
 def test_an_object_store_holds_the_rows(tmp_path, monkeypatch):
     """Built here and copied there; another machine copies them back, once."""
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
-    monkeypatch.setattr(rowstore, "user_cache_dir", lambda: str(here))
+    monkeypatch.setattr(utils, "user_cache_dir", lambda: str(here))
     assert np.array_equal(store("memory://bucket/cache").ids, expected())
     (shared,) = fsspec.filesystem("memory").ls("/bucket/cache/rows", detail=False)
     names = fsspec.filesystem("memory").ls(shared, detail=False)
     assert sorted(name.rsplit("/", 1)[-1] for name in names) == sorted(FILES)
-    monkeypatch.setattr(rowstore, "user_cache_dir", lambda: str(elsewhere))
+    monkeypatch.setattr(utils, "user_cache_dir", lambda: str(elsewhere))
     never = lambda: pytest.fail("built again")  # noqa: E731
     assert np.array_equal(store("memory://bucket/cache", build=never).ids, expected())
     assert list(elsewhere.glob("rows/*/rows.arrow"))
     with contextlib.suppress(FileNotFoundError):
         fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def test_every_rank_fetches_what_its_machine_lacks(tmp_path, monkeypatch):
+    """Ranks of another node have a disk of their own."""
+    monkeypatch.setattr(utils, "user_cache_dir", lambda: str(tmp_path / "here"))
+    store("memory://nodes/cache")
+    monkeypatch.setattr(utils, "user_cache_dir", lambda: str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(rowstore.rank_zero_only, "rank", 8, raising=False)
+    never = lambda: pytest.fail("built again")  # noqa: E731
+    assert np.array_equal(store("memory://nodes/cache", build=never).ids, expected())
+    fsspec.filesystem("memory").rm("/nodes", recursive=True)
 
 
 # ---------------------------------------------------------------- damage
