@@ -26,7 +26,7 @@ from detokenizers import DETOKENIZERS
 from packing import Documents
 from published import CORPORA, Corpus, Source, held_out_end
 from streaming import FORMATS, Files, format_of
-from utils import ConfigError, first_line, hub_answers, local_folder, require
+from utils import ConfigError, answers, first_line, hub_answers, local_folder, require
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -286,10 +286,11 @@ def unavailable(
     """What was tried, and the one thing that helps."""
     is_other = split == "valid" and not _is_one_corpus(data)
     key = "data.valid_source" if is_other else "data.source"
+    names = dict.fromkeys(("train", corpus.valid or "validation"))
     return ConfigError(
         f"data.{split}={data[split]!r} cannot be loaded. Tried: {'; '.join(tried)}. "
         f"With the files on this machine: {key}=FOLDER (parquet, jsonl or txt, called "
-        f"train* and {corpus.valid or 'validation'}*)."
+        f"{' and '.join(f'{name}*' for name in names)})."
     )
 
 
@@ -297,15 +298,14 @@ def _load_source(source: Source, split: str, corpus: Corpus, cache_dir: str) -> 
     """Rows of one split; of the others nothing is downloaded."""
     import datasets
 
-    with offline_unless_answered():
-        if source.files is None and not hub_answers():  # what was loaded before
+    with offline_unless_answered(source):
+        if source.files is None and not hub_answers():  # what the library has kept
             return datasets.load_dataset(
                 source.path,
                 source.name,
                 revision=source.revision,
                 data_dir=source.data_dir,
                 split=split,
-                cache_dir=cache_dir,
             )
         builder, files = data_files(source, split)
         is_text = builder == "text"
@@ -326,21 +326,45 @@ def data_files(source: Source, split: str) -> tuple[str, list[str]]:
     if source.files is not None:
         return source.path, [source.files[split]]
     builder = datasets.load_dataset_builder(
-        source.path, source.name, revision=source.revision, data_dir=source.data_dir
+        source.path,
+        source.name,
+        revision=whole_hash(source.path, source.revision),
+        data_dir=source.data_dir,
     )
     return builder.name, list(builder.config.data_files[split])
 
 
+def whole_hash(repository: str, revision: str | None) -> str | None:
+    """A revision as the hub takes it, which knows commits by all 40 digits alone.
+
+    Raises:
+        ValueError: If no commit of the repository begins with these digits.
+    """
+    from huggingface_hub import HfApi
+
+    if revision is None or not re.fullmatch("[0-9a-f]{7,39}", revision):
+        return revision
+    where: dict[str, Any] = {"repo_id": repository, "repo_type": "dataset"}
+    refs = HfApi().list_repo_refs(**where, include_pull_requests=True)
+    for ref in (*refs.branches, *refs.converts, *(refs.pull_requests or ())):
+        for commit in HfApi().list_repo_commits(**where, revision=ref.ref):
+            if commit.commit_id.startswith(revision):
+                return commit.commit_id
+    raise ValueError(f"no commit begins with {revision}")
+
+
 @contextlib.contextmanager
-def offline_unless_answered() -> Iterator[None]:
-    """Where the hub is out of reach its libraries do not try for half a minute each."""
+def offline_unless_answered(source: Source) -> Iterator[None]:
+    """Where a source is out of reach the libraries do not try for half a minute."""
     import datasets
     import huggingface_hub
 
+    url = None if source.files is None else next(iter(source.files.values()))
+    is_there = hub_answers() if url is None else answers(url)
     modules = (datasets.config, huggingface_hub.constants)
     before = [module.HF_HUB_OFFLINE for module in modules]
     for module in modules:
-        module.HF_HUB_OFFLINE = not hub_answers()
+        module.HF_HUB_OFFLINE = not is_there
     try:
         yield
     finally:
@@ -370,7 +394,7 @@ def stream_files(data: DictConfig) -> Files:
 
 def _files_of_hub(corpus: Corpus, data: DictConfig) -> tuple[list[str], str]:
     def read(source: Source) -> tuple[list[str], str]:
-        with offline_unless_answered():
+        with offline_unless_answered(source):
             _, paths = data_files(source, split_of(corpus, "train", data))
         return paths, source.column or corpus.column
 

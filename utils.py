@@ -316,14 +316,21 @@ def hub_options(name_or_path: str) -> dict[str, bool]:
     return {"local_files_only": os.path.isdir(name_or_path) or not hub_answers()}
 
 
-@functools.cache
 def hub_answers() -> bool:
     """Whether the Hugging Face hub can be reached from here."""
-    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+    from huggingface_hub.constants import ENDPOINT
+
+    return answers(ENDPOINT)
+
+
+@functools.cache
+def answers(url: str) -> bool:
+    """Whether anything answers there; with HF_HUB_OFFLINE=1 nothing is asked."""
+    from huggingface_hub.constants import HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:
         return False
-    request = urllib.request.Request(ENDPOINT, method="HEAD")
+    request = urllib.request.Request(url, method="HEAD")
     try:
         urllib.request.urlopen(request, timeout=5).close()
     except urllib.error.HTTPError:

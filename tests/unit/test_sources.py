@@ -1,7 +1,11 @@
 """Where published data sets come from: files here, the hub, its fallbacks."""
 
+import http.server
 import json
+import threading
 import time
+import zipfile
+from functools import partial
 
 import pytest
 from refusals import refused
@@ -300,6 +304,48 @@ def test_a_repository_is_read_as_the_library_does(config_of, monkeypatch, answer
         (path,) = stream_files(config.data).paths
         assert path.endswith("wikitext-2-raw-v1/train.parquet")
         refused(lambda: texts(config, "train"), "3302 documents instead of 36718")
+
+
+@pytest.fixture
+def website(tmp_path, monkeypatch):
+    """A folder, and the address under which this machine serves its files."""
+    folder = tmp_path / "website"
+    folder.mkdir()
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    monkeypatch.setattr(handler.func, "log_message", lambda *args: None)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", ["text8", "ptb", "lambada"])
+def test_files_of_a_website_need_no_hub(config_of, monkeypatch, website, name):
+    """The table's own files, from another address: a zip, lines, JSON."""
+    folder, address = website
+    content = {
+        "text8": ("a" * 90 + "b" * 5 + "c" * 5, ["c" * 5]),
+        "ptb": (" no it was n't \n in N \n", [" no it was n't ", " in N "]),
+        "lambada": ('{"text": "a b"}\n{"text": "c"}\n', ["a b", "c"]),
+    }
+    text, expected = content[name]
+    (published,) = (x for x in CORPORA[name].sources if x.files is not None)
+    files = {split: url.rsplit("/", 1)[-1] for split, url in published.files.items()}
+    for file in files.values():
+        if file.endswith(".zip"):
+            with zipfile.ZipFile(folder / file, "w") as archive:
+                archive.writestr("text8", text)
+        else:
+            (folder / file).write_text(text)
+    urls = {split: f"{address}/{file}" for split, file in files.items()}
+    here = published._replace(files=urls)
+    others = tuple(x for x in CORPORA[name].sources if x.files is None)
+    corpus = CORPORA[name]._replace(sources=(*others, here), num_documents={})
+    monkeypatch.setitem(CORPORA, name, corpus)
+    monkeypatch.setattr(sources, "hub_answers", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert texts(config_of(name), "valid") == expected
 
 
 def test_what_is_out_of_reach_is_said_in_time(config_of, monkeypatch):

@@ -131,7 +131,7 @@ def test_an_unreachable_hub_is_not_asked_twice(
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    utils.hub_answers.cache_clear()
+    utils.answers.cache_clear()
     try:
         assert utils.hub_options(str(tmp_path)) == {"local_files_only": True}
         assert not asked  # a folder needs no hub
@@ -139,7 +139,7 @@ def test_an_unreachable_hub_is_not_asked_twice(
             assert utils.hub_options("gpt2") == {"local_files_only": not reachable}
         assert asked == ["HEAD"]
     finally:
-        utils.hub_answers.cache_clear()
+        utils.answers.cache_clear()
 
 
 # ---------------------------------------------------------------- JSON

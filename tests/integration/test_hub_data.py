@@ -1,0 +1,188 @@
+"""Published data sets by the real libraries from a hub that this machine serves: its
+parquet copies beside scripts that no longer load, fallbacks, commits, streams, and what
+is left without a network.
+"""
+
+import io
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cli
+import pyarrow
+import pyarrow.parquet
+import pytest
+from hub_server import commit_of, serving
+from nursery import ENV, ROOT
+from stand_ins import SHARED
+
+from published import CONVERTED, FINGERPRINTS
+
+pytestmark = pytest.mark.skipif(
+    not SHARED.is_dir(), reason=f"{SHARED} is not on this machine"
+)
+
+SCRIPT = {"README.md": b"---\nlicense: other\n---\n"}
+PULL_REQUEST = "refs/pr/22"
+
+
+def read(path: str) -> bytes:
+    return (SHARED / path).read_bytes()
+
+
+def table(texts: list[str]) -> bytes:
+    """A parquet file."""
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), file)
+    return file.getvalue()
+
+
+def wikitext() -> dict[str, bytes]:
+    """WikiText-103 has the validation set of WikiText-2."""
+    name = "wikitext-103-raw-v1"
+    lines = ["---", "configs:", f"- config_name: {name}", "  data_files:"]
+    lines += ["  - split: validation", f"    path: {name}/validation-*", "---", ""]
+    file = read("wikitext2/wikitext/wikitext-2-raw-v1/validation.parquet")
+    return {
+        "README.md": "\n".join(lines).encode(),
+        f"{name}/validation-00000-of-00001.parquet": file,
+    }
+
+
+SHARDS = {
+    f"data/train-{n:05d}-of-00003.parquet": table(
+        [f"document {n}.{i} . " * 9 for i in range(10)]
+    )
+    for n in (2, 0, 1)
+}
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[str]:
+    ptb = "ptb/ptb_text_only"
+    converted = {
+        f"penn_treebank/{split}/0000.parquet": read(f"{ptb}/{split}.parquet")
+        for split in ("train", "validation", "test")
+    }
+    repositories = {
+        "ptb-text-only/ptb_text_only": {
+            "main": SCRIPT | {"ptb_text_only.py": b"raise SystemExit"},
+            CONVERTED: converted,
+        },
+        "EleutherAI/lambada_openai": {
+            "main": {"data/test.parquet": read("lambada/lambada_openai/test.parquet")}
+        },
+        "fancyzhx/ag_news": {
+            "main": {"data/test.parquet": read("ag_news/ag_news/test.parquet")}
+        },
+        "Salesforce/wikitext": {"main": wikitext()},
+        "me/documents": {
+            "main": SCRIPT | {"documents.py": b"raise SystemExit"},
+            PULL_REQUEST: SHARDS,
+        },
+    }
+    with serving(repositories) as url:
+        yield url
+
+
+def start(folder: Path, hub: str, *overrides: str, status: int = 0, **env: str):
+    """main.py in a process of its own, as HF_ENDPOINT is read once by each."""
+    folder.mkdir(exist_ok=True)
+    cache = folder.parent / "cache"
+    command = [sys.executable, ROOT / "main.py", f"hydra.run.dir={folder}"]
+    command += [f"data.cache_dir={cache}", "trainer.accelerator=cpu", "logger=none"]
+    if not any("tokenizer" in override for override in overrides):
+        command.append(f"data.tokenizer_name_or_path={SHARED}/gpt2")
+    places = {"HF_ENDPOINT": hub, "HF_HOME": str(cache / "hf")}
+    done = subprocess.run(
+        [*command, *overrides],
+        cwd=folder,
+        env=os.environ | ENV | {"HF_HUB_OFFLINE": "0"} | places | env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == status, done.stderr[-3000:]
+    return done
+
+
+NOBODY = "http://127.0.0.1:9"
+
+
+def test_ptb_comes_from_the_hubs_copy_and_stays(hub, tmp_path):
+    """With the published rows; once packed they need neither hub nor documents."""
+    asked = ("mode=prepare_data", "data=ptb", "data.insert_valid_eos=False")
+    first = start(tmp_path / "a", hub, *asked)
+    line = f"ptb: {FINGERPRINTS['ptb', False].line()}"
+    assert line in first.stdout
+    again = start(tmp_path / "b", NOBODY, *asked)
+    assert line in again.stdout
+    assert "tokenizing" not in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lambada", "ag_news", "wikitext2"])
+def test_published_rows(hub, tmp_path, name):
+    """Of LAMBADA from the hub, as OpenAI's file is out of reach here."""
+    valid = "wikitext103" if name == "wikitext2" else name
+    asked = ("data=lambada", f"data.valid={valid}", "data.insert_valid_eos=False")
+    done = start(tmp_path / "a", hub, "mode=prepare_data", *asked)
+    assert f"{valid}: {FINGERPRINTS[name, False].line()}" in done.stdout
+
+
+def source(commit: str) -> str:
+    return f"data.source=hf://datasets/me/documents@{commit}"
+
+
+OWN = ("data.tokenizer_name_or_path=bytes", "model.length=64")
+SPLIT = ("mode=prepare_data", "data=openwebtext-split", "data.valid_documents=4", *OWN)
+
+
+def test_a_commit_by_its_first_digits(hub, tmp_path):
+    """The rows of the same shards in a folder, the end of which is held out."""
+    for path, content in SHARDS.items():
+        file = tmp_path / path
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+    local = (f"data.source={tmp_path}/data", f"data.cache_dir={tmp_path}/local")
+    expected = cli.run(*SPLIT, *local, cwd=tmp_path).stdout
+    digits = commit_of("me/documents", PULL_REQUEST)[:7]
+    found = start(tmp_path / "a", hub, *SPLIT, source(digits)).stdout
+    rows = r"openwebtext-\w+: .* sha256 \w+"
+    assert len(re.findall(rows, found)) == 2
+    assert re.findall(rows, found) == re.findall(rows, expected)
+    done = start(tmp_path / "b", hub, *SPLIT, source("abcdef0"), status=2)
+    assert "no commit begins with abcdef0" in done.stderr
+
+
+TINY = (
+    *("algo=mdlm", "model=tiny", "model.n_blocks=1", "model.n_heads=1"),
+    *("model.hidden_size=16", "model.cond_dim=8", "loader.global_batch_size=2"),
+    *("trainer.max_steps=2", "trainer.limit_val_batches=1", "model.length=16"),
+    *("trainer.num_sanity_val_steps=0", "eval.generate_samples=False"),
+    *("trainer.val_check_interval=2", "loader.num_workers=0"),
+)
+
+
+def test_a_stream_from_the_hub(hub, tmp_path):
+    """Trains, and validates on another set of the hub."""
+    commit = source(commit_of("me/documents", PULL_REQUEST)[:10])
+    asked = ("data=openwebtext-streaming", "data.shuffle_rows=8", commit)
+    done = start(tmp_path / "a", hub, *TINY, *asked, OWN[0])
+    assert "validation on wikitext103" in done.stdout
+    assert (tmp_path / "a" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.slow
+def test_what_the_library_has_kept_needs_no_hub(hub, tmp_path):
+    """Loaded once by the library itself, as people do before they go offline."""
+    code = "import datasets; datasets.load_dataset('EleutherAI/lambada_openai')"
+    places = {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path / "hf")}
+    subprocess.run([sys.executable, "-c", code], env=os.environ | places, check=True)
+    offline = places | {"HF_HUB_OFFLINE": "1"}
+    asked = ("mode=prepare_data", "data=lambada", "data.insert_valid_eos=False")
+    done = start(tmp_path / "a", hub, *asked, **offline)
+    assert f"lambada: {FINGERPRINTS['lambada', False].line()}" in done.stdout
