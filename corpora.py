@@ -11,11 +11,12 @@ import os
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from omegaconf import ListConfig
 
+from packing import Documents, Joined
 from utils import ConfigError, local_folder, one_line, require
 
 
@@ -123,28 +124,51 @@ def docstrings(files: Iterable[Path]) -> Iterator[tuple[str, str]]:
 # ---------------------------------------------------------------- files
 
 
+class Txt(NamedTuple):
+    """How a .txt file holds documents."""
+
+    lines: bool = False  # one a line; else the file is one
+    # Lines as they are, blank ones as empty documents; else without blanks around
+    # them. So do the hub's copies of WikiText, and those of all others.
+    ends: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Of the builder of the `datasets` library."""
+        sample_by = "line" if self.lines else "document"
+        return {"sample_by": sample_by, "keep_linebreaks": self.ends}
+
+    def document(self, text: str | None, suffix: str) -> str:
+        """A document of a file with that suffix, as it counts."""
+        text = text or ""
+        if self.ends:
+            return text if text.strip() else ""
+        return text.strip() if self.lines and suffix == ".txt" else text
+
+
 class Texts:
     """A column of a `datasets` data set, of which only what is used is read.
 
     Args:
         rows: The data set.
         column: Of the texts.
-        blank_is_empty: Whether a text of white space alone is the empty one.
+        txt: How a .txt file holds documents.
+        suffix: Of the files, without that of compression.
     """
 
-    def __init__(self, rows: Any, column: str, blank_is_empty: bool = False) -> None:
+    def __init__(
+        self, rows: Any, column: str, txt: Txt | None = None, suffix: str = ""
+    ) -> None:
         self._rows = rows.select_columns(column)
         self._column = column
-        self._blank_is_empty = blank_is_empty
+        self._txt = txt or Txt()
+        self._suffix = suffix
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def texts(self, start: int, stop: int) -> list[str]:
         texts = self._rows[start:stop][self._column]
-        if self._blank_is_empty:
-            return [text if text and text.strip() else "" for text in texts]
-        return [text or "" for text in texts]
+        return [self._txt.document(text, self._suffix) for text in texts]
 
 
 def _load(builder: str, files: list[str], cache_dir: str, **options: Any) -> Any:
@@ -160,24 +184,19 @@ def _load(builder: str, files: list[str], cache_dir: str, **options: Any) -> Any
     )
 
 
-def _load_text(files: list[str], cache_dir: str, *, lines: bool, ends: bool) -> Any:
-    return _load("text", files, cache_dir, **text_options(lines, ends))
+def _load_text(files: list[str], cache_dir: str, txt: Txt) -> Any:
+    return _load("text", files, cache_dir, **txt.options())
 
 
-def text_options(lines: bool, ends: bool) -> dict[str, Any]:
-    """Of the library's builder for text files; see `load_files`."""
-    return {"sample_by": "line" if lines else "document", "keep_linebreaks": ends}
-
-
-def _load_json(files: list[str], cache_dir: str, **_: bool) -> Any:
+def _load_json(files: list[str], cache_dir: str, txt: Txt) -> Any:
     return _load("json", files, cache_dir)
 
 
-def _load_parquet(files: list[str], cache_dir: str, **_: bool) -> Any:
+def _load_parquet(files: list[str], cache_dir: str, txt: Txt) -> Any:
     return _load("parquet", files, cache_dir)
 
 
-def _load_gzipped_parquet(files: list[str], cache_dir: str, **_: bool) -> Any:
+def _load_gzipped_parquet(files: list[str], cache_dir: str, txt: Txt) -> Any:
     import datasets
     import pyarrow.parquet
 
@@ -188,7 +207,7 @@ def _load_gzipped_parquet(files: list[str], cache_dir: str, **_: bool) -> Any:
     return datasets.Dataset(pyarrow.concat_tables(tables))
 
 
-# Suffix -> (files, cache_dir, lines=, ends=) -> rows.
+# Suffix -> (files, cache_dir, txt) -> rows.
 TEXT_FORMATS: dict[str, Callable[..., Any]] = {
     ".txt": _load_text,
     ".txt.gz": _load_text,
@@ -242,10 +261,9 @@ def load_files(
     column: str,
     cache_dir: str,
     *,
-    lines: bool = False,
-    ends: bool = False,
+    txt: Txt | None = None,
     column_key: str = "data.text_column",
-) -> Texts:
+) -> Documents:
     """Documents of files, in order, which stay on disk.
 
     Args:
@@ -253,8 +271,7 @@ def load_files(
         key: Config key that named the files, for messages.
         column: Text column of .jsonl and .parquet files.
         cache_dir: Where the `datasets` library keeps its Arrow copy, if it is local.
-        lines: Whether a .txt file has one document a line, or is one document.
-        ends: Whether such lines keep their ends, and blank ones are empty.
+        txt: How a .txt file holds documents; None: it is one.
         column_key: Config key that named the column, for messages.
 
     Raises:
@@ -263,21 +280,21 @@ def load_files(
     import datasets
 
     failed = datasets.exceptions.DatasetGenerationError
-    loaded = []
+    loaded, txt = [], txt or Txt()
     by_suffix = itertools.groupby(files, suffix_of)
     for suffix, group in by_suffix:
         same = list(group)
         where = same[0] if len(same) == 1 else f"{same[0]} and {len(same) - 1} more"
         try:
-            rows = TEXT_FORMATS[suffix](same, cache_dir, lines=lines, ends=ends)
+            rows = TEXT_FORMATS[suffix](same, cache_dir, txt)
         except (failed, OSError, EOFError, ValueError) as error:
             reason = one_line(str(error.__cause__ or error))
             raise ConfigError(f"{key}: {where} cannot be read: {reason}") from None
-        column_here = "text" if ".txt" in suffix else column
+        suffix = suffix.removesuffix(".gz")
+        column_here = "text" if suffix == ".txt" else column
         require(column_here, rows.column_names, column_key, where)
-        rows = rows.select_columns(column_here).rename_columns({column_here: "text"})
-        loaded.append(rows)
-    return Texts(datasets.concatenate_datasets(loaded), "text", blank_is_empty=ends)
+        loaded.append(Texts(rows, column_here, txt, suffix))
+    return loaded[0] if len(loaded) == 1 else Joined(loaded)
 
 
 def read_texts(files: list[str], key: str, column: str, cache_dir: str) -> list[str]:

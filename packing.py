@@ -273,6 +273,24 @@ class Listed:
         return list(self._texts[start:stop])
 
 
+class Joined:
+    """Documents of several, one behind the other."""
+
+    def __init__(self, parts: Sequence[Documents]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def texts(self, start: int, stop: int) -> list[str]:
+        texts = []
+        for part in self._parts:
+            size = len(part)
+            texts += part.texts(min(start, size), min(stop, size))
+            start, stop = max(start - size, 0), max(stop - size, 0)
+        return texts
+
+
 class Part:
     """The documents start .. stop - 1 of others."""
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
+from corpora import Txt
 from packing import Documents, Fingerprint, Listed, Part
 from utils import ConfigError
 
@@ -40,8 +41,7 @@ class Corpus(NamedTuple):
     train: str | None = "train"  # the split that is trained on
     valid: str | None = "validation"  # the split that published numbers are of
     detokenizer: str = "none"
-    lines: bool = True  # a .txt file has one document a line, or is one document
-    ends: bool = False  # lines keep their ends, and blank ones are empty
+    txt: Txt = Txt(lines=True)  # how a .txt file holds documents
     num_documents: Mapping[str, int] = {}  # of the published splits
     # (documents of the whole, split, config.data) -> those of the split
     cut: Callable[[Documents, str, DictConfig], Documents] | None = None
@@ -100,7 +100,7 @@ _TEXT8 = Corpus(
         ),
     ),
     valid="test",
-    lines=False,
+    txt=Txt(lines=False),
     can_stream=False,
     cut=text8_cut,
     num_documents={"train": 1, "test": 1},
@@ -115,7 +115,7 @@ def _wikitext(name: str, num_train: int) -> Corpus:
             Source("Salesforce/wikitext", revision=CONVERTED, data_dir=name),
         ),
         detokenizer="wikitext",
-        ends=True,
+        txt=Txt(lines=True, ends=True),
         num_documents={"train": num_train, "validation": 3760, "test": 4358},
     )
 

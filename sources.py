@@ -20,7 +20,6 @@ from corpora import (
     load_files,
     state_of,
     suffix_of,
-    text_options,
 )
 from detokenizers import DETOKENIZERS
 from packing import Documents
@@ -197,7 +196,7 @@ def documents_of(config: DictConfig, split: str) -> Documents:
     local = local_files(data, split)
     if local is not None:
         key = source_key(data, split)
-        options = {"lines": corpus.lines, "ends": corpus.ends, "column_key": "column"}
+        options = {"txt": corpus.txt, "column_key": "column"}
         documents = load_files(
             local.files, key, corpus.column, data.cache_dir, **options
         )
@@ -253,7 +252,8 @@ def _from_hub(corpus: Corpus, data: DictConfig, split: str) -> tuple[Documents, 
     def read(source: Source) -> tuple[Documents, bool]:
         name = "train" if source.is_whole else split_of(corpus, split, data)
         rows = _load_source(source, name, corpus, local_folder(data.cache_dir))
-        documents = Texts(rows, source.column or corpus.column, corpus.ends)
+        suffix = ".txt" if source.path == "text" else ""
+        documents = Texts(rows, source.column or corpus.column, corpus.txt, suffix)
         expected = corpus.num_documents.get(name, len(documents))
         if expected != len(documents) and not (is_own or source.is_whole):
             raise ValueError(f"{len(documents)} documents instead of {expected}")
@@ -308,8 +308,7 @@ def _load_source(source: Source, split: str, corpus: Corpus, cache_dir: str) -> 
                 split=split,
             )
         builder, files = data_files(source, split)
-        is_text = builder == "text"
-        options = text_options(corpus.lines, corpus.ends) if is_text else {}
+        options = corpus.txt.options() if builder == "text" else {}
         return datasets.load_dataset(
             builder,
             data_files={split: files},
@@ -389,7 +388,7 @@ def stream_files(data: DictConfig) -> Files:
         paths, column = _files_of_hub(corpus, data)
     for path in paths:
         require(format_of(path), FORMATS, "data.streaming=True: suffix", path)
-    return Files(paths, column, corpus.lines)
+    return Files(paths, column, corpus.txt)
 
 
 def _files_of_hub(corpus: Corpus, data: DictConfig) -> tuple[list[str], str]:

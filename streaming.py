@@ -18,6 +18,7 @@ import pyarrow.parquet
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from corpora import Txt
 from detokenizers import Rules
 from packing import Layout, batch_of, encode, framed, pad, separated
 from utils import ConfigError, require
@@ -33,7 +34,7 @@ class Files(NamedTuple):
 
     paths: list[str]
     column: str
-    lines: bool = False  # a .txt file has one document a line, or is one document
+    txt: Txt = Txt()  # how a .txt file holds documents
     drop_empty: bool = False  # documents without text are none
 
 
@@ -104,9 +105,7 @@ def _jsonl(path: str, files: Files, start: int) -> Iterator[str]:
 
 def _text(path: str, files: Files, start: int) -> Iterator[str]:
     with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as opened:
-        texts = (
-            (line.rstrip("\n") for line in opened) if files.lines else [opened.read()]
-        )
+        texts = opened if files.txt.lines else [opened.read()]
         yield from itertools.islice(texts, start, None)
 
 
@@ -145,12 +144,15 @@ def read_documents(
         is_empty = first == document == 0
         for number in range(first, len(mine)):
             path = files.paths[mine[number]]
-            texts = FORMATS[format_of(path)](path, files, document)
+            suffix = format_of(path)
+            texts = FORMATS[suffix](path, files, document)
             for index, text in enumerate(texts, document):
-                is_mine = has_files or index % num_readers == reader
-                if is_mine and (text or not files.drop_empty):
+                if not has_files and index % num_readers != reader:
+                    continue
+                text = files.txt.document(text, suffix)
+                if text or not files.drop_empty:
                     is_empty = False
-                    yield Place(epoch, number, index), text or ""
+                    yield Place(epoch, number, index), text
             document = 0
         if is_empty:
             raise ConfigError(

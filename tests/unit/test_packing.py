@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 
 import packing
 from detokenizers import DETOKENIZERS, detokenize
-from packing import Chunk, Layout, Listed, Part, TokenRows, lay_out, rows_of, tokenize
+from packing import (
+    Chunk,
+    Joined,
+    Layout,
+    Listed,
+    Part,
+    TokenRows,
+    lay_out,
+    rows_of,
+    tokenize,
+)
 from tokenization import bytes_tokenizer
 
 LAYOUT = Layout(8, bos=256, eos=257, pad=259)
@@ -123,6 +133,17 @@ def test_a_part_of_documents(start, stop, low, high):
     part = Part(Listed(texts), start, stop)
     assert len(part) == stop - start
     assert part.texts(low, high) == texts[start:stop][low:high]
+
+
+@given(st.lists(st.integers(0, 5), max_size=5), st.integers(0, 25), st.integers(0, 25))
+def test_documents_one_behind_the_other(sizes, low, high):
+    """Those of any span, across any number of parts."""
+    parts = [[f"{n}.{i}" for i in range(size)] for n, size in enumerate(sizes)]
+    joined = Joined([Listed(part) for part in parts])
+    texts = [text for part in parts for text in part]
+    assert len(joined) == len(texts)
+    low, high = min(low, high), max(low, high)
+    assert joined.texts(low, high) == texts[low:high]
 
 
 # ---------------------------------------------------------------- fingerprints

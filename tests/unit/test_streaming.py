@@ -1,7 +1,9 @@
 """Streams: every document once an epoch, and the same batches after any stop."""
 
+import gzip
 import itertools
 import json
+from itertools import islice
 
 import numpy as np
 import pyarrow
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
 
+from corpora import Txt, load_files
 from packing import Layout, Listed, lay_out, rows_of, tokenize
 from streaming import (
     FORMATS,
@@ -33,14 +36,12 @@ NAMES = ("a.parquet", "b.jsonl", "c.jsonl.gz", "d.parquet.gz", "e.txt")
 
 
 def document(file: int, number: int) -> str:
-    return f"{file}.{number} " + "x" * (number % 7)
+    return f"{file}.{number}." + "x" * (number % 7)
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Files:
     """Five files of all formats, file k with 3 k + 4 documents."""
-    import gzip
-
     folder = tmp_path_factory.mktemp("stream")
     for index, name in enumerate(NAMES):
         texts = [document(index, number) for number in range(3 * index + 4)]
@@ -55,7 +56,7 @@ def files(tmp_path_factory) -> Files:
         else:
             lines = "\n".join(json.dumps({"body": text}) for text in texts).encode()
             path.write_bytes(gzip.compress(lines) if name.endswith("gz") else lines)
-    return Files([str(folder / name) for name in NAMES], "body", lines=True)
+    return Files([str(folder / name) for name in NAMES], "body", Txt(lines=True))
 
 
 def everything(files: Files) -> set[str]:
@@ -73,8 +74,28 @@ def everything(files: Files) -> set[str]:
 def test_each_format_is_read_from_any_document(files, start):
     for index, path in enumerate(files.paths):
         texts = [document(index, number) for number in range(3 * index + 4)]
-        read = FORMATS[format_of(path)](path, files, start)
-        assert list(read) == texts[start:]
+        suffix = format_of(path)
+        read = FORMATS[suffix](path, files, start)
+        found = [files.txt.document(text, suffix) for text in read]
+        assert found == texts[start:]
+
+
+@pytest.mark.parametrize("txt", [Txt(), Txt(lines=True), Txt(lines=True, ends=True)])
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.jsonl"])
+def test_documents_are_those_of_packing(tmp_path, txt, name):
+    """Blank ones, blanks around them and ends of lines included."""
+    lines = [" = A = ", " ", "", " text of it\t", "x"]
+    path, text = tmp_path / name, "\n".join(lines) + "\n"
+    if name.endswith(".jsonl"):
+        text = "\n".join(json.dumps({"body": line}) for line in lines)
+    data = text.encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    packed = load_files([str(path)], "key", "body", str(tmp_path / "cache"), txt=txt)
+    expected = packed.texts(0, len(packed))
+    read = read_documents(Files([str(path)], "body", txt), 0, 1, 1, Place())
+    assert [text for _, text in islice(read, len(expected))] == expected
+    is_whole = name != "a.jsonl" and not txt.lines
+    assert len(expected) == (1 if is_whole else len(lines))
 
 
 @pytest.mark.parametrize("num_readers", [1, 2, 3, 5, 7])
