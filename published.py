@@ -218,6 +218,9 @@ FINGERPRINTS: dict[tuple[str, bool], Fingerprint] = {
     ("wikitext2", False): Fingerprint(
         231, 236544, "a739b16ce860d98bf2c052a7271bba31793f9ea309d72047b0f923ed0b19e3b0"
     ),
+    ("wikitext2", True): Fingerprint(
+        234, 239616, "8aa3cf0b19d3807f89445e3154a8a3d606adecbc4faeef861e821e59b025a3d0"
+    ),
     ("ptb", False): Fingerprint(
         76, 77824, "65af8bfe475364a909d2de69eb49ebdef2c587ec3f564d26770c90931969184c"
     ),

@@ -52,6 +52,25 @@ def test_published_sets_have_these_rows(compose, tmp_path, key):
     assert rows.fingerprint() == FINGERPRINTS[key] == known_fingerprint(config)
 
 
+# Of test splits, which no published number is of, by data set and eos.
+TEST_SPLITS = {
+    ("wikitext2", False): (264, 270336, "6a8f4ef54a189a81"),
+    ("wikitext2", True): (268, 274432, "e2d48aa7e97a6636"),
+    ("ptb", False): (85, 87040, "1911d4090cd79c87"),
+    ("ptb", True): (89, 91136, "8b0719ad88e74abe"),
+}
+
+
+@pytest.mark.parametrize("key", TEST_SPLITS, ids=lambda key: f"{key[0]}-{key[1]}")
+def test_test_splits_have_these_rows(compose, tmp_path, key):
+    config = config_of(compose, tmp_path, *key)
+    file = {"wikitext2": "wikitext-2-raw-v1/test.parquet", "ptb": "test.parquet"}
+    config.data.source = f"{config.data.source}/{file[key[0]]}"
+    rows = DATASETS[key[0]].load(config, get_tokenizer(config), "valid")
+    found = rows.fingerprint()
+    assert (*found[:2], found.sha256[:16]) == TEST_SPLITS[key]
+
+
 @pytest.mark.parametrize("name", ["ptb", "wikitext2"])
 def test_the_rows_are_those_of_the_protocol(compose, tmp_path, name):
     config = config_of(compose, tmp_path, name, False)
