@@ -8,6 +8,7 @@ import glob
 import gzip
 import itertools
 import os
+import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -219,7 +220,7 @@ TEXT_FORMATS: dict[str, Callable[..., Any]] = {
 
 
 def find_files(paths: str | ListConfig | None, key: str) -> list[str]:
-    """The files that a path, a glob or a list of them means, sorted by name.
+    """The files that a path, a glob or a list of them means, in order.
 
     Args:
         paths: File, glob, or a list of them.
@@ -231,14 +232,21 @@ def find_files(paths: str | ListConfig | None, key: str) -> list[str]:
     if paths is None:
         raise ConfigError(f"{key} is empty: give a file or glob, {key}='corpus/*.txt'.")
     patterns = [paths] if isinstance(paths, str) else list(paths)
-    files = sorted(
-        {file for pattern in patterns for file in glob.glob(pattern, recursive=True)}
-    )
+    found = {
+        file for pattern in patterns for file in glob.glob(pattern, recursive=True)
+    }
+    files = sorted(found, key=by_number)
     if not files:
         raise ConfigError(f"{key}={paths!r} matches no file.")
     for file in files:
         require(suffix_of(file), TEXT_FORMATS, f"suffix in {key}", file)
     return files
+
+
+def by_number(file: str) -> list[str | int]:
+    """Key of an order by name in which train-2 comes before train-10."""
+    parts = re.split(r"(\d+)", file)
+    return [int(part) if part.isdecimal() else part for part in parts]
 
 
 def suffix_of(file: str) -> str:

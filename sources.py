@@ -16,6 +16,7 @@ from omegaconf import DictConfig, ListConfig
 from corpora import (
     TEXT_FORMATS,
     Texts,
+    by_number,
     find_files,
     load_files,
     state_of,
@@ -80,7 +81,7 @@ def local_files(data: DictConfig, split: str) -> Local | None:
         return Local(find_files(path, key), is_whole=True)
     corpus = CORPORA[data[split]]
     root = _config_folder(Path(path), corpus)
-    below = sorted(file for file in root.rglob("*") if file.is_file())
+    below = (file for file in root.rglob("*") if file.is_file())
     files = [file for file in below if suffix_of(str(file)) in TEXT_FORMATS]
     by_split = {
         name: [file for file in files if _is_of(file.relative_to(root), name)]
@@ -101,7 +102,8 @@ def local_files(data: DictConfig, split: str) -> Local | None:
 def _topmost(files: list[Path]) -> list[str]:
     """Those nearest to the root; what lies deeper may be a copy of them."""
     depth = min(len(file.parts) for file in files)
-    return [str(file) for file in files if len(file.parts) == depth]
+    nearest = (str(file) for file in files if len(file.parts) == depth)
+    return sorted(nearest, key=by_number)
 
 
 def _config_folder(root: Path, corpus: Corpus) -> Path:
@@ -114,7 +116,7 @@ def _config_folder(root: Path, corpus: Corpus) -> Path:
 
 
 def _is_of(file: Path, split: str) -> bool:
-    words = re.split(r"[^a-z0-9]+", str(file).lower())
+    words = re.split(r"[^a-z]+", str(file).lower())
     return any(name in words for name in SPLIT_NAMES[split])
 
 

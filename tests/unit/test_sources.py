@@ -72,7 +72,7 @@ def test_a_folder_with_a_file_for_each_split(config_of, documents):
 
 @pytest.mark.parametrize(
     "name",
-    ["ptb.valid.jsonl", "valid.jsonl", "val-00000-of-00001.jsonl", "dev/part.jsonl"],
+    ["ptb.valid.jsonl", "val-00000-of-00001.jsonl", "dev/part.jsonl", "valid3.jsonl"],
 )
 def test_names_of_splits(config_of, tmp_path, name):
     path = tmp_path / "mine" / name
@@ -84,11 +84,16 @@ def test_names_of_splits(config_of, tmp_path, name):
     refused(call, f"data.source='{tmp_path}/mine'", "train*", ".jsonl")
 
 
-def test_shards_stay_in_order(config_of, tmp_path):
+@pytest.mark.parametrize("pattern", ["validation-{:05d}-of-00012", "valid{}", "{}/dev"])
+@pytest.mark.parametrize("as_glob", [True, False])
+def test_shards_stay_in_order(config_of, tmp_path, pattern, as_glob):
+    """Of their numbers, with zeros in front of them or without."""
     for number in range(12):
-        name = f"validation-{number:05d}-of-00012.jsonl"
-        (tmp_path / name).write_text(json.dumps({"sentence": str(number)}))
-    config = config_of("ptb", f"data.source={tmp_path}")
+        file = tmp_path / f"{pattern.format(number)}.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"sentence": str(number)}))
+    source = f"{tmp_path}/**/*.jsonl" if as_glob else tmp_path
+    config = config_of("ptb", f"data.source='{source}'")
     assert texts(config, "valid") == [str(number) for number in range(12)]
 
 
