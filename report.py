@@ -10,7 +10,7 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from checkpoints import DISTILLED
 from evaluations import Job, make, read_runs
@@ -201,13 +201,12 @@ def save(rows: Sequence[Row], drawn: Sequence[Row], folder: str) -> None:
     tables = {name: some for name, some in tables.items() if some}
     notes = [*other_rows(rows), RULE]
     console, parts = Console(), ["# Measured beside published"]
+    if not console.is_terminal:  # a job's log has room
+        console = Console(width=120)
     for name, some in tables.items():
         header, cells = layout(some)
         title = f"{name}: {TABLES[name].title}"
-        table = Table(*(Column(x, overflow="fold") for x in header), title=title)
-        for line in cells:
-            table.add_row(*map(escape, line))
-        console.print(table)
+        console.print(narrow(title, header, cells))
         parts += [f"## {title}", *_grid(some), markdown(header, cells)]
     for note in notes:
         console.print(note, markup=False, highlight=False)
@@ -227,6 +226,26 @@ def layout(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     if all(line["metric"] == "ppl" for line in lines):
         kept.remove("metric")
     return kept, [[line[name] for name in kept] for line in lines]
+
+
+def narrow(title: str, header: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
+    """For the screen: what is the same in every line is said once, in the title."""
+    columns = list(zip(header, zip(*cells, strict=True), strict=True))
+    same = [
+        (name, column)
+        for name, column in columns
+        if name in ("dataset", "round", "source") and len(cells) > 1
+        if len(set(column)) == 1
+    ]
+    said = ", ".join(f"{name} {column[0]}" for name, column in same)
+    shown = [pair for pair in columns if pair not in same]
+    table = Table(title=f"{title}; {said}" if said else title)
+    for name, _ in shown:
+        may_fold = name in ("model", "verdict", "note")
+        table.add_column(name, overflow="fold", no_wrap=not may_fold)
+    for line in zip(*(column for _, column in shown), strict=True):
+        table.add_row(*map(escape, line))
+    return table
 
 
 def _line(row: Row) -> dict[str, str]:

@@ -35,7 +35,7 @@ from papers import (
     tolerance,
     verdict,
 )
-from report import jobs_of, markdown, report, texts
+from report import jobs_of, markdown, narrow, report, texts
 from utils import RunStopped
 
 TEXT = (Path(__file__).parents[1] / "published_tables.md").read_text()
@@ -460,6 +460,21 @@ def test_a_row_as_a_record():
     assert (record["paper"], record["measured"], record["stderr"]) == ("25.2", 25, 0.05)
     empty = compared(likelihood("docstrings"))[0].record()
     assert (empty["paper"], empty["difference"]) == (None, None)
+
+
+def test_what_every_line_says_is_said_once():
+    """In the title; of a single line all columns stay."""
+    header, lines = (
+        ["model", "dataset", "source"],
+        [["a", "OWT", "X"], ["b", "OWT", "Y"]],
+    )
+    table = narrow("t", header, lines)
+    assert table.title == "t; dataset OWT"
+    assert [column.header for column in table.columns] == ["model", "source"]
+    assert [list(column.cells) for column in table.columns] == [["a", "b"], ["X", "Y"]]
+    table = narrow("t", header, lines[:1])
+    assert table.title == "t"
+    assert [column.header for column in table.columns] == header
 
 
 def test_markdown_cells_hold_anything():
