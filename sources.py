@@ -140,7 +140,8 @@ def check_published(config: DictConfig, split: str) -> None:
     """Refuses, before anything is read, a split that cannot be had."""
     data, corpus = config.data, CORPORA[config.data[split]]
     split_of(corpus, split, data)
-    local_files(data, split)
+    if local_files(data, split) is None:
+        sources_of(corpus, data, split)
     if data.detokenizer is not None:
         require(data.detokenizer, DETOKENIZERS, "data.detokenizer")
     if split == "train" and data.streaming and not corpus.can_stream:

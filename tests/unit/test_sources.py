@@ -14,7 +14,14 @@ from stand_ins import CONFIGS, SHARED, write_documents
 import sources
 from dataloader import DataModule
 from published import CORPORA, Source
-from sources import documents_of, identity, local_files, sources_of, stream_files
+from sources import (
+    check_published,
+    documents_of,
+    identity,
+    local_files,
+    sources_of,
+    stream_files,
+)
 
 
 @pytest.fixture
@@ -269,7 +276,8 @@ def test_a_source_of_ones_own_on_the_hub(config_of, monkeypatch):
     assert texts(config, "train") == ["a", "b"]
     assert sources_of(CORPORA["ptb"], config.data, "train") == (Source(*key),)
     config.data.source = "hf://datasets/mine"
-    refused(lambda: texts(config, "train"), "hf://datasets/mine", "OWNER/NAME")
+    call = lambda: check_published(config, "train")  # noqa: E731
+    refused(call, "hf://datasets/mine", "OWNER/NAME")
 
 
 def test_streams_are_of_the_same_files(config_of, monkeypatch, documents):
