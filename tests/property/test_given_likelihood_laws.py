@@ -158,7 +158,8 @@ def test_regret_is_the_distance_to_the_first_choice(model_of, laws, algo_name):
     assert torch.exp(-regret[:, 3]).sum() > 1  # p(y) / max p
     if model.is_autoregressive:
         nll = model.nll_given(x0, known, [])[:, 3]
-        torch.testing.assert_close(regret[:, 3], nll - nll.min())
+        expected = nll - nll.min()  # of another pass through a float32 network
+        torch.testing.assert_close(regret[:, 3], expected, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
