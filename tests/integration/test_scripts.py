@@ -246,6 +246,16 @@ def test_zero_shot_composes(script, tmp_path, compose):
         check_batches(compose(*call, tiny=False))
 
 
+def test_zero_shot_of_local_copies(tmp_path, compose):
+    """As scripts/README.md has it: a folder for each data set."""
+    source = "data.source=/copies/${data.valid}"
+    assert source in (FOLDER / "README.md").read_text()
+    path = path_of("zero_shot_duo")
+    *calls, _ = record(path, source, folder=tmp_path, checkpoint_path="a").calls
+    found = [compose(*call, tiny=False).data.source for call in calls]
+    assert found == [f"/copies/{name.removesuffix('-gpt2')}" for name in DATASETS]
+
+
 def test_zero_shot_goes_on_after_a_failure(tmp_path):
     ran = record(
         path_of("zero_shot_duo"),
