@@ -129,8 +129,8 @@ class Txt(NamedTuple):
     """How a .txt file holds documents."""
 
     lines: bool = False  # one a line; else the file is one
-    # Lines as they are, blank ones as empty documents; else without blanks around
-    # them. So do the hub's copies of WikiText, and those of all others.
+    # Lines are documents as the hub's copies have them: of WikiText whole, and empty if
+    # they are blank; of all other sets without blanks around them.
     ends: bool = False
 
     def options(self) -> dict[str, Any]:

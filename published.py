@@ -22,7 +22,6 @@ class Source(NamedTuple):
     revision: str | None = None
     data_dir: str | None = None
     files: Mapping[str, str] | None = None  # split -> URL
-    column: str | None = None  # where it is not the corpus's
     is_whole: bool = False  # one split, which `Corpus.cut` divides
 
     def __str__(self) -> str:
@@ -173,7 +172,6 @@ CORPORA: dict[str, Corpus] = {
                     "validation": f"{_PTB_FILES}.valid.txt",
                     "test": f"{_PTB_FILES}.test.txt",
                 },
-                column="text",
             ),
         ),
         column="sentence",

@@ -254,9 +254,7 @@ def _from_hub(corpus: Corpus, data: DictConfig, split: str) -> tuple[Documents, 
 
     def read(source: Source) -> tuple[Documents, bool]:
         name = "train" if source.is_whole else split_of(corpus, split, data)
-        rows = _load_source(source, name, corpus, local_folder(data.cache_dir))
-        suffix = ".txt" if source.path == "text" else ""
-        documents = Texts(rows, source.column or corpus.column, corpus.txt, suffix)
+        documents = _load_source(source, name, corpus, local_folder(data.cache_dir))
         expected = corpus.num_documents.get(name, len(documents))
         if expected != len(documents) and not (is_own or source.is_whole):
             raise ValueError(f"{len(documents)} documents instead of {expected}")
@@ -297,28 +295,32 @@ def unavailable(
     )
 
 
-def _load_source(source: Source, split: str, corpus: Corpus, cache_dir: str) -> Any:
-    """Rows of one split; of the others nothing is downloaded."""
+def _load_source(source: Source, split: str, corpus: Corpus, cache_dir: str) -> Texts:
+    """One split; of the others nothing is downloaded."""
     import datasets
 
+    column, suffix, options = corpus.column, "", {}
     with offline_unless_answered(source):
         if source.files is None and not hub_answers():  # what the library has kept
-            return datasets.load_dataset(
+            rows = datasets.load_dataset(
                 source.path,
                 source.name,
                 revision=source.revision,
                 data_dir=source.data_dir,
                 split=split,
             )
+            return Texts(rows, column, corpus.txt)
         builder, files = data_files(source, split)
-        options = corpus.txt.options() if builder == "text" else {}
-        return datasets.load_dataset(
+        if builder == "text":
+            column, suffix, options = "text", ".txt", corpus.txt.options()
+        rows = datasets.load_dataset(
             builder,
             data_files={split: files},
             split=split,
             cache_dir=cache_dir,
             **options,
         )
+    return Texts(rows, column, corpus.txt, suffix)
 
 
 def data_files(source: Source, split: str) -> tuple[str, list[str]]:
@@ -385,19 +387,16 @@ def stream_files(data: DictConfig) -> Files:
     """
     corpus = CORPORA[data.train]
     local = local_files(data, "train")
-    if local is not None:
-        paths, column = local.files, corpus.column
-    else:
-        paths, column = _files_of_hub(corpus, data)
+    paths = _files_of_hub(corpus, data) if local is None else local.files
     for path in paths:
         require(format_of(path), FORMATS, "data.streaming=True: suffix", path)
-    return Files(paths, column, corpus.txt)
+    return Files(paths, corpus.column, corpus.txt)
 
 
-def _files_of_hub(corpus: Corpus, data: DictConfig) -> tuple[list[str], str]:
-    def read(source: Source) -> tuple[list[str], str]:
+def _files_of_hub(corpus: Corpus, data: DictConfig) -> list[str]:
+    def read(source: Source) -> list[str]:
         with offline_unless_answered(source):
             _, paths = data_files(source, split_of(corpus, "train", data))
-        return paths, source.column or corpus.column
+        return paths
 
     return first_that_works(corpus, data, "train", read)

@@ -206,10 +206,10 @@ def test_identity_of_published_sets_needs_no_network(config_of):
 class Hub:
     """Stands for the hub: what it has, and what it was asked for."""
 
-    def __init__(self, monkeypatch, rows):
+    def __init__(self, monkeypatch, rows, builder="parquet"):
         import datasets
 
-        self.asked, self._rows = [], rows
+        self.asked, self._rows, self._builder = [], rows, builder
         monkeypatch.setattr(sources, "hub_answers", lambda: True)
         monkeypatch.setattr(datasets, "load_dataset_builder", self.builder)
         monkeypatch.setattr(datasets, "load_dataset", self.load)
@@ -223,7 +223,7 @@ class Hub:
             raise ConnectionError(f"{path} is gone")
         splits = {key: [self.asked[-1]] for key in ("train", "validation", "test")}
         config = types.SimpleNamespace(data_files=splits)
-        return types.SimpleNamespace(name="parquet", config=config)
+        return types.SimpleNamespace(name=self._builder, config=config)
 
     def load(self, builder, data_files, split, **options):
         import datasets
@@ -272,6 +272,8 @@ def test_a_source_of_ones_own_on_the_hub(config_of, monkeypatch):
     path = "hf://datasets/me/mine@refs%2Fpr%2F1/small"
     config = config_of("ptb", f"data.source='{path}'")
     key = ("me/mine", "small", "refs/pr/1")
+    Hub(monkeypatch, {key: {"text": [" a ", "b"]}}, builder="text")
+    assert texts(config, "train") == ["a", "b"]
     Hub(monkeypatch, {key: {"sentence": ["a", "b"]}})
     assert texts(config, "train") == ["a", "b"]
     assert sources_of(CORPORA["ptb"], config.data, "train") == (Source(*key),)
