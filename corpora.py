@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from omegaconf import ListConfig
 
-from packing import Documents, Joined
+from packing import Documents, Joined, Whole
 from utils import ConfigError, local_folder, one_line, require
 
 
@@ -146,7 +146,7 @@ class Txt(NamedTuple):
         return text.strip() if self.lines and suffix == ".txt" else text
 
 
-class Texts:
+class Texts(Whole):
     """A column of a `datasets` data set, of which only what is used is read.
 
     Args:

@@ -6,6 +6,7 @@ documents (`corpora.py`, `sources.py`) -> rows (`packing.py`, `rowstore.py`)
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -22,8 +23,8 @@ from corpora import (
     synthetic_rows,
 )
 from detokenizers import DETOKENIZERS, TEXT8, Rules
-from packing import Layout, Listed, TokenRows, batch_of, lay_out, tokenize
-from published import CORPORA
+from packing import Documents, Layout, Listed, TokenRows, batch_of, lay_out, tokenize
+from published import CORPORA, published_documents
 from rowstore import stored_rows
 from sources import (
     check_published,
@@ -33,6 +34,8 @@ from sources import (
 )
 from streaming import Files, Stream
 from utils import ConfigError
+
+log = logging.getLogger(__name__)
 
 # ---------------------------------------------------------------- layout
 
@@ -164,8 +167,16 @@ def check_text_files(config: DictConfig, split: str) -> None:
 def load_published(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:
     """A split of a data set of `published.CORPORA`."""
     documents = functools.partial(documents_of, config, split)
-    rules = rules_of(config, split)
-    return packed(config, tokenizer, split, documents, identity(config, split), rules)
+    rules, where = rules_of(config, split), identity(config, split)
+    rows = packed(config, tokenizer, split, documents, where, rules)
+    published = published_documents(config, split)
+    if published not in (None, rows.num_documents):
+        log.warning(
+            "data.%s=%s: %s documents, the published set has %d; numbers of the two "
+            "cannot be compared",
+            *(split, config.data[split], rows.num_documents, published),
+        )
+    return rows
 
 
 def load_crops(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:
@@ -207,7 +218,7 @@ def packed(
     config: DictConfig,
     tokenizer: Any,
     split: str,
-    documents: Callable[[], Any],
+    documents: Callable[[], Documents],
     where: Any,
     rules: Rules,
     *,
@@ -227,6 +238,7 @@ def packed(
         drop_empty: Whether documents without text are left out.
     """
     data, layout = config.data, layout_of(config, tokenizer, split)
+    documents = functools.cache(documents)
     key = {
         "documents": _digest(where),
         "detokenizer": _digest(repr(rules)),
@@ -245,8 +257,11 @@ def packed(
         )
         return lay_out(chunks, layout)
 
+    def about() -> dict[str, int]:
+        return {"num_documents": documents().num_whole}
+
     name = name or f"{data[split]}-{split}"
-    return stored_rows(data.cache_dir, name, key, layout, build)
+    return stored_rows(data.cache_dir, name, key, layout, build, about)
 
 
 class CroppedRows(TokenRows):

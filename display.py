@@ -16,7 +16,7 @@ from rich.tree import Tree
 from dataloader import DataModule
 from evaluations import likelihood_record, origin
 from metrics import unigram_nll
-from published import known_fingerprint
+from published import known_fingerprint, published_documents
 from trainer_base import TrainerBase
 from utils import path_exists, whole_file, write_json
 
@@ -66,7 +66,11 @@ def report_likelihood(
         nll = unigram_nll(*counts)
         ppl = torch.tensor(nll).exp()
         table.add_row("val/ppl of a unigram model", f"{ppl:.4f}", "")
-    fingerprint = rows.fingerprint()
+    documents, fingerprint = rows.num_documents, rows.fingerprint()
+    published = published_documents(config, "valid")
+    if documents is not None:
+        other = "" if published in (None, documents) else f"; published: {published}"
+        table.add_row("documents of the source", f"{documents}{other}", "")
     table.add_row("rows", str(fingerprint.rows), "")
     table.add_row("tokens", str(fingerprint.tokens), "")
     expected = known_fingerprint(config)
@@ -76,7 +80,8 @@ def report_likelihood(
     table.add_row("sha256 of the rows", f"{fingerprint.sha256[:16]}{is_known}", "")
     if checkpoint is not None:
         about = origin(config, checkpoint, model.ema is not None)
-        record = likelihood_record(config, results, fingerprint, expected, about)
+        found = {"documents": documents, "published_documents": published}
+        record = likelihood_record(config, results, fingerprint, expected, about, found)
         write_json(config.eval.results_path, record)
         table.add_row("file", escape(config.eval.results_path), "")
     console.print(table)

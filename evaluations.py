@@ -89,6 +89,7 @@ def likelihood_record(
     fingerprint: Fingerprint,
     expected: Fingerprint | None,
     of_checkpoint: Mapping[str, Any],
+    of_documents: Mapping[str, int | None],
 ) -> dict[str, Any]:
     """The content of `eval.results_path`.
 
@@ -99,6 +100,8 @@ def likelihood_record(
         fingerprint: Of the rows.
         expected: Of the published data set's, where it is known.
         of_checkpoint: From `origin`.
+        of_documents: How many the rows' source has, and the published one:
+            `documents` and `published_documents`; None: not known.
     """
     names = [*NUMBERS, *(f"{name}_stderr" for name in NUMBERS)]
     data = config.data
@@ -114,6 +117,7 @@ def likelihood_record(
             "wrap": data.wrap,
             "insert_valid_eos": data.insert_valid_eos,
             "limit_val_batches": config.trainer.limit_val_batches,
+            **of_documents,
             **fingerprint._asdict(),
             "expected_sha256": None if expected is None else expected.sha256,
         },
@@ -162,6 +166,8 @@ FIELDS = {
         "wrap": (("data", "wrap"), _FLAG),
         "insert_valid_eos": (("data", "insert_valid_eos"), _FLAG),
         "limit_val_batches": (("data", "limit_val_batches"), (int, float, *_NONE)),
+        "documents": (("data", "documents"), _WHOLE + _NONE),
+        "published_documents": (("data", "published_documents"), _WHOLE + _NONE),
         "rows": (("data", "rows"), _WHOLE),
         "tokens": (("data", "tokens"), _WHOLE),
         "sha256": (("data", "sha256"), _TEXT),

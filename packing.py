@@ -51,6 +51,7 @@ class TokenRows(Dataset):
         ids: (N, L) integers: an array, or what is indexed like one.
         num_valid: Tokens before the padding of each row, (N,); None: no padding.
         counts: How often each id occurs, (K,), where that is known already.
+        num_documents: Of the source that the rows are made of; None: not known.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class TokenRows(Dataset):
         ids: Any,
         num_valid: np.ndarray | None = None,
         counts: np.ndarray | None = None,
+        num_documents: int | None = None,
     ) -> None:
         self.ids = ids
         self.num_valid = num_valid
+        self.num_documents = num_documents
         self._counts = counts
 
     num_starts = 1  # of the parts of a row that may be handed out
@@ -257,10 +260,22 @@ class Documents(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def num_whole(self) -> int:
+        """Of the source, which these may be a part of."""
+
     def texts(self, start: int, stop: int) -> list[str]: ...
 
 
-class Listed:
+class Whole:
+    """Documents that are all of their source."""
+
+    @property
+    def num_whole(self) -> int:
+        return len(self)
+
+
+class Listed(Whole):
     """Documents that are in memory."""
 
     def __init__(self, texts: Sequence[str]) -> None:
@@ -273,7 +288,7 @@ class Listed:
         return list(self._texts[start:stop])
 
 
-class Joined:
+class Joined(Whole):
     """Documents of several, one behind the other."""
 
     def __init__(self, parts: Sequence[Documents]) -> None:
@@ -299,6 +314,10 @@ class Part:
 
     def __len__(self) -> int:
         return self._stop - self._start
+
+    @property
+    def num_whole(self) -> int:
+        return self._documents.num_whole
 
     def texts(self, start: int, stop: int) -> list[str]:
         return self._documents.texts(

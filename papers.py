@@ -242,6 +242,11 @@ def objections(one: Evaluation, model: str) -> list[str]:
             lines.append("a distilled model's likelihood is not comparable")
         if settings["expected_sha256"] not in (None, settings["sha256"]):
             lines.append("the rows are not those of the published data set")
+        if settings["published_documents"] not in (None, settings["documents"]):
+            lines.append(
+                f"{settings['documents']} documents, the published set has "
+                f"{settings['published_documents']}"
+            )
         if settings["limit_val_batches"] not in (None, 1.0):
             lines.append(f"limit_val_batches is {settings['limit_val_batches']}")
         return lines

@@ -102,7 +102,6 @@ _TEXT8 = Corpus(
     txt=Txt(lines=False),
     can_stream=False,
     cut=text8_cut,
-    num_documents={"train": 1, "test": 1},
 )
 
 
@@ -206,6 +205,15 @@ CORPORA: dict[str, Corpus] = {
         sources=(Source("HuggingFaceFW/fineweb-edu", "default"),), valid=None
     ),
 }
+
+
+def published_documents(config: DictConfig, split: str) -> int | None:
+    """How many the source of 'train' or 'valid' has, as published; None: no number.
+
+    Of OpenWebText that is of the whole, whose end is held out.
+    """
+    corpus = CORPORA.get(config.data[split])
+    return corpus and corpus.num_documents.get(getattr(corpus, split))
 
 
 # ---------------------------------------------------------------- what others measured

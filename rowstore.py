@@ -40,6 +40,7 @@ def stored_rows(
     key: Mapping[str, Any],
     layout: Layout,
     build: Callable[[], Iterable[Block]],
+    about: Callable[[], Mapping[str, Any]] = dict,
 ) -> TokenRows:
     """Rows of the cache, which are built first if they are not there.
 
@@ -49,6 +50,8 @@ def stored_rows(
         key: All that the rows depend on, apart from `layout`; JSON.
         layout: The rows'.
         build: Makes the rows.
+        about: What else is to be known of rows that were made, JSON; `num_documents`
+            is of the source.
 
     Raises:
         ConfigError: If what is there cannot be read.
@@ -66,7 +69,7 @@ def stored_rows(
                     if _is_whole(shared):
                         _copy(shared, folder)
                     else:
-                        _write(folder, build(), layout, key)
+                        _write(folder, build(), layout, key, about)
         if not _is_whole(shared):
             _copy(home, shared)
     return open_rows(home)
@@ -141,7 +144,11 @@ def _lives(pid: str) -> bool:
 
 
 def _write(
-    folder: str, blocks: Iterable[Block], layout: Layout, key: Mapping[str, Any]
+    folder: str,
+    blocks: Iterable[Block],
+    layout: Layout,
+    key: Mapping[str, Any],
+    about: Callable[[], Mapping[str, Any]],
 ) -> None:
     has_padding = not layout.wrap or layout.keep_remainder
     ids = pa.list_(_id_type(key), layout.length)
@@ -160,7 +167,7 @@ def _write(
             num_rows += len(block.ids)
     np.save(os.path.join(folder, COUNTS), counts)
     with open(os.path.join(folder, DESCRIPTION), "w") as file:
-        json.dump({"rows": num_rows, **key}, file, indent=1)
+        json.dump({"rows": num_rows, **about(), **key}, file, indent=1)
 
 
 def _id_type(key: Mapping[str, Any]) -> pa.DataType:
@@ -196,13 +203,15 @@ def open_rows(folder: str) -> TokenRows:
     try:
         ids = MappedIds(os.path.join(folder, ROWS))
         counts = np.load(os.path.join(folder, COUNTS), allow_pickle=False)
+        with open(os.path.join(folder, DESCRIPTION)) as file:
+            num_documents = json.load(file).get("num_documents")
     except (pa.ArrowInvalid, OSError, ValueError, EOFError) as error:
         reason = one_line(str(error))
         raise ConfigError(
             f"data.cache_dir: {folder} cannot be read ({reason}); remove this folder, "
             "and it will be made again."
         ) from None
-    return TokenRows(ids, ids.num_valid, counts)
+    return TokenRows(ids, ids.num_valid, counts, num_documents)
 
 
 class MappedIds:

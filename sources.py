@@ -203,26 +203,12 @@ def documents_of(config: DictConfig, split: str) -> Documents:
         documents = load_files(
             local.files, key, corpus.column, data.cache_dir, **options
         )
-        if corpus.always_cut or not local.is_whole:
-            _warn_of_number(documents, corpus, data, split)
         is_whole = local.is_whole
     else:
         documents, is_whole = _from_hub(corpus, data, split)
     if corpus.cut is not None and (corpus.always_cut or is_whole):
         return corpus.cut(documents, split, data)
     return documents
-
-
-def _warn_of_number(
-    documents: Documents, corpus: Corpus, data: DictConfig, split: str
-) -> None:
-    published = corpus.num_documents.get(split_of(corpus, split, data))
-    if published not in (None, len(documents)):
-        log.warning(
-            "data.%s=%s: %d documents, the published split has %d; numbers of the two "
-            "cannot be compared",
-            *(split, data[split], len(documents), published),
-        )
 
 
 # ---------------------------------------------------------------- the hub

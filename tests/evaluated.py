@@ -43,6 +43,8 @@ def likelihood(
                 "wrap": True,
                 "insert_valid_eos": valid == "openwebtext-valid",
                 "limit_val_batches": 1.0,
+                "documents": 8_013_769,
+                "published_documents": 8_013_769,
                 "rows": 100,
                 "tokens": 102_400,
                 "sha256": "ab" * 32,

@@ -76,6 +76,8 @@ def test_a_data_config_evaluates(tmp_path, checkpoint, config):
     start(
         tmp_path, config, "mode=ppl_eval", f"eval.checkpoint_path={checkpoint(config)}"
     )
+    record = json.loads((tmp_path / "run" / "likelihood.json").read_text())
+    assert record["data"]["documents"] > 0
     (rows,) = (tmp_path / "cache" / "rows").glob("*/description.json")
     description = json.loads(rows.read_text())
     assert description["rows"] > 0
@@ -144,6 +146,9 @@ def test_data_are_prepared_without_a_model(tmp_path):
     again = start(tmp_path, "ptb", "mode=prepare_data", *where)
     assert "tokenizing" in first.stderr
     assert "tokenizing" not in again.stderr
+    for done in (first, again):
+        said = "data.valid=ptb: 60 documents, the published set has 3370"
+        assert said in done.stdout + done.stderr
     for split in ("train", "valid"):
         (line,) = [
             x for x in first.stdout.splitlines() if f"{split} " in x and "sha" in x

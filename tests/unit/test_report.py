@@ -299,6 +299,7 @@ LIKELIHOOD_DIFFERS = {
     "data/wrap": (False, "wrap is False, not True"),
     "data/insert_valid_eos": (False, "insert_valid_eos is False, not True"),
     "data/limit_val_batches": (8, "limit_val_batches is 8"),
+    "data/documents": (20, "20 documents, the published set has 8013769"),
     "data/expected_sha256": ("cd" * 32, "not those of the published data set"),
     "checkpoint/weights": ("raw", "raw weights, not EMA"),
     "checkpoint/distilled": (True, "a distilled model's likelihood"),
@@ -555,11 +556,13 @@ def test_likelihood_is_written_as_it_is_read(compose):
     results = numbers | {f"{name}_stderr": float("nan") for name in numbers}
     prints = Fingerprint(1, 8, "ef" * 32)
     expected = prints._replace(rows=2, sha256="cd" * 32)
-    record = likelihood_record(config, results, prints, expected, about)
+    found = {"documents": 3, "published_documents": None}
+    record = likelihood_record(config, results, prints, expected, about, found)
     one = read(json.loads(json.dumps(record, allow_nan=False)))
     assert one.numbers == {"ppl": (2.7, None)}
     assert one.settings["step"] == 7
     assert (one.settings["rows"], one.settings["tokens"]) == (1, 8)
+    assert (one.settings["documents"], one.settings["published_documents"]) == (3, None)
     assert one.settings["sha256"] == "ef" * 32
     assert one.settings["expected_sha256"] == "cd" * 32
     assert one.settings["weights"] == "EMA"
