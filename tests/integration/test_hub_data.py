@@ -154,7 +154,11 @@ def test_a_commit_by_its_first_digits(hub, tmp_path):
     rows = r"openwebtext-\w+: .* sha256 \w+"
     assert len(re.findall(rows, found)) == 2
     assert re.findall(rows, found) == re.findall(rows, expected)
-    done = start(tmp_path / "b", hub, *SPLIT, source("abcdef0"), status=2)
+
+
+@pytest.mark.slow
+def test_digits_that_no_commit_has(hub, tmp_path):
+    done = start(tmp_path / "a", hub, *SPLIT, source("abcdef0"), status=2)
     assert "no commit begins with abcdef0" in done.stderr
 
 
@@ -167,6 +171,7 @@ TINY = (
 )
 
 
+@pytest.mark.slow
 def test_a_stream_from_the_hub(hub, tmp_path):
     """Trains, and validates on another set of the hub."""
     commit = source(commit_of("me/documents", PULL_REQUEST)[:10])
