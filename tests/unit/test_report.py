@@ -641,7 +641,7 @@ def test_paths_survive_the_command_line(tmp_path):
 
 @pytest.fixture
 def runs(monkeypatch, tmp_path):
-    """Commands that were run; a process writes its file unless its job is called bad."""
+    """Commands that were run; a process writes its file unless it is of a bad job."""
     done = []
 
     def run(command, run_dir):
