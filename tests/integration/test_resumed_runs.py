@@ -321,12 +321,11 @@ def test_killed_twenty_five_times(live, tmp_path):
 
 
 @pytest.fixture
-def live_as_two(live, unused_tcp_port):
+def live_as_two(live, unused_tcp_ports):
     """Both ranks of a run, as torchrun would start them."""
-    ports = iter(range(unused_tcp_port, unused_tcp_port + 50))
 
     def start(folder: Path, *overrides: str, **env: str) -> list[Life]:
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(next(ports))}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_tcp_ports())}
         place |= {"WORLD_SIZE": "2", "NODE_RANK": "0"}
         return [
             live(folder, *TWO, *overrides, **env, **place, LOCAL_RANK=str(rank))
@@ -399,9 +398,7 @@ def test_the_real_command_of_two_processes(tmp_path):
     run(*own, f"hydra.run.dir={tmp_path}/whole", cwd=tmp_path, pythonpath=HERE)
     options = {"cwd": tmp_path, "pythonpath": HERE}
     stopped = (*own, f"hydra.run.dir={tmp_path}/stopped")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STOP_AT", "12:train:15")
-        done = run(*stopped, **options, status=143)
+    done = run(*stopped, **options, status=143, env={"STOP_AT": "12:train:15"})
     assert done.stderr.count("error: stopped by SIGTERM") == 1
     run(*stopped, **options)
     one, two = last(tmp_path / "whole"), last(tmp_path / "stopped")
