@@ -4,6 +4,7 @@ them in `packing.py` and `dataloader.py`.
 """
 
 import ast
+import functools
 import glob
 import gzip
 import itertools
@@ -172,8 +173,8 @@ class Texts(Whole):
         return [self._txt.document(text, self._suffix) for text in texts]
 
 
-def _load(builder: str, files: list[str], cache_dir: str, **options: Any) -> Any:
-    """Rows of files, by a builder of the `datasets` library (gzip included)."""
+def load_rows(builder: str, files: list[str], cache_dir: str, txt: Txt) -> Any:
+    """Rows of files or URLs, by a builder of the `datasets` library (gzip included)."""
     import datasets
 
     return datasets.load_dataset(
@@ -181,20 +182,8 @@ def _load(builder: str, files: list[str], cache_dir: str, **options: Any) -> Any
         data_files=files,
         split="train",
         cache_dir=local_folder(cache_dir),
-        **options,
+        **(txt.options() if builder == "text" else {}),
     )
-
-
-def _load_text(files: list[str], cache_dir: str, txt: Txt) -> Any:
-    return _load("text", files, cache_dir, **txt.options())
-
-
-def _load_json(files: list[str], cache_dir: str, txt: Txt) -> Any:
-    return _load("json", files, cache_dir)
-
-
-def _load_parquet(files: list[str], cache_dir: str, txt: Txt) -> Any:
-    return _load("parquet", files, cache_dir)
 
 
 def _load_gzipped_parquet(files: list[str], cache_dir: str, txt: Txt) -> Any:
@@ -210,11 +199,11 @@ def _load_gzipped_parquet(files: list[str], cache_dir: str, txt: Txt) -> Any:
 
 # Suffix -> (files, cache_dir, txt) -> rows.
 TEXT_FORMATS: dict[str, Callable[..., Any]] = {
-    ".txt": _load_text,
-    ".txt.gz": _load_text,
-    ".jsonl": _load_json,
-    ".jsonl.gz": _load_json,
-    ".parquet": _load_parquet,
+    ".txt": functools.partial(load_rows, "text"),
+    ".txt.gz": functools.partial(load_rows, "text"),
+    ".jsonl": functools.partial(load_rows, "json"),
+    ".jsonl.gz": functools.partial(load_rows, "json"),
+    ".parquet": functools.partial(load_rows, "parquet"),
     ".parquet.gz": _load_gzipped_parquet,
 }
 

@@ -19,6 +19,7 @@ from corpora import (
     by_number,
     find_files,
     load_files,
+    load_rows,
     state_of,
     suffix_of,
 )
@@ -26,7 +27,7 @@ from detokenizers import DETOKENIZERS
 from packing import Documents
 from published import CORPORA, Corpus, Source, held_out_end
 from streaming import FORMATS, Files, format_of
-from utils import ConfigError, answers, first_line, hub_answers, local_folder, require
+from utils import ConfigError, answers, first_line, hub_answers, require
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -199,9 +200,13 @@ def documents_of(config: DictConfig, split: str) -> Documents:
     local = local_files(data, split)
     if local is not None:
         key = source_key(data, split)
-        options = {"txt": corpus.txt, "column_key": "column"}
         documents = load_files(
-            local.files, key, corpus.column, data.cache_dir, **options
+            local.files,
+            key,
+            corpus.column,
+            data.cache_dir,
+            txt=corpus.txt,
+            column_key="column",
         )
         is_whole = local.is_whole
     else:
@@ -240,7 +245,7 @@ def _from_hub(corpus: Corpus, data: DictConfig, split: str) -> tuple[Documents, 
 
     def read(source: Source) -> tuple[Documents, bool]:
         name = "train" if source.is_whole else split_of(corpus, split, data)
-        documents = _load_source(source, name, corpus, local_folder(data.cache_dir))
+        documents = _load_source(source, name, corpus, data.cache_dir)
         expected = corpus.num_documents.get(name, len(documents))
         if expected != len(documents) and not (is_own or source.is_whole):
             raise ValueError(f"{len(documents)} documents instead of {expected}")
@@ -285,7 +290,6 @@ def _load_source(source: Source, split: str, corpus: Corpus, cache_dir: str) -> 
     """One split; of the others nothing is downloaded."""
     import datasets
 
-    column, suffix, options = corpus.column, "", {}
     with offline_unless_answered(source):
         if source.files is None and not hub_answers():  # what the library has kept
             rows = datasets.load_dataset(
@@ -295,18 +299,12 @@ def _load_source(source: Source, split: str, corpus: Corpus, cache_dir: str) -> 
                 data_dir=source.data_dir,
                 split=split,
             )
-            return Texts(rows, column, corpus.txt)
+            return Texts(rows, corpus.column, corpus.txt)
         builder, files = data_files(source, split)
-        if builder == "text":
-            column, suffix, options = "text", ".txt", corpus.txt.options()
-        rows = datasets.load_dataset(
-            builder,
-            data_files={split: files},
-            split=split,
-            cache_dir=cache_dir,
-            **options,
-        )
-    return Texts(rows, column, corpus.txt, suffix)
+        rows = load_rows(builder, files, cache_dir, corpus.txt)
+    if builder == "text":
+        return Texts(rows, "text", corpus.txt, ".txt")
+    return Texts(rows, corpus.column, corpus.txt)
 
 
 def data_files(source: Source, split: str) -> tuple[str, list[str]]:
@@ -335,9 +333,10 @@ def whole_hash(repository: str, revision: str | None) -> str | None:
     if revision is None or not re.fullmatch("[0-9a-f]{7,39}", revision):
         return revision
     where: dict[str, Any] = {"repo_id": repository, "repo_type": "dataset"}
-    refs = HfApi().list_repo_refs(**where, include_pull_requests=True)
+    hub = HfApi()
+    refs = hub.list_repo_refs(**where, include_pull_requests=True)
     for ref in (*refs.branches, *refs.converts, *(refs.pull_requests or ())):
-        for commit in HfApi().list_repo_commits(**where, revision=ref.ref):
+        for commit in hub.list_repo_commits(**where, revision=ref.ref):
             if commit.commit_id.startswith(revision):
                 return commit.commit_id
     raise ValueError(f"no commit begins with {revision}")
@@ -349,8 +348,10 @@ def offline_unless_answered(source: Source) -> Iterator[None]:
     import datasets
     import huggingface_hub
 
-    url = None if source.files is None else next(iter(source.files.values()))
-    is_there = hub_answers() if url is None else answers(url)
+    if source.files is None:
+        is_there = hub_answers()
+    else:
+        is_there = answers(next(iter(source.files.values())))
     modules = (datasets.config, huggingface_hub.constants)
     before = [module.HF_HUB_OFFLINE for module in modules]
     for module in modules:

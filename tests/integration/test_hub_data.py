@@ -15,8 +15,7 @@ import cli
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hub_server import commit_of, serving
-from nursery import ENV, ROOT
+from servers import commit_of, hub, listening
 from stand_ins import SHARED
 
 from published import CONVERTED, FINGERPRINTS
@@ -60,8 +59,9 @@ SHARDS = {
 }
 
 
-@pytest.fixture(scope="module")
-def hub() -> Iterator[str]:
+@pytest.fixture(scope="module", name="hub")
+def _hub() -> Iterator[str]:
+    """Its address."""
     ptb = "ptb/ptb_text_only"
     converted = {
         f"penn_treebank/{split}/0000.parquet": read(f"{ptb}/{split}.parquet")
@@ -84,29 +84,23 @@ def hub() -> Iterator[str]:
             PULL_REQUEST: SHARDS,
         },
     }
-    with serving(repositories) as url:
-        yield url
+    with listening(hub(repositories)) as address:
+        yield address
+
+
+OWN = ("trainer.accelerator=cpu", "logger=none")
+OWN += (f"data.tokenizer_name_or_path={SHARED}/gpt2",)
 
 
 def start(folder: Path, hub: str, *overrides: str, status: int = 0, **env: str):
     """main.py in a process of its own, as HF_ENDPOINT is read once by each."""
     folder.mkdir(exist_ok=True)
     cache = folder.parent / "cache"
-    command = [sys.executable, ROOT / "main.py", f"hydra.run.dir={folder}"]
-    command += [f"data.cache_dir={cache}", "trainer.accelerator=cpu", "logger=none"]
-    if not any("tokenizer" in override for override in overrides):
-        command.append(f"data.tokenizer_name_or_path={SHARED}/gpt2")
-    places = {"HF_ENDPOINT": hub, "HF_HOME": str(cache / "hf")}
-    done = subprocess.run(
-        [*command, *overrides],
-        cwd=folder,
-        env=os.environ | ENV | {"HF_HUB_OFFLINE": "0"} | places | env,
-        capture_output=True,
-        text=True,
-        timeout=200,
+    own = [f"hydra.run.dir={folder}", f"data.cache_dir={cache}", *OWN]
+    places = {"HF_ENDPOINT": hub, "HF_HOME": str(cache / "hf"), "HF_HUB_OFFLINE": "0"}
+    return cli.run(
+        *own, *overrides, cwd=folder, status=status, env=places | env, fresh=True
     )
-    assert done.returncode == status, done.stderr[-3000:]
-    return done
 
 
 NOBODY = "http://127.0.0.1:9"
@@ -137,8 +131,9 @@ def source(commit: str) -> str:
     return f"data.source=hf://datasets/me/documents@{commit}"
 
 
-OWN = ("data.tokenizer_name_or_path=bytes", "model.length=64")
-SPLIT = ("mode=prepare_data", "data=openwebtext-split", "data.valid_documents=4", *OWN)
+BYTES = "data.tokenizer_name_or_path=bytes"
+SPLIT = ("mode=prepare_data", "data=openwebtext-split", "data.valid_documents=4")
+SPLIT += (BYTES, "model.length=64")
 
 
 def test_a_commit_by_its_first_digits(hub, tmp_path):
@@ -176,7 +171,7 @@ def test_a_stream_from_the_hub(hub, tmp_path):
     """Trains, and validates on another set of the hub."""
     commit = source(commit_of("me/documents", PULL_REQUEST)[:10])
     asked = ("data=openwebtext-streaming", "data.shuffle_rows=8", commit)
-    done = start(tmp_path / "a", hub, *TINY, *asked, OWN[0])
+    done = start(tmp_path / "a", hub, *TINY, *asked, BYTES)
     assert "validation on wikitext103" in done.stdout
     assert (tmp_path / "a" / "checkpoints" / "last.ckpt").exists()
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 from cli import run
 from nursery import nursery
+from ports import free_port
 from tiny import compose
 
 import main
@@ -321,11 +322,11 @@ def test_killed_twenty_five_times(live, tmp_path):
 
 
 @pytest.fixture
-def live_as_two(live, unused_tcp_ports):
+def live_as_two(live):
     """Both ranks of a run, as torchrun would start them."""
 
     def start(folder: Path, *overrides: str, **env: str) -> list[Life]:
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_tcp_ports())}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         place |= {"WORLD_SIZE": "2", "NODE_RANK": "0"}
         return [
             live(folder, *TWO, *overrides, **env, **place, LOCAL_RANK=str(rank))

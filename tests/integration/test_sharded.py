@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from cli import ROOT
+from ports import free_port
 
 SCRIPT = """
 import copy
@@ -107,12 +108,12 @@ print("agreed")
 """
 
 
-def test_sharded_weights_do_what_whole_ones_do(tmp_path: Path, unused_tcp_port: int):
-    script = tmp_path / "sharded.py"
+def test_sharded_weights_do_what_whole_ones_do(tmp_path: Path):
+    script, port = tmp_path / "sharded.py", str(free_port())
     script.write_text(SCRIPT)
     ranks = [
         subprocess.Popen(
-            [sys.executable, script, str(rank), str(unused_tcp_port), str(ROOT)],
+            [sys.executable, script, str(rank), port, str(ROOT)],
             env={
                 "PYTHONPATH": str(ROOT),
                 "PATH": "/usr/bin:/bin",

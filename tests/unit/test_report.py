@@ -465,10 +465,8 @@ def test_a_row_as_a_record():
 
 def test_what_every_line_says_is_said_once():
     """In the title; of a single line all columns stay."""
-    header, lines = (
-        ["model", "dataset", "source"],
-        [["a", "OWT", "X"], ["b", "OWT", "Y"]],
-    )
+    header = ["model", "dataset", "source"]
+    lines = [["a", "OWT", "X"], ["b", "OWT", "Y"]]
     table = narrow("t", header, lines)
     assert table.title == "t; dataset OWT"
     assert [column.header for column in table.columns] == ["model", "source"]

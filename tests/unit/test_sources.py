@@ -2,13 +2,13 @@
 
 import http.server
 import json
-import threading
 import time
 import zipfile
 from functools import partial
 
 import pytest
 from refusals import refused
+from servers import listening
 from stand_ins import CONFIGS, SHARED, write_documents
 
 import sources
@@ -79,7 +79,10 @@ def test_a_folder_with_a_file_for_each_split(config_of, documents):
 
 @pytest.mark.parametrize(
     "name",
-    ["ptb.valid.jsonl", "val-00000-of-00001.jsonl", "dev/part.jsonl", "valid3.jsonl"],
+    [
+        *("ptb.valid.jsonl", "valid.jsonl", "val-00000-of-00001.jsonl"),
+        *("dev/part.jsonl", "valid3.jsonl"),
+    ],
 )
 def test_names_of_splits(config_of, tmp_path, name):
     path = tmp_path / "mine" / name
@@ -228,7 +231,7 @@ class Hub:
     def load(self, builder, data_files, split, **options):
         import datasets
 
-        ((found,),) = data_files.values()
+        (found,) = data_files
         if found not in self._rows:
             raise FileNotFoundError(found)
         return datasets.Dataset.from_dict(self._rows[found])
@@ -327,11 +330,8 @@ def website(tmp_path, monkeypatch):
     folder.mkdir()
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     monkeypatch.setattr(handler.func, "log_message", lambda *args: None)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield folder, f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with listening(handler) as address:
+        yield folder, address
 
 
 @pytest.mark.parametrize("name", ["text8", "ptb", "lambada"])

@@ -3,7 +3,6 @@
 import gzip
 import itertools
 import json
-from itertools import islice
 
 import numpy as np
 import pyarrow
@@ -93,7 +92,7 @@ def test_documents_are_those_of_packing(tmp_path, txt, name):
     packed = load_files([str(path)], "key", "body", str(tmp_path / "cache"), txt=txt)
     expected = packed.texts(0, len(packed))
     read = read_documents(Files([str(path)], "body", txt), 0, 1, 1, Place())
-    assert [text for _, text in islice(read, len(expected))] == expected
+    assert [text for _, text in itertools.islice(read, len(expected))] == expected
     is_whole = name != "a.jsonl" and not txt.lines
     assert len(expected) == (1 if is_whole else len(lines))
 

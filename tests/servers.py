@@ -1,5 +1,5 @@
-"""A Hugging Face hub on this machine, so that the real libraries read real requests'
-answers: of the hub's HTTP interface, what loading data sets needs.
+"""Servers of the tests on this machine; among them a Hugging Face hub, for the real
+libraries: of its HTTP interface, what loading data sets needs.
 """
 
 import hashlib
@@ -8,7 +8,7 @@ import json
 import re
 import threading
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,9 +27,8 @@ def _digest(content: bytes) -> str:
 
 
 @contextmanager
-def serving(repositories: Repositories) -> Iterator[str]:
-    """The hub's address, for HF_ENDPOINT."""
-    handler = type("Handler", (_Handler,), {"repositories": repositories})
+def listening(handler: Callable[..., Any]) -> Iterator[str]:
+    """The address of a server whose requests go to instances of `handler`."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -39,22 +38,27 @@ def serving(repositories: Repositories) -> Iterator[str]:
         server.server_close()
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
+def hub(repositories: Repositories) -> Callable[..., Any]:
+    """The handler of a hub that has these; its address is for HF_ENDPOINT."""
+    return type("Hub", (_Hub,), {"repositories": repositories})
+
+
+class _Hub(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     repositories: Repositories
 
     def do_GET(self) -> None:
         path = urllib.parse.urlsplit(self.path).path
-        content, headers = None, {}
+        content = None
         for pattern, answer in _ROUTES.items():
             if found := re.fullmatch(pattern, path):
                 words = [urllib.parse.unquote(word or "") for word in found.groups()]
                 content = getattr(self, answer)(*words)
         if content is None:
             return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"})
-        if not isinstance(content, bytes):
-            return self._send(200, json.dumps(content).encode(), headers)
-        return self._send_file(content)
+        if isinstance(content, tuple):
+            return self._send_file(*content)
+        return self._send(200, json.dumps(content).encode(), {})
 
     do_HEAD = do_GET
 
@@ -89,10 +93,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if not path.startswith(prefix):
                 continue
             *folders, _ = path.removeprefix(prefix).split("/")
-            for depth in range(
-                1, len(folders) + 1 if is_deep else min(len(folders), 1) + 1
-            ):
-                name = prefix + "/".join(folders[:depth])
+            depth = len(folders) if is_deep else min(len(folders), 1)
+            for number in range(1, depth + 1):
+                name = prefix + "/".join(folders[:number])
                 entries[name] = {"type": "directory", "path": name, "oid": "0"}
             if is_deep or not folders:
                 entries[path] = {
@@ -124,15 +127,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             for name in self.repositories.get(repository, {})
         ]
 
-    def _file(self, repository: str, revision: str, path: str) -> bytes | None:
-        found = self._revision(repository, revision)
-        self._commit = found and found[0]
-        return found and found[1].get(path)
+    def _file(
+        self, repository: str, revision: str, path: str
+    ) -> tuple[str, bytes] | None:
+        """Its commit and content."""
+        commit, files = self._revision(repository, revision) or ("", {})
+        return (commit, files[path]) if path in files else None
 
     # ---- answers
 
-    def _send_file(self, content: bytes) -> None:
-        headers = {"ETag": f'"{_digest(content)}"', "X-Repo-Commit": self._commit}
+    def _send_file(self, commit: str, content: bytes) -> None:
+        headers = {"ETag": f'"{_digest(content)}"', "X-Repo-Commit": commit}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked is None:
             return self._send(200, content, headers)
