@@ -102,6 +102,7 @@ _TEXT8 = Corpus(
     txt=Txt(lines=False),
     can_stream=False,
     cut=text8_cut,
+    num_documents={"train": 1, "test": 1},
 )
 
 
