@@ -1,7 +1,11 @@
 """Contents of likelihood.json and samples.json as evaluations of the papers' models
 with the papers' settings would leave them; overrides are paths with slashes."""
 
+import json
+from pathlib import Path
 from typing import Any
+
+from evaluations import Evaluation, evaluation
 
 
 def _with(content: dict, overrides: dict[str, Any]) -> dict:
@@ -102,3 +106,16 @@ def samples(
         },
         other,
     )
+
+
+def read(content: dict, model: str | None = None) -> Evaluation:
+    """What a report takes a file's content for."""
+    mode = "ppl_eval" if "mode" in content else "sample_eval"
+    return evaluation("some.json", mode, content)._replace(model=model)
+
+
+def write(path: Path, content: Any) -> str:
+    """A file of a text, or of anything else as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
