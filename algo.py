@@ -1,5 +1,5 @@
 """One class per objective; the mathematics only. The shared steps (time, corrupt,
-denoise, reduce) are in `diffusion.py` and `trainer_base.py`.
+denoise, reduce) are in `diffusion/base.py` and `trainer_base.py`.
 
 Objectives work token by token: `...` is (B, L) where samplers ask, and (n,), a chunk of
 tokens, in the loss. Work over K is in the dtype of the logits, the rest in that of
@@ -13,42 +13,23 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import hydra
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor
 
-from curriculum import Curriculum
-from diffusion import NEG_INFINITY, Latent, flat_positions, is_first, without_mask
-from losses import TokenLoss, TokenNLL
+from data.tokenizers import vocabulary_with_mask
+from diffusion.absorbing import AbsorbingState
+from diffusion.base import NEG_INFINITY, Latent, flat_positions, is_first, without_mask
+from diffusion.curriculum import Curriculum
+from diffusion.uniform import UniformState
 from models.attention import KVCache
-from prompts import Given
-from states import AbsorbingState, UniformState
-from trainer_base import Stratum, TrainerBase, regret, vocabulary_with_mask
-from utils import ConfigError, widened
-
-
-def algorithm_class(config: DictConfig) -> type[TrainerBase]:
-    """The class that `algo=...` names, from here or from the user's own module.
-
-    Raises:
-        ConfigError: If there is no such class.
-    """
-    target = config.algo._target_
-    try:
-        return hydra.utils.get_class(target)
-    except Exception:  # hydra raises ImportError, ValueError and others
-        here = [name for name, value in globals().items() if _is_algorithm(value)]
-        choices = ", ".join(f"algo.{name}" for name in sorted(here))
-        raise ConfigError(
-            f"algo={config.algo.name}: there is no class {target}. "
-            f"Classes in this version: {choices}."
-        ) from None
-
-
-def _is_algorithm(value: Any) -> bool:
-    return isinstance(value, type) and value.__module__ == __name__
+from models.device import widened
+from models.head import TokenLoss, TokenNLL
+from sampling.prompts import Given
+from trainer_base import TrainerBase
+from training.scorable import Stratum, regret
+from utils import ConfigError
 
 
 class AR(TrainerBase):

@@ -1,6 +1,6 @@
 """Data: batches in a reproducible order, from any position of it, and the DataModule.
 
-    rows or a stream of a data set (`data_sets.py`) -> batches
+    rows or a stream of a data set (`data/registry.py`) -> batches
 
 A batch is {'input_ids', 'attention_mask'}, both (B, L). Nothing here knows an
 algorithm; what one needs of the data (its mask id) is passed in.
@@ -20,11 +20,11 @@ import torch
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Sampler
 
-from data_sets import DATASETS
-from packing import TokenRows
-from published import CORPORA
-from sources import check_apart
-from streaming import Stream, StreamLoader
+from data.published import CORPORA
+from data.registry import DATASETS
+from data.rows import TokenRows
+from data.sources import check_apart
+from data.streaming import Stream, StreamLoader
 from utils import STOP_SIGNALS, ConfigError, choose, require
 
 SPLITS = ("train", "valid")

@@ -1,13 +1,13 @@
 """The life cycle of every algorithm under Lightning: optimiser, EMA, randomness,
-logging, validation, samples, checkpoints. The diffusion skeleton is in `diffusion.py`,
-the objectives in `algo.py`.
+logging, validation, samples, checkpoints. The diffusion skeleton is in
+`diffusion/base.py`, the objectives in `algo.py`.
 
 Shapes: B batch, L length, K vocabulary, D hidden size.
 """
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import hydra
 import lightning
@@ -17,8 +17,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
 
-from checks import check_inert_keys
-from losses import (
+from metrics.judge import GenerativePerplexity
+from metrics.likelihood import Likelihood
+from metrics.samples import sample_entropy
+from models import build_backbone
+from models.device import wide_dtype
+from models.ema import ExponentialMovingAverage
+from models.head import (
     Head,
     Loss,
     Precision,
@@ -29,32 +34,14 @@ from losses import (
     is_compiled,
     logits_of,
 )
-from metrics import GenerativePerplexity, Likelihood, sample_entropy
-from models import build_backbone
-from models.ema import ExponentialMovingAverage
-from prompts import Given
-from resume import Bookkeeping, is_validation_due
-from samplers import Samples, build_sampler
-from utils import (
-    ConfigError,
-    require,
-    seed_all,
-    wide_dtype,
-    write_json,
-)
-from weights import Weights
-
-
-class Stratum(NamedTuple):
-    """One of `count` draws of a row's bound: where its time lies, and its seed."""
-
-    seed: int
-    index: int = 0  # the time is in the part index / count .. (index + 1) / count
-    count: int = 1
-
-    def generator(self) -> torch.Generator:
-        """On the host, new."""
-        return torch.Generator().manual_seed(self.seed)
+from sampling.prompts import Given
+from sampling.registry import build_sampler
+from sampling.reverse_process import Samples
+from training.randomness import seed_all
+from training.resume import Bookkeeping, is_validation_due
+from training.scorable import Stratum
+from training.weights import Weights
+from utils import ConfigError, require, write_json
 
 
 class TrainerBase(Weights):
@@ -106,7 +93,6 @@ class TrainerBase(Weights):
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:
         """Refuses, before any heavy work, what the algorithm cannot do."""
-        check_inert_keys(config)
         algo = config.algo
         if algo.T < 0 or (algo.T > 0 and not cls.is_discrete_time):
             raise ConfigError(
@@ -506,18 +492,3 @@ class TrainerBase(Weights):
         return Precision.of(
             self.config.training.loss_precision, weight, wide_dtype(weight.device)
         )
-
-
-def regret(log_p: Tensor, x0: Tensor) -> Tensor:
-    """max_y log p(y) - log p(x_0), (..., K) and (...) -> (...)."""
-    return log_p.amax(dim=-1) - log_p.gather(-1, x0[..., None]).squeeze(-1)
-
-
-def vocabulary_with_mask(tokenizer: Any) -> tuple[int, int]:
-    """K and mask id: the tokenizer's own mask, or one more entry at the end.
-
-    `tokenizer.vocab_size` and not `len(tokenizer)`: tokens added later do not count.
-    """
-    if tokenizer.mask_token_id is not None:
-        return tokenizer.vocab_size, tokenizer.mask_token_id
-    return tokenizer.vocab_size + 1, tokenizer.vocab_size

@@ -1,40 +1,33 @@
 """What three or more files need: user errors, table look-up, config resolvers,
-files behind fsspec, and the learning-rate schedules and callbacks that configs name.
+and files behind fsspec.
 
 Nothing here knows about algorithms or data. Importing it has no side effects;
 `main.py` calls `register_resolvers` once.
 """
 
 import ast
-import ctypes
 import difflib
 import functools
-import glob
+import importlib
 import json
 import math
 import operator
 import os
 import posixpath
-import random
 import re
 import runpy
 import shutil
 import signal
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import fsspec
-import lightning
-import numpy as np
-import torch
 from fsspec.implementations.local import LocalFileSystem
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from torch import nn
+from omegaconf import OmegaConf
 
 T = TypeVar("T")
 
@@ -120,51 +113,6 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def seed_all(seed: int) -> None:
-    """Sets the global random states of torch (every device), numpy and Python."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def wide_dtype(device: torch.device | str | None = None) -> torch.dtype:
-    """float64, or float32 on Apple GPUs, which have no float64.
-
-    Args:
-        device: Where the numbers will live; None asks for the default accelerator.
-    """
-    if device is None:
-        apple = torch.backends.mps.is_available() and not torch.cuda.is_available()
-    else:
-        apple = torch.device(device).type == "mps"
-    return torch.float32 if apple else torch.float64
-
-
-def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """x on a device, without waiting for what that is still computing."""
-    if device.type == "cuda" and x.device.type == "cpu":
-        x = x.pin_memory()  # copies from other memory wait
-    return x.to(device, non_blocking=True)
-
-
-def widened(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """x on a device in its widest float type."""
-    return to_device(x.to(wide_dtype(device)), device)
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep freed blocks of up to 32 MiB for the next tensor of that size.
-
-    By default it returns them to the system, and each new tensor then pays for fresh
-    pages, which costs more than the arithmetic on it. Elsewhere this does nothing.
-    """
-    libc = ctypes.CDLL(None) if os.name == "posix" else None
-    mallopt = getattr(libc, "mallopt", None)
-    if mallopt is not None:
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, at its maximum
-
-
 # ---------------------------------------------------------------- resolvers
 
 _ARITHMETIC = {
@@ -206,6 +154,8 @@ def arithmetic(expression: str | float) -> int | float:
 
 def uses_cuda(accelerator: str = "auto") -> bool:
     """Whether `trainer.accelerator` means CUDA on this machine."""
+    import torch  # here, because it takes longer than all that needs no device
+
     return accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
@@ -222,13 +172,18 @@ def user_cache_dir() -> str:
     return str(Path(root) / "duo")
 
 
+def device_count(accelerator: str = "auto") -> int:
+    """GPUs of this machine, or 1 where the run is on a CPU."""
+    import torch
+
+    return torch.cuda.device_count() if uses_cuda(accelerator) else 1
+
+
 def register_resolvers() -> None:
     """Registers the OmegaConf resolvers that the configs use (idempotent)."""
     resolvers = {
         "cwd": os.getcwd,
-        "device_count": lambda accelerator="auto": (
-            torch.cuda.device_count() if uses_cuda(accelerator) else 1
-        ),
+        "device_count": device_count,
         "default_precision": lambda accelerator="auto": (
             "bf16" if uses_cuda(accelerator) else "32"
         ),
@@ -243,49 +198,6 @@ def register_resolvers() -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
-
-
-# ---------------------------------------------------------------- files
-
-# Keys that name files or folders to read, some of them instead of a hub id.
-INPUTS = (
-    "algo.curriculum.integral_cache_path",
-    "checkpointing.resume_ckpt_path",
-    "data.path",
-    "data.source",
-    "data.valid_path",
-    "data.valid_source",
-    "data.tokenizer_name_or_path",
-    "eval.checkpoint_path",
-    "eval.gen_ppl_eval_model_name_or_path",
-    "eval.mauve_references",
-    "sampling.prompt_file",
-    "training.finetune_path",
-)
-
-
-def find_inputs(config: DictConfig, folder: str) -> None:
-    """Makes relative paths to inputs absolute where they lead to something.
-
-    A run works in a folder of its own; its command was given in another one.
-
-    Args:
-        config: The run's config; changed in place.
-        folder: Where the command was given.
-    """
-
-    def found(value: Any) -> Any:
-        if not isinstance(value, str) or not value or "://" in value:
-            return value
-        path = os.path.join(folder, value)  # value itself where that is absolute
-        return path if glob.glob(path, recursive=True) else value
-
-    for key in INPUTS:
-        value = OmegaConf.select(config, key)
-        is_list = isinstance(value, ListConfig)
-        absolute = [found(x) for x in value] if is_list else found(value)
-        if absolute != value:
-            OmegaConf.update(config, key, absolute)
 
 
 def hydra_quoted(text: str) -> str:
@@ -378,150 +290,21 @@ def copy_file(source: str, target: str) -> None:
         shutil.copyfileobj(old, new)
 
 
-class KeyReport(NamedTuple):
-    """How a state dict fits a module."""
+# ---------------------------------------------------------------- older names
 
-    missing: list[str]
-    unexpected: list[str]
-    reshaped: list[str]
-
-    def raise_if_any(self, where: str) -> None:
-        """Refuses a partial fit, which would silently evaluate random weights."""
-        parts = [
-            f"{len(names)} {kind} (e.g. {names[0]})"
-            for kind, names in self._asdict().items()
-            if names
-        ]
-        if parts:
-            raise ConfigError(
-                f"{where} does not fit this model: {', '.join(parts)}. "
-                "Check algo, model, model.length and data.tokenizer_name_or_path."
-            )
+# Paths that published configs and checkpoints name, and where their classes are now.
+MOVED = {
+    "CosineDecayWarmupLRScheduler": "training.schedules",
+    "LRHalveScheduler": "training.schedules",
+    "GradientInspectionCallback": "training.gradients",
+}
 
 
-def key_report(module: nn.Module, state: Mapping[str, torch.Tensor]) -> KeyReport:
-    """Compares names and shapes of `state` with those of `module`."""
-    own = module.state_dict()
-    return KeyReport(
-        missing=sorted(own.keys() - state.keys()),
-        unexpected=sorted(state.keys() - own.keys()),
-        reshaped=sorted(
-            f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-            for name in own.keys() & state.keys()
-            if own[name].shape != state[name].shape
-        ),
-    )
-
-
-# ---------------------------------------------------------------- learning rate
-
-
-class CosineDecayWarmupLRScheduler(torch.optim.lr_scheduler.LRScheduler):
-    """Linear warm-up, half a cosine, then a floor; counted in optimiser updates.
-
-    With W = warmup_t, D = t_initial, k the update and lr the base rate:
-
-        k < W:          warmup_lr_init + k (lr - warmup_lr_init) / W
-        W <= k < W + D: lr_min + (lr - lr_min) (1 + cos(pi (k - W) / D)) / 2
-        otherwise:      lr_min
-
-    Args:
-        optimizer: Its `lr` is the peak.
-        t_initial: Length D of the cosine, in updates.
-        warmup_t: Length W of the warm-up, in updates.
-        warmup_lr_init: Rate at update 0.
-        lr_min: Floor.
-        t_in_epochs: Must be False: the trainer steps once per update.
-        warmup_prefix: True starts the cosine after the warm-up; False lets the
-            warm-up replace the cosine's beginning.
-        last_epoch: Update to resume after.
-    """
-
-    def __init__(
-        self,
-        optimizer: torch.optim.Optimizer,
-        t_initial: float,
-        warmup_t: float = 0,
-        warmup_lr_init: float = 0.0,
-        lr_min: float = 0.0,
-        t_in_epochs: bool = False,
-        warmup_prefix: bool = True,
-        last_epoch: int = -1,
-    ) -> None:
-        if t_in_epochs:
-            raise ConfigError(
-                "lr_scheduler.t_in_epochs=True: the schedule counts updates; "
-                "choose False."
-            )
-        self.t_initial = t_initial
-        self.warmup_t = warmup_t
-        self.warmup_lr_init = warmup_lr_init
-        self.lr_min = lr_min
-        self.warmup_prefix = warmup_prefix
-        super().__init__(optimizer, last_epoch)
-
-    def get_lr(self) -> list[float]:
-        return [self._rate(lr, self.last_epoch) for lr in self.base_lrs]
-
-    def _rate(self, lr: float, k: int) -> float:
-        if k < self.warmup_t:
-            return self.warmup_lr_init + k * (lr - self.warmup_lr_init) / self.warmup_t
-        if self.warmup_prefix:
-            k = k - self.warmup_t
-        if k >= self.t_initial:
-            return self.lr_min
-        cosine = math.cos(math.pi * k / self.t_initial)
-        return self.lr_min + 0.5 * (lr - self.lr_min) * (1 + cosine)
-
-
-class LRHalveScheduler:
-    """Factor for `LambdaLR`: linear warm-up, then halved every n_halve_steps.
-
-    Args:
-        warmup_steps: Updates until the factor reaches 1.
-        n_halve_steps: Updates between halvings, counted from the warm-up's end.
-    """
-
-    def __init__(self, warmup_steps: int, n_halve_steps: int) -> None:
-        self.warmup_steps = warmup_steps
-        self.n_halve_steps = n_halve_steps
-
-    def __call__(self, current_step: int) -> float:
-        if current_step < self.warmup_steps:
-            return current_step / self.warmup_steps
-        return 0.5 ** ((current_step - self.warmup_steps) // self.n_halve_steps)
-
-
-# ---------------------------------------------------------------- callbacks
-
-
-class GradientInspectionCallback(lightning.Callback):
-    """Logs the norms of the largest parameter gradients, before clipping.
-
-    Args:
-        num_grads_log: How many parameters to log at each logging step.
-    """
-
-    def __init__(self, num_grads_log: int = 10) -> None:
-        self.num_grads_log = num_grads_log
-
-    def on_before_optimizer_step(
-        self,
-        trainer: lightning.Trainer,
-        pl_module: lightning.LightningModule,
-        optimizer: torch.optim.Optimizer,
-    ) -> None:
-        if trainer.global_step % trainer.log_every_n_steps:
-            return
-        named = [
-            (name, parameter.grad)
-            for name, parameter in pl_module.named_parameters()
-            if parameter.grad is not None
-        ]
-        norms = torch.stack([grad.norm() for _, grad in named])
-        top = norms.topk(min(self.num_grads_log, len(named)))
-        for norm, index in zip(top.values, top.indices.tolist(), strict=True):
-            pl_module.log(f"grad_norm/{named[index][0]}", norm)
+def __getattr__(name: str) -> Any:
+    """Classes that this module once held, under `utils.NAME`."""
+    if name in MOVED:
+        return getattr(importlib.import_module(MOVED[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 # ---------------------------------------------------------------- command line

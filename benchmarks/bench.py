@@ -26,12 +26,13 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from benchmarks import cases, measure, plain, plain_curriculum, report  # noqa: E402
+from data.tokenizers import get_tokenizer  # noqa: E402
 from dataloader import DataModule  # noqa: E402
 from integral.tables import build_table  # noqa: E402
 from integral.transform import GammaRange, Spectral  # noqa: E402
-from samplers import SAMPLERS  # noqa: E402
-from tokenization import get_tokenizer  # noqa: E402
-from utils import keep_freed_memory, register_resolvers  # noqa: E402
+from models.device import keep_freed_memory  # noqa: E402
+from sampling.registry import SAMPLERS  # noqa: E402
+from utils import register_resolvers  # noqa: E402
 
 VARIANTS = ("plain", "ours")
 Maker = Callable[..., Callable[[], object]]

@@ -27,9 +27,11 @@ sys.path.insert(0, str(ROOT))
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from corpora import docstrings, load_files, standard_library  # noqa: E402
-from packing import Block, Documents, Layout, lay_out, tokenize  # noqa: E402
-from rowstore import stored_rows  # noqa: E402
+from data.cache import stored_rows  # noqa: E402
+from data.docstrings import docstrings, standard_library  # noqa: E402
+from data.documents import Documents  # noqa: E402
+from data.files import load_files  # noqa: E402
+from data.packing import Block, Layout, lay_out, tokenize  # noqa: E402
 
 OPENWEBTEXT = 8_013_769  # documents
 CHARACTERS = 4900  # of a document of it, on average

@@ -16,9 +16,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-import psi
-from algo import algorithm_class
 from benchmarks import plain, plain_curriculum, plain_sampling
+from cli.checks import algorithm_class
+from sampling import psi
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

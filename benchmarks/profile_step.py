@@ -20,7 +20,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from benchmarks import bench, cases, measure, plain  # noqa: E402
-from utils import keep_freed_memory, register_resolvers  # noqa: E402
+from models.device import keep_freed_memory  # noqa: E402
+from utils import register_resolvers  # noqa: E402
 
 
 class Phases:

@@ -75,7 +75,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def count_tokens(name: str) -> int:
     """K of a uniform-state model with this tokenizer."""
-    from tokenization import get_tokenizer
+    from data.tokenizers import get_tokenizer
 
     return len(
         get_tokenizer(OmegaConf.create({"data": {"tokenizer_name_or_path": name}}))

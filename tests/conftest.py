@@ -19,9 +19,10 @@ from omegaconf import DictConfig
 from tiny import ALGORITHMS, DIFFUSION, SAMPLING, StubTokenizer, compose, tiny_model
 from torch import Tensor
 
-from diffusion import Diffusion
+from diffusion.absorbing import AbsorbingState
+from diffusion.base import Diffusion
+from diffusion.uniform import UniformState
 from models.noise import SCHEDULES
-from states import AbsorbingState, UniformState
 from trainer_base import TrainerBase
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -9,11 +9,11 @@ from golden_models import composed
 from omegaconf import OmegaConf
 
 import main
-from algo import algorithm_class
-from checkpoints import Record, read_checkpoint
-from data_sets import DATASETS, DatasetSpec
-from packing import TokenRows
-from tokenization import get_tokenizer
+from checkpoints.reading import Record, read_checkpoint
+from cli.checks import algorithm_class
+from data.registry import DATASETS, DatasetSpec
+from data.rows import TokenRows
+from data.tokenizers import get_tokenizer
 
 KEY = "training.finetune_path"
 

@@ -7,12 +7,13 @@ import torch
 from golden_cases import Case, for_cases
 from omegaconf import OmegaConf
 
-from corpora import synthetic_rows
-from data_sets import load_synthetic
+from data.detokenizers import DETOKENIZERS, detokenize
+from data.packing import Chunk, Layout, lay_out, rows_of
+from data.registry import load_synthetic
+from data.rows import TokenRows
+from data.synthetic import synthetic_rows
+from data.tokenizers import get_tokenizer, synthetic_tokenizer, text8_tokenizer
 from dataloader import ReferenceOrder
-from detokenizers import DETOKENIZERS, detokenize
-from packing import Chunk, Layout, TokenRows, lay_out, rows_of
-from tokenization import get_tokenizer, synthetic_tokenizer, text8_tokenizer
 
 SPLITS = {"train": "train", "validation": "valid"}  # theirs: ours
 

@@ -15,12 +15,13 @@ from golden_cases import EXACT, FORWARD, Case, close, for_cases
 from golden_models import StubTokenizer, build, composed
 from omegaconf import OmegaConf
 
-from algo import algorithm_class
-from distillation import Noisy, Rounds
+from cli.checks import algorithm_class
+from diffusion.gaussian import Levels, pair_of
+from distillation.dcd import Noisy
+from distillation.teacher import Rounds
 from integral.tables import Table, write_table
 from integral.transform import gauss_levels
-from latents import Levels, pair_of
-from losses import Loss, logits_of
+from models.head import Loss, logits_of
 
 TIMES = {"atol": 1e-6}  # where a case states nothing: float32 rounding of gamma
 
@@ -96,7 +97,7 @@ def test_times_and_noisy_pair(case, model_at, monkeypatch):
             seen += [later, earlier]
             return pair_of(x0, later, earlier, *noise_parts(case, prefix))
 
-        monkeypatch.setattr("distillation.argmax_pair", from_record)
+        monkeypatch.setattr("distillation.dcd.argmax_pair", from_record)
         t = model.sample_t(len(case["x0"]))
         case.check(f"{prefix}t_drawn", t, default=TIMES)
         student, teacher = model.corrupt_pair(case["x0"], t)

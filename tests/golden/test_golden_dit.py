@@ -6,7 +6,7 @@ from golden_cases import FORWARD, Case, close, for_cases
 from golden_models import composed
 from omegaconf import OmegaConf
 
-from latents import TopLatents
+from diffusion.gaussian import TopLatents
 from models import build_backbone
 from models.dit import DIT
 

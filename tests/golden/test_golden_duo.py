@@ -22,13 +22,13 @@ from golden_models import build, composed
 from torch import Tensor
 from torch.special import ndtri
 
-import latents
-import losses
-from curriculum import NEVER_SOFT, Curriculum
+from diffusion import gaussian
+from diffusion.curriculum import NEVER_SOFT, Curriculum
+from diffusion.gaussian import DenseLatents, Levels, TopDraws, TopLatents, top_normals
 from integral.approximations import Series
 from integral.tables import Nearest, Table, write_table
 from integral.transform import gauss_levels, quadrature
-from latents import DenseLatents, Levels, TopDraws, TopLatents, top_normals
+from models import head
 
 # Where a case states nothing: what its siblings state.
 TIMES = {"atol": 1e-6}
@@ -113,7 +113,7 @@ def check_weights(
         moved = Levels(gauss_alpha, gauss_sigma, levels.tau)
         last_place = u * torch.finfo(torch.float64).eps / 2
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(latents, "ndtri", lambda U, d=last_place: ndtri(U + d))
+            patch.setattr(gaussian, "ndtri", lambda U, d=last_place: ndtri(U + d))
             weights = TopLatents.of(draws, x0, moved, *others).weights
         change = torch.maximum(change, (weights - ours).abs())
     excess = (ours - golden).abs() - limits["rtol"] * golden - 2 * change
@@ -281,9 +281,9 @@ def replay_latents(case, prefix, monkeypatch):
             return rows.clone()
 
         K = eps.shape[-1]
-        monkeypatch.setitem(losses.CHUNK_BYTES, "cpu", 4 * K * (len(eps) // 3 + 1))
+        monkeypatch.setitem(head.CHUNK_BYTES, "cpu", 4 * K * (len(eps) // 3 + 1))
         monkeypatch.setattr(DenseLatents, "noise", noise)
-        monkeypatch.setattr("curriculum.enough", lambda *args: None)
+        monkeypatch.setattr("diffusion.curriculum.enough", lambda *args: None)
         return
     u, slots = case[f"{prefix}u"], case[f"{prefix}random_ints"]
     order = torch.full_like(slots, -1)  # the published form has no use for it
@@ -300,7 +300,7 @@ def replay_latents(case, prefix, monkeypatch):
         return gauss_levels(gamma_t)
 
     monkeypatch.setattr(TopDraws, "draw", draw)
-    monkeypatch.setattr("curriculum.gauss_levels", float32_levels)
+    monkeypatch.setattr("diffusion.curriculum.gauss_levels", float32_levels)
 
 
 def cell(case: Case, gamma: Tensor) -> Tensor:

@@ -6,13 +6,9 @@ from golden_cases import close, for_cases
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from metrics import (
-    GenerativePerplexity,
-    Likelihood,
-    TextScores,
-    counted_tokens,
-    sample_entropy,
-)
+from metrics.judge import GenerativePerplexity, TextScores, counted_tokens
+from metrics.likelihood import Likelihood
+from metrics.samples import sample_entropy
 
 
 @for_cases("metrics", holding="batches_nll_sum_and_tokens")

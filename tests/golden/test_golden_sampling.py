@@ -26,9 +26,11 @@ from golden_models import build, inverse_of_reference, sizes_of
 from golden_replay import Replay
 from torch import Tensor
 
-from chain import Chain, Step
-from draws import exponential_race, nucleus
-from samplers import SAMPLERS, Analytic, Sampler
+from sampling.categorical import exponential_race, nucleus
+from sampling.predictors import Analytic
+from sampling.registry import SAMPLERS
+from sampling.reverse_process import Chain, Step
+from sampling.sampler import Sampler
 
 
 class Playback:

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from models.noise import SCHEDULES, Noise
-from psi import PHASES, KappaRule, PsiSchedule
+from sampling.psi import PHASES, KappaRule, PsiSchedule
 
 Row = dict[str, Any]
 PROFILE = ("time_profile", "high_frac", "middle_frac")

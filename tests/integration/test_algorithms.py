@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from cli import ALGORITHMS, TINY, logged, run
+from command_line import ALGORITHMS, TINY, logged, run
 
-from corpora import synthetic_entropy
+from data.synthetic import synthetic_entropy
 
 RECORDER = '''
 from pathlib import Path

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 import torch
-from cli import ROOT
+from command_line import ROOT
 
 from benchmarks import cases, plain_curriculum
 from benchmarks.bench import VARIANTS, parse
-from samplers import SAMPLERS
-from tokenization import bytes_tokenizer
+from data.tokenizers import bytes_tokenizer
+from sampling.registry import SAMPLERS
 from utils import register_resolvers
 
 TINY = (

@@ -4,7 +4,7 @@ DDP reduces a gradient when autograd hands it over, in whichever way it was form
 
 import pytest
 import torch
-from cli import ALGORITHMS, TINY, logged, run
+from command_line import ALGORITHMS, TINY, logged, run
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-import cli
+import command_line
 import pytest
 from nursery import nursery
 from stand_ins import CONFIGS, stand_in, tokenizer_of, write_documents
@@ -40,7 +40,7 @@ SMALL = (
 def start(folder: Path, config: str, *overrides: str, status: int = 0):
     cache = f"data.cache_dir={folder}/cache"
     every = [*SMALL, *stand_in(config, folder), cache, f"hydra.run.dir={folder}/run"]
-    return cli.run(*every, *overrides, cwd=folder, status=status)
+    return command_line.run(*every, *overrides, cwd=folder, status=status)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_the_rows_are_the_same_however_they_are_made(tmp_path):
     for number in (1, 2, 5):
         folder = tmp_path / str(number)
         folder.mkdir()
-        done = cli.run(*prepare(folder, f"data.num_proc={number}"), cwd=folder)
+        done = command_line.run(*prepare(folder, f"data.num_proc={number}"), cwd=folder)
         found.append(fingerprints(done.stdout))
     folder = tmp_path / "killed"
     folder.mkdir()
@@ -184,7 +184,7 @@ def test_the_rows_are_the_same_however_they_are_made(tmp_path):
     os.killpg(pid, signal.SIGKILL)
     nursery().wait(pid)
     assert list(folder.glob(f"cache/rows/*{PARTIAL}"))
-    found.append(fingerprints(cli.run(*prepare(folder), cwd=folder).stdout))
+    found.append(fingerprints(command_line.run(*prepare(folder), cwd=folder).stdout))
     assert not list(folder.glob(f"cache/rows/*{PARTIAL}"))
     folder = tmp_path / "at once"
     folder.mkdir()
@@ -205,7 +205,7 @@ def begin(folder: Path, name: str) -> int:
 
 def test_what_cannot_be_loaded_says_what_was_tried(tmp_path):
     """Every source and its reason, and the key that helps."""
-    done = cli.run(
+    done = command_line.run(
         *(*SMALL, "data=ptb", "data.tokenizer_name_or_path=bytes"),
         f"data.cache_dir={tmp_path}/cache",
         cwd=tmp_path,

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli import logged, run
+from command_line import logged, run
 from tiny import compose
 
 import main
+from utils import ConfigError
 
 # Overrides of the published scripts, but for the paths.
 LM1B = (
@@ -216,17 +217,17 @@ def test_without_its_teacher_a_run_does_not_go_on(start, parent, tmp_path):
     file = tmp_path / "checkpoints" / "round_2.ckpt"
     other = file.read_bytes()
     file.unlink()
-    with pytest.raises(main.ConfigError, match=r"teacher of round 2, .*round_2\.ckpt"):
+    with pytest.raises(ConfigError, match=r"teacher of round 2, .*round_2\.ckpt"):
         start(*DISTIL, more, "trainer.max_steps=14")
     (tmp_path / "checkpoints" / "round_1.ckpt").rename(file)
-    with pytest.raises(main.ConfigError, match="is not the teacher of the run"):
+    with pytest.raises(ConfigError, match="is not the teacher of the run"):
         start(*DISTIL, more, "trainer.max_steps=14")
     file.write_bytes(other)
     start(*DISTIL, more, "trainer.max_steps=14")
 
 
 def test_gradient_accumulation_takes_one_teacher_a_round(start, parent, monkeypatch):
-    from distillation import Distillation
+    from distillation.dcd import Distillation
 
     taken = []
     set_teacher = Distillation.set_teacher

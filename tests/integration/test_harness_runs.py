@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 import pytest
-from cli import ROOT
+from command_line import ROOT
 from exported import save_tiny
 from nursery import ENV
 
-import harness
+from evaluation import harness
 
 DOCS = [
     {"start": "return the", "ends": [" value", " zqzqz"], "gold": 0},
@@ -65,13 +65,17 @@ def tasks(tmp_path):
 
 
 def evaluate(tasks, *arguments, status=0):
-    """Runs harness.py beside the folder of tasks; checks its status."""
+    """Runs the harness beside the folder of tasks; checks its status."""
     env = os.environ | ENV | {"HF_HOME": str(tasks.parent / "hub")}
     env["PYTHONPATH"] = os.pathsep.join(
-        [env["PYTHONPATH"], *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        [
+            str(ROOT),
+            env["PYTHONPATH"],
+            *os.environ.get("PYTHONPATH", "").split(os.pathsep),
+        ]
     )
     done = subprocess.run(
-        [sys.executable, str(ROOT / "harness.py"), *arguments],
+        [sys.executable, "-m", "evaluation.harness", *arguments],
         cwd=tasks.parent,
         env=env,
         capture_output=True,

@@ -11,14 +11,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import cli
+import command_line
 import pyarrow
 import pyarrow.parquet
 import pytest
 from servers import commit_of, hub, listening
 from stand_ins import SHARED
 
-from published import CONVERTED, FINGERPRINTS
+from data.fingerprints import FINGERPRINTS
+from data.published import CONVERTED
 
 pytestmark = pytest.mark.skipif(
     not SHARED.is_dir(), reason=f"{SHARED} is not on this machine"
@@ -98,7 +99,7 @@ def start(folder: Path, hub: str, *overrides: str, status: int = 0, **env: str):
     cache = folder.parent / "cache"
     own = [f"hydra.run.dir={folder}", f"data.cache_dir={cache}", *OWN]
     places = {"HF_ENDPOINT": hub, "HF_HOME": str(cache / "hf"), "HF_HUB_OFFLINE": "0"}
-    return cli.run(
+    return command_line.run(
         *own, *overrides, cwd=folder, status=status, env=places | env, fresh=True
     )
 
@@ -143,7 +144,7 @@ def test_a_commit_by_its_first_digits(hub, tmp_path):
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(content)
     local = (f"data.source={tmp_path}/data", f"data.cache_dir={tmp_path}/local")
-    expected = cli.run(*SPLIT, *local, cwd=tmp_path).stdout
+    expected = command_line.run(*SPLIT, *local, cwd=tmp_path).stdout
     digits = commit_of("me/documents", PULL_REQUEST)[:7]
     found = start(tmp_path / "a", hub, *SPLIT, source(digits)).stdout
     rows = r"openwebtext-\w+: .* sha256 \w+"

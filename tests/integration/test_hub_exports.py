@@ -14,10 +14,10 @@ from exported import export, files_of, save_tiny
 from safetensors.torch import load_file
 from tiny import ALGORITHMS
 
-from prompts import Given
-from tokenization import get_tokenizer
+from data.tokenizers import get_tokenizer
+from sampling.prompts import Given
 
-FOREIGN = Path(__file__).with_name("foreign.py")
+FOREIGN = Path(__file__).parents[1] / "support" / "foreign.py"
 BYTES = ("data.tokenizer_name_or_path=bytes",)
 TEXT8 = ("data.tokenizer_name_or_path=text8",)
 # What matters to the network and to samples: every algorithm, schedule and switch.

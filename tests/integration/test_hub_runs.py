@@ -5,12 +5,13 @@ import json
 
 import pytest
 import torch
-from cli import TINY, run
+from command_line import TINY, run
 from exported import export
 from released import write_released
 from tiny import compose
 
 import main
+from checkpoints.reading import read_checkpoint
 
 # The command line's own network is another one than the folder's.
 DATA = [x for x in TINY if not x.startswith("model.") or "length" in x]
@@ -88,7 +89,7 @@ def test_fine_tuning_starts_from_the_released_weights(folders, tmp_path, monkeyp
     more = ("optim.lr=0", "trainer.max_steps=1", "trainer.val_check_interval=1")
     in_process(tmp_path, monkeypatch, *QUIET, *more, "algo=mdlm", HF_DIT, start)
     last = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
-    given = main.read_checkpoint(f"{folders}/owner/mdlm", "x")["state_dict"]
+    given = read_checkpoint(f"{folders}/owner/mdlm", "x")["state_dict"]
     for name, value in given.items():
         assert torch.equal(value, last["state_dict"][name])
 
@@ -140,7 +141,7 @@ def test_a_folder_is_also_a_tokenizer(tmp_path, monkeypatch):
     for path in folder.glob("*.py"):
         path.write_text(f"open({str(marker)!r}, 'w')\n{path.read_text()}")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    monkeypatch.setattr("weights.rank_zero_warn", pytest.fail)
+    monkeypatch.setattr("training.weights.rank_zero_warn", pytest.fail)
     results = in_process(
         tmp_path,
         monkeypatch,
@@ -160,7 +161,7 @@ def test_the_export_of_a_released_folder(folders, tmp_path):
     export(folders / "owner/duo", tmp_path / "once", *overrides)
     export(tmp_path / "once", tmp_path / "again")
     one, two = (
-        main.read_checkpoint(str(path), "x")["state_dict"]
+        read_checkpoint(str(path), "x")["state_dict"]
         for path in (folders / "owner/duo", tmp_path / "again")
     )
     assert all(torch.equal(one[name], two[name]) for name in one.keys() | two.keys())

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from cli import TINY, run
+from command_line import TINY, run
 
 MISTAKES = {
     "algorithm": (["algo=mdml"], ["algo='mdml'", "'mdlm'", "duo_base"]),

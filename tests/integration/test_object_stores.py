@@ -7,10 +7,9 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
-from test_resumed_runs import differences, train_here
+from resumed import differences, train_here
 
-import main
-from utils import path_exists
+from utils import ConfigError, path_exists
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SHORT = (
@@ -120,7 +119,7 @@ def test_a_torn_last_checkpoint(train, store, whole, caplog):
 def test_another_run_is_not_overwritten(train, store):
     train(store, "trainer.max_steps=3")
     before = last(store)
-    with pytest.raises(main.ConfigError, match="would be overwritten"):
+    with pytest.raises(ConfigError, match="would be overwritten"):
         train(store, "checkpointing.resume_from_ckpt=False")
     check_same(last(store), before)
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from cli import ROOT, logged, run
+from command_line import ROOT, logged, run
 from evaluated import likelihood
 from released import SIZES, random_weights, write_released
 from stand_ins import write_documents
@@ -17,8 +17,10 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 import main
-from algo import algorithm_class
-from tokenization import bytes_tokenizer, get_tokenizer
+from cli.checks import algorithm_class
+from cli.commandline import quoted
+from data.tokenizers import bytes_tokenizer, get_tokenizer
+from evaluation.samples import sample_eval
 
 GPT2 = 50257  # tokens of GPT-2
 
@@ -207,7 +209,7 @@ def sampled(workplace):
     """Small checkpoints of the algorithms in the table, prompts and a judge."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from tokenization import text8_tokenizer
+    from data.tokenizers import text8_tokenizer
 
     torch.manual_seed(0)
     tokenizer = text8_tokenizer()
@@ -246,14 +248,14 @@ def test_what_can_be_added_to_sampling(row, sampled, compose, monkeypatch, capsy
         assert ("summary.png" if "-m" in added else "return ") in done.stdout
         return
     monkeypatch.chdir(sampled)
-    quoted = [main.quoted(word) for word in (*overrides_of(line), *added)]
-    config = compose(*quoted, *small, tiny=False)
+    words = [quoted(word) for word in (*overrides_of(line), *added)]
+    config = compose(*words, *small, tiny=False)
     config.eval.checkpoint_path = str(folder / "random.ckpt")
     config.eval.generated_samples_path = str(folder / "samples.json")
     model = algorithm_class(config)(config, get_tokenizer(config))
     folder.mkdir()
     torch.save({"state_dict": model.state_dict()}, config.eval.checkpoint_path)
-    results = main.sample_eval(config)
+    results = sample_eval(config)
     assert results["num_samples"] == 2
     assert "entropy" in capsys.readouterr().out
 

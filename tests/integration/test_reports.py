@@ -8,12 +8,12 @@ import time
 
 import pytest
 import torch
-from cli import TINY, run
+from command_line import TINY, run
 from evaluated import likelihood, samples
 from nursery import nursery
 
-from algo import algorithm_class
-from tokenization import get_tokenizer
+from cli.checks import algorithm_class
+from data.tokenizers import get_tokenizer
 
 
 @pytest.fixture(scope="module")

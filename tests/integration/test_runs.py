@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from cli import TINY, logged, run
+from command_line import TINY, logged, run
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs away. "
 SMALL = [x for x in TINY if not x.startswith("data")]
@@ -78,7 +78,7 @@ def test_judge_from_a_folder(checkpoint, tmp_path):
     """Any causal language model with its tokenizer serves as the judge."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from tokenization import bytes_tokenizer
+    from data.tokenizers import bytes_tokenizer
 
     torch.manual_seed(0)
     judge = tmp_path / "judge"

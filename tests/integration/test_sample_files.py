@@ -10,10 +10,10 @@ import time
 
 import pytest
 import torch
-from cli import TINY, command, run
+from command_line import TINY, command, run
 
-from algo import algorithm_class
-from tokenization import get_tokenizer
+from cli.checks import algorithm_class
+from data.tokenizers import get_tokenizer
 
 NUM_BATCHES, BATCH_SIZE = 40, 2
 SAMPLING = (

@@ -11,13 +11,14 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cli import ALGORITHMS
+from command_line import ALGORITHMS
 from rich.console import Console
 
-import display
 import main
-from algo import algorithm_class
-from tokenization import bytes_tokenizer
+from cli.checks import algorithm_class
+from cli.commandline import quoted
+from data.tokenizers import bytes_tokenizer
+from report import console
 
 LENGTH = 16
 SIZES = (
@@ -162,10 +163,10 @@ def checkpoint(compose, folder):
 def sample(compose, checkpoint, tmp_path, monkeypatch):
     """Runs a command as main.py does once Hydra has composed it; gives the JSON."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(display, "console", Console(width=200))
+    monkeypatch.setattr(console, "console", Console(width=200))
 
     def run(*overrides: str, published: str = "mode=sample_eval") -> dict:
-        last = [main.quoted(override) for override in overrides]
+        last = [quoted(override) for override in overrides]
         config = compose(*published.split(), *SIZES, *last, tiny=False)
         config.eval.checkpoint_path = checkpoint(config.algo.name)
         returned = main.run.__wrapped__(config)

@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from cli import run
+from command_line import run
 from nursery import ENV, ROOT
 from recorder import (
     FOLDER,
@@ -26,7 +26,7 @@ from recorder import (
 )
 from stand_ins import write_documents
 
-from checks import check_batches
+from cli.checks import check_batches
 
 DATASETS = (
     "ag_news",

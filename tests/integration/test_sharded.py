@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cli import ROOT
+from command_line import ROOT
 from ports import free_port
 
 SCRIPT = """

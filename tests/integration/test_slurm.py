@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli import TINY, command, run
+from command_line import TINY, command, run
 from slurm import reason_to_skip, running
 
 REASON = reason_to_skip()

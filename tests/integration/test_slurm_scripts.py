@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from cli import run
+from command_line import run
 from nursery import ENV, ROOT
 from slurm import reason_to_skip, running
 

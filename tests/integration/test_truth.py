@@ -2,9 +2,9 @@
 no diffusion bound falls below it. Numbers of one run are in benchmarks/README.md."""
 
 import pytest
-from cli import ALGORITHMS, logged, run
+from command_line import ALGORITHMS, logged, run
 
-from corpora import synthetic_entropy
+from data.synthetic import synthetic_entropy
 
 LENGTH, VOCAB_SIZE, STEPS = 32, 256, 1500
 # Largest val/nll after STEPS updates, in units of the entropy.

@@ -14,7 +14,7 @@ from torch._dynamo.backends.registry import lookup_backend
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import losses
+from models import head
 
 # ---------------------------------------------------------------- memory
 
@@ -47,7 +47,7 @@ K, L, B, D, CHUNK = 3000, 32, 4, 32, 4  # N = B L = 128
 @pytest.fixture
 def large_vocabulary(make_model, stub_tokenizer, algo_name, monkeypatch):
     """128 tokens, K = 3000; in training mode. Soft inputs come in chunks, too."""
-    monkeypatch.setitem(losses.CHUNK_BYTES, "cpu", 4 * CHUNK * K)
+    monkeypatch.setitem(head.CHUNK_BYTES, "cpu", 4 * CHUNK * K)
     overrides = (f"algo={algo_name}", f"model.length={L}")
     return make_model(*overrides, tokenizer=stub_tokenizer(K - 1, 1)).train()
 
@@ -216,7 +216,7 @@ def compiled(monkeypatch):
 
     def forget():
         torch._dynamo.reset()
-        losses._compiled.cache_clear()
+        head._compiled.cache_clear()
 
     forget()
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from distillation import DIVERGENCES, Rounds
-from losses import Head, Precision, head_loss
+from distillation.divergences import DIVERGENCES
+from distillation.teacher import Rounds
+from models.head import Head, Precision, head_loss
 
 B, K, L = 8000, 7, 8  # as many sequences as the loss may average over
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import SAMPLING, tiny_model
 
-from prompts import Given
+from sampling.prompts import Given
 
 B, L, STRIDE, STRIDES = 4, 8, 3, 2
 WINDOWS = (

@@ -11,8 +11,8 @@ import pytest
 import torch
 from tiny import ALGORITHMS
 
-from scoring import Row, Scorer
-from trainer_base import Stratum
+from evaluation.scoring import Row, Scorer
+from training.scorable import Stratum
 
 IDS = (0, 3, 2, 5)  # bos, one token of context, two that are scored
 BOUNDS = sorted(name for name, cls in ALGORITHMS.items() if not cls.is_autoregressive)

@@ -17,8 +17,7 @@ import torch
 from scipy import integrate, stats
 from torch import Tensor
 
-from integral.transform import GammaRange, Spectral, gauss_levels
-from latents import (
+from diffusion.gaussian import (
     Levels,
     TopDraws,
     TopLatents,
@@ -29,6 +28,7 @@ from latents import (
     pair_of,
     top_normals,
 )
+from integral.transform import GammaRange, Spectral, gauss_levels
 
 K, k, N = 50, 5, 100_000
 GAMMA = -1.0

@@ -5,7 +5,7 @@ first time that training draws to the last.
 import pytest
 import torch
 
-from losses import Loss, TokenNLL
+from models.head import Loss, TokenNLL
 
 TIMES = (1e-3, 3e-3, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999, 1.0)
 

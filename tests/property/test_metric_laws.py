@@ -8,7 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metrics import Likelihood, counted_tokens, sample_entropy, unigram_nll
+from metrics.judge import counted_tokens
+from metrics.likelihood import Likelihood, unigram_nll
+from metrics.samples import sample_entropy
 
 
 @pytest.fixture

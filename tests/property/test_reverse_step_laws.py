@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diffusion import Diffusion
-from states import UniformState
+from diffusion.base import Diffusion
+from diffusion.uniform import UniformState
 
 # alpha_t, alpha_s: ordinary, tiny and almost clean levels, to the end, a plateau.
 LEVELS = [

@@ -10,11 +10,11 @@ from collections import Counter
 import pytest
 import torch
 
-from chain import Chain, Step, Tokens
-from draws import exponential_race
 from models.attention import KVCache
-from prompts import Given
-from samplers import build_sampler
+from sampling.categorical import exponential_race
+from sampling.prompts import Given
+from sampling.registry import build_sampler
+from sampling.reverse_process import Chain, Step, Tokens
 
 B = 12
 MODES = ("sampling.psi.high_mode", "sampling.psi.middle_mode", "sampling.psi.low_mode")

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chain import Chain, Step
-from draws import exponential_race, inverse_cdf, nucleus
-from prompts import Given
-from samplers import build_sampler
+from sampling.categorical import exponential_race, inverse_cdf, nucleus
+from sampling.prompts import Given
+from sampling.registry import build_sampler
+from sampling.reverse_process import Chain, Step
 
 
 def deviation(samples, probs):

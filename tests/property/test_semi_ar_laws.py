@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from tiny import SAMPLING, compose, tiny_model
 
-from algo import algorithm_class
-from prompts import Given
-from samplers import SemiAutoRegressive
+from cli.checks import algorithm_class
+from sampling.autoregressive import SemiAutoRegressive
+from sampling.prompts import Given
 from utils import ConfigError
 
 DIFFUSION_PAIRS = [pair for pair in SAMPLING if pair[1] != "ar"]

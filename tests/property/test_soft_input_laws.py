@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import losses
-from curriculum import Curriculum
+from diffusion.curriculum import Curriculum
+from diffusion.gaussian import DenseLatents, Levels, TopDraws, TopLatents, enough
 from integral.transform import gauss_levels
-from latents import DenseLatents, Levels, TopDraws, TopLatents, enough
+from models import head
 
 B, L, K, D = 3, 5, 23, 4
 CHUNKS = (1, 4, 15, 100)
@@ -25,7 +25,7 @@ CHUNKS = (1, 4, 15, 100)
 
 def chunked(monkeypatch, tokens: int, vocab_size: int = K) -> None:
     """As many tokens at a time as from here on fit."""
-    monkeypatch.setitem(losses.CHUNK_BYTES, "cpu", 4 * vocab_size * tokens)
+    monkeypatch.setitem(head.CHUNK_BYTES, "cpu", 4 * vocab_size * tokens)
 
 
 def some_levels(tau: float = 0.3) -> Levels:

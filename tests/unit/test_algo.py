@@ -5,9 +5,10 @@ import torch
 import torch.nn.functional as F
 from tiny import ALGORITHMS, CONFIGS
 
-from algo import algorithm_class, pick, without_mask
+from algo import pick, without_mask
+from cli.checks import algorithm_class
 from models.attention import KVCache
-from prompts import Given
+from sampling.prompts import Given
 from utils import ConfigError
 
 # ---------------------------------------------------------------- look-up

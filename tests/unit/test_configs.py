@@ -10,6 +10,11 @@ from omegaconf import DictConfig, OmegaConf
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
+SOURCES = [
+    path
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py")]
+    if path.parent.name not in ("tests", "benchmarks")
+]
 INERT = ROOT / "tests" / "inert_keys.txt"
 # Nodes that are handed over whole: to a class, to Hydra, or to wandb.
 HANDED_OVER = ("callbacks", "lr_scheduler", "strategy", "trainer", "hydra", "wandb")
@@ -166,10 +171,8 @@ class Reads(ast.NodeVisitor):
 @pytest.fixture(scope="module")
 def reads():
     visitor = Reads()
-    for path in [
-        p for f in (".", "models", "integral") for p in ROOT.glob(f"{f}/*.py")
-    ]:
-        if path.name != "hub.py":  # which names fields of files of others
+    for path in SOURCES:
+        if path.name != "huggingface.py":  # which names fields of files of others
             visitor.visit_file(path)
     return visitor
 

@@ -6,10 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_sets import layout_of
+from data.documents import Listed
+from data.packing import Chunk, Layout, lay_out, rows_of, tokenize
+from data.registry import layout_of
+from data.rows import TokenRows
+from data.tokenizers import TOKENIZERS, get_tokenizer
 from dataloader import EpochOrder
-from packing import Chunk, Layout, Listed, TokenRows, lay_out, rows_of, tokenize
-from tokenization import TOKENIZERS, get_tokenizer
 
 BOS, EOS, PAD = 90, 91, 92
 documents = st.lists(st.lists(st.integers(0, 9), max_size=12), max_size=8)

@@ -7,11 +7,11 @@ import pytest
 import torch
 from refusals import refused
 
-import data_sets
-from data_sets import DATASETS, DatasetSpec
+from data import registry
+from data.registry import DATASETS, DatasetSpec
+from data.rows import TokenRows
+from data.tokenizers import get_tokenizer
 from dataloader import DataModule
-from packing import TokenRows
-from tokenization import get_tokenizer
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_docstrings_split_by_module(compose, monkeypatch, tmp_path):
     documents = [(f"{name}.py", name * 60) for name in letters]
 
     def loaded(documents):
-        monkeypatch.setattr(data_sets, "docstrings", lambda files: iter(documents))
+        monkeypatch.setattr(registry, "docstrings", lambda files: iter(documents))
         config = compose(
             "data=docstrings",
             "data.valid_fraction=0.3",
@@ -226,7 +226,7 @@ def test_crops_are_a_function_of_seed_and_epoch(cropped):
 def test_files_are_tokenized_once_for_both_splits(text_module, tmp_path, monkeypatch):
     data = text_module("the quick brown fox jumps over a lazy dog " * 20)
     data.load("train")
-    monkeypatch.setattr(data_sets, "tokenize", lambda *a, **k: pytest.fail("again"))
+    monkeypatch.setattr(registry, "tokenize", lambda *a, **k: pytest.fail("again"))
     assert len(data.load("valid")) > 1
 
 

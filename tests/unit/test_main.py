@@ -12,18 +12,16 @@ from omegaconf import OmegaConf
 from refusals import refused
 from rich.console import Console
 
-import display
 import main
 from algo import AR, MDLM
-from checks import NUMBERS, check_batches, check_devices, check_numbers
-from main import (
-    LOGGERS,
-    arguments,
-    load_judge,
-    mauve_references,
-    quoted,
-    report_sampling,
-)
+from cli.checks import NUMBERS, check_batches, check_devices, check_numbers
+from cli.commandline import arguments, quoted
+from evaluation import samples
+from evaluation.samples import load_judge, mauve_references
+from models.device import device_of
+from report import console
+from report.console import report_sampling
+from training.loggers import LOGGERS, logger_names
 from utils import ConfigError
 
 
@@ -104,16 +102,16 @@ def test_absent_devices_are_refused(compose, monkeypatch):
     ],
 )
 def test_loggers_by_name(compose, logger, names):
-    assert main.logger_names(compose(f"logger={logger}")) == names
+    assert logger_names(compose(f"logger={logger}")) == names
     assert set(names) <= set(LOGGERS)
 
 
 def test_an_unknown_logger_is_refused(compose):
-    refused(partial(main.logger_names, compose("logger=cvs")), "logger='cvs'", "'csv'")
+    refused(partial(logger_names, compose("logger=cvs")), "logger='cvs'", "'csv'")
 
 
 def test_evaluation_runs_on_the_configured_device(compose):
-    assert main.device_of(compose("trainer.accelerator=cpu")).type == "cpu"
+    assert device_of(compose("trainer.accelerator=cpu")).type == "cpu"
 
 
 # ---------------------------------------------------------------- the judge
@@ -128,7 +126,7 @@ def judges(monkeypatch):
         made.append((name, arguments))
         return SimpleNamespace(name=name)
 
-    monkeypatch.setattr(main, "GenerativePerplexity", judge)
+    monkeypatch.setattr(samples, "GenerativePerplexity", judge)
     return made
 
 
@@ -156,7 +154,7 @@ def test_a_judge_out_of_reach_is_missed_only_where_it_is_asked_for(
     def judge(name, **arguments):
         raise ConfigError("no judge today.")
 
-    monkeypatch.setattr(main, "GenerativePerplexity", judge)
+    monkeypatch.setattr(samples, "GenerativePerplexity", judge)
     assert load_judge(compose(), MDLM) is None
     assert "no judge today. Going on without it." in caplog.text
     for asked in (
@@ -167,7 +165,7 @@ def test_a_judge_out_of_reach_is_missed_only_where_it_is_asked_for(
 
 
 def test_mauve_references_are_texts_of_a_file(compose, tmp_path, monkeypatch):
-    monkeypatch.setattr(main, "require_mauve", lambda: None)
+    monkeypatch.setattr(samples, "require_mauve", lambda: None)
     assert mauve_references(compose()) == []
     path = tmp_path / "texts.txt"
     path.write_text("one\ntwo\n")
@@ -195,7 +193,7 @@ def test_mauve_needs_a_judge(compose):
 
 def test_the_table_has_every_number_with_its_error(compose, monkeypatch, capsys):
     """None is a dash; paths may hold what rich takes for markup."""
-    monkeypatch.setattr(display, "console", Console(width=120))
+    monkeypatch.setattr(console, "console", Console(width=120))
     config = compose("sampling.predictor=psi")
     config.eval.generated_samples_path = "[a]/samples.json"
     results = {

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import utils
-from utils import ConfigError, GradientInspectionCallback, arithmetic, choose
+from training.gradients import GradientInspectionCallback
+from utils import ConfigError, arithmetic, choose
 
 TABLE = {"ancestral": 1, "analytic": 2, "psi": 3}
 

@@ -14,8 +14,10 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import utils
-from checkpoints import read_checkpoint
-from utils import ConfigError, find_inputs, key_report, path_exists, write_json
+from checkpoints.keys import key_report
+from checkpoints.reading import read_checkpoint
+from cli.commandline import find_inputs
+from utils import ConfigError, path_exists, write_json
 
 KEY = "eval.checkpoint_path"
 

@@ -1,0 +1,169 @@
+"""What a checkpoint is and how it fits a run: values of its own config, lines that
+describe it, where it disagrees with the command line.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from checkpoints.huggingface import is_hub, read_about
+from checkpoints.reading import read_checkpoint
+from utils import ConfigError
+
+# ---------------------------------------------------------------- what a file is
+
+# Algorithms whose networks mean the same; a distilled one has its own line.
+ALIKE = ({"duo", "duo_base", "distillation"},)
+DISTILLED = ("distillation",)
+# Keys in which a run should be as the one that made its checkpoint.
+COMPARED = (
+    "algo.name",
+    "algo.time_conditioning",
+    "data.tokenizer_name_or_path",
+    "model.length",
+)
+
+
+def setting(checkpoint: Mapping[str, Any], key: str) -> Any:
+    """A value of the config in a checkpoint; None if it does not say."""
+    settings = checkpoint.get("hyper_parameters")
+    node = settings.get("config") if isinstance(settings, dict) else None
+    for name in key.split("."):
+        if not isinstance(node, dict):
+            return None
+        node = node.get(name)
+    return node
+
+
+def adopt(
+    config: DictConfig, checkpoint: Mapping[str, Any], keys: Iterable[str]
+) -> None:
+    """Gives keys of a run's config the values that a checkpoint states.
+
+    Args:
+        config: Changed in place.
+        checkpoint: As for `setting`.
+        keys: Those that the checkpoint does not state stay as they are.
+    """
+    for key in keys:
+        value = setting(checkpoint, key)
+        is_reference = isinstance(value, str) and "${" in value
+        if value is not None and not is_reference:
+            OmegaConf.update(config, key, value, force_add=True)
+
+
+# What `algo.backbone=hf_dit` takes from a checkpoint.
+NETWORK = (
+    "model.hidden_size",
+    "model.cond_dim",
+    "model.n_blocks",
+    "model.n_heads",
+    "model.dropout",
+)
+
+
+def adopt_network(config: DictConfig) -> None:
+    """With `algo.backbone=hf_dit` the checkpoint says how large the network is.
+
+    Args:
+        config: Changed in place: `model`, but for its length. In training without
+            `training.finetune_path` that becomes `eval.checkpoint_path`.
+
+    Raises:
+        ConfigError: If there is no checkpoint, or its attention is of the other kind.
+    """
+    if config.algo.backbone != "hf_dit":
+        return
+    key = "eval.checkpoint_path"
+    if config.mode == "train":
+        if not config.training.finetune_path:
+            config.training.finetune_path = config.eval.checkpoint_path
+        key = "training.finetune_path"
+    path = OmegaConf.select(config, key)
+    if not path:
+        raise ConfigError(
+            f"{key} is empty: algo.backbone=hf_dit takes the network from there; give "
+            "a Hugging Face folder or hub id, or use algo.backbone=dit."
+        )
+    trusted = config.checkpointing.trusted_classes
+    is_folder = is_hub(path)
+    about = read_about(path, key) if is_folder else read_checkpoint(path, key, trusted)
+    adopt(config, about, NETWORK)
+    causal = setting(about, "algo.causal_attention")
+    if causal not in (None, config.algo.causal_attention):
+        raise ConfigError(
+            f"{key}={path!r} is of a network with causal={causal}, which "
+            f"algo={config.algo.name} cannot use."
+        )
+
+
+def describe(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    """What a checkpoint is, as lines of a table."""
+    weights = checkpoint.get("state_dict", {})
+    embedding = weights.get("backbone.vocab_embed.embedding")
+    buffers = ("inv_freq",)
+    sizes = [x.numel() for name, x in weights.items() if not name.endswith(buffers)]
+    ema = checkpoint.get("ema")
+    algo = setting(checkpoint, "algo.name")
+    teacher = checkpoint.get("teacher")
+    lines = {
+        "format": checkpoint.get("format"),
+        "algorithm": algo,
+        "likelihood": checkpoint.get("likelihood") or likelihood(algo),
+        "tokenizer": setting(checkpoint, "data.tokenizer_name_or_path"),
+        "training data": setting(checkpoint, "data.train"),
+        "length": setting(checkpoint, "model.length"),
+        "vocabulary": None if embedding is None else len(embedding),
+        "parameters": f"{sum(sizes):,}" if sizes else None,
+        "step": checkpoint.get("global_step"),
+        "epoch": checkpoint.get("epoch"),
+        "EMA": "none" if ema is None else _ema(ema),
+        "weights": checkpoint.get("weights"),
+        "distillation round": teacher.get("round") if teacher else None,
+        "optimiser state": "yes" if checkpoint.get("optimizer_states") else "no",
+        "lightning": checkpoint.get("pytorch-lightning_version"),
+    }
+    always = ("algorithm", "tokenizer", "length", "vocabulary", "parameters", "step")
+    return {
+        name: "not stated" if value is None else str(value)
+        for name, value in lines.items()
+        if value is not None or name in always
+    }
+
+
+def likelihood(algo: str | None) -> str | None:
+    """What the likelihood of an algorithm's models is worth."""
+    if algo is None:
+        return None
+    if algo in DISTILLED:
+        return "not comparable: distilled for few steps"
+    return "exact" if algo == "ar" else "an upper bound, comparable"
+
+
+def _ema(ema: Mapping[str, Any]) -> str:
+    return f"decay {ema['decay']}, {ema['num_updates']} updates"
+
+
+def disagreements(checkpoint: Mapping[str, Any], config: DictConfig) -> list[str]:
+    """Where a checkpoint's own config says other things than a run's, one line each.
+
+    Args:
+        checkpoint: From `read_checkpoint`.
+        config: The run's config.
+    """
+    lines = []
+    for key in COMPARED:
+        theirs, ours = setting(checkpoint, key), OmegaConf.select(config, key)
+        alike = theirs == ours or any({theirs, ours} <= names for names in ALIKE)
+        alike |= ours == checkpoint.get("source")  # the tokenizer in its folder
+        if theirs is not None and not alike:
+            shown = key.removesuffix(".name")
+            lines.append(f"the file was made with {shown}={theirs}, not {ours}")
+    distilled = setting(checkpoint, "algo.name") in DISTILLED
+    if distilled and config.mode == "ppl_eval":
+        lines.append(
+            "the file is of a distilled model, whose likelihood is not comparable with "
+            "that of other models"
+        )
+    return lines

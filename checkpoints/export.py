@@ -1,0 +1,382 @@
+"""`mode=export`: a checkpoint as a Hugging Face folder, for us and for `transformers`.
+
+The folder is a function of the checkpoint and of the files in `checkpoints/modeling`
+alone, so
+that exporting what was exported gives the same bytes.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import to_absolute_path
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from checkpoints.about import NETWORK, adopt, likelihood, setting
+from checkpoints.huggingface import (
+    CONFIG,
+    OWN,
+    OWN_VALUES,
+    SIZES,
+    TOKENIZER_FILES,
+    VALUES,
+    WEIGHTS,
+    is_hub_id,
+)
+from checkpoints.keys import key_report
+from checkpoints.reading import read_checkpoint
+from data.tokenizers import get_tokenizer
+from models import build_backbone
+from models.noise import SCHEDULES
+from utils import ConfigError, first_line, hub_answers
+
+log = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+CONFIGS = HERE.parent / "configs"
+MODELLING = "modeling_discrete_diffusion"
+CONFIGURATION = "configuration_discrete_diffusion"
+TOKENIZER = "data.tokenizer_name_or_path"
+CHECKPOINT = "eval.checkpoint_path"
+# Keys of ours that a checkpoint may state; what it states wins over the command line.
+STATED = (
+    *NETWORK,
+    "model.length",
+    "data.vocab_size",  # of the synthetic tokenizer
+    *VALUES.values(),
+    *OWN_VALUES.values(),
+)
+
+
+def export(
+    config: DictConfig, algorithm_class: Callable[[DictConfig], type[Any]]
+) -> dict[str, str]:
+    """Writes the folder, and puts it on the hub if asked to.
+
+    Args:
+        config: The run's config; `algo`, `model`, `noise` and the tokenizer become
+            what the checkpoint states.
+        algorithm_class: Gives the class of the config's `algo`.
+
+    Returns:
+        What was written, as lines of a table.
+
+    Raises:
+        ConfigError: If the folder is taken, or the checkpoint does not fit.
+    """
+    folder = _free_folder(config)
+    _check_repository(config.export.push_to_hub)
+    trusted = config.checkpointing.trusted_classes
+    checkpoint = read_checkpoint(config.eval.checkpoint_path, CHECKPOINT, trusted)
+    _take_what_is_stated(config, checkpoint)
+    algorithm = algorithm_class(config)
+    tokenizer, tokenizer_folder = _tokenizer(config, checkpoint)
+    vocab_size, mask_index = algorithm.vocabulary(tokenizer)
+    model, weights = _network(config, checkpoint, vocab_size)
+    fields = {
+        **_hub_fields(algorithm),
+        **_stated_fields(config, checkpoint),
+        "vocab_size": vocab_size,
+        "mask_index": mask_index,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "step": checkpoint.get("global_step"),
+        "weights": weights,
+        "likelihood": checkpoint.get("likelihood") or likelihood(config.algo.name),
+    }
+    with _whole_folder(folder) as partial:
+        _write_json(partial / CONFIG, fields)
+        _save_weights(model, partial / WEIGHTS)
+        _save_tokenizer(tokenizer, tokenizer_folder, partial)
+        for name in (MODELLING, CONFIGURATION):
+            shutil.copyfile(HERE / "modeling" / f"{name}.py", partial / f"{name}.py")
+        timed = config.algo.time_conditioning
+        size = sum(parameter.numel() for parameter in model.parameters())
+        (partial / "README.md").write_text(card(fields, size, timed))
+    if config.export.push_to_hub:
+        _push(folder, config.export.push_to_hub)
+    return {
+        "folder": str(folder),
+        "algorithm": config.algo.name,
+        "weights": weights,
+        "parameters": f"{size:,}",
+        "hub": config.export.push_to_hub or "not asked for (export.push_to_hub)",
+    }
+
+
+# ---------------------------------------------------------------- what can be refused
+
+
+def _free_folder(config: DictConfig) -> Path:
+    path = config.export.path
+    if not path or "://" in path:
+        raise ConfigError(
+            f"export.path={path!r} is no local folder: give one to write to."
+        )
+    folder = Path(to_absolute_path(path))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"export.path={path!r} exists; it is not overwritten. Move it away or give "
+            "another path."
+        )
+    return folder
+
+
+def _check_repository(name: str | None) -> None:
+    if name is None:
+        return
+    if not is_hub_id(name):
+        raise ConfigError(f"export.push_to_hub={name!r} is not of the form owner/name.")
+    if not hub_answers():
+        raise ConfigError(
+            f"export.push_to_hub={name!r}: the Hugging Face hub is out of reach; null "
+            "writes the folder alone."
+        )
+
+
+# ---------------------------------------------------------------- what is exported
+
+
+def _take_what_is_stated(config: DictConfig, checkpoint: Mapping[str, Any]) -> None:
+    """Makes the config that of the checkpoint, as far as that tells."""
+    name = setting(checkpoint, "algo.name")
+    if name is None:
+        log.warning(
+            "%s does not tell its algorithm; taken for algo=%s, as on the command line",
+            config.eval.checkpoint_path,
+            config.algo.name,
+        )
+    elif name != config.algo.name:
+        config.algo = _algo_config(name)
+    keys = set(STATED)
+    if setting(checkpoint, "noise.type") not in SCHEDULES:
+        keys -= {"noise.type", "noise.eps"}
+    tokenizer = setting(checkpoint, TOKENIZER)
+    if tokenizer and os.path.isabs(tokenizer) and not os.path.exists(tokenizer):
+        keys.remove(TOKENIZER)  # a folder on the machine of the training
+    adopt(config, checkpoint, keys)
+
+
+def _algo_config(name: str) -> DictConfig:
+    """`configs/algo/NAME.yaml` with what it builds upon."""
+    path = CONFIGS / "algo" / f"{name}.yaml"
+    if not path.exists():
+        raise ConfigError(
+            f"{CHECKPOINT} is of algo={name}, which is not among ours; give "
+            f"algo={name} with the config it was trained with."
+        )
+    node = OmegaConf.load(path)
+    parents = [x for x in node.pop("defaults", []) if x != "_self_"]
+    return OmegaConf.merge(*map(_algo_config, parents), node)
+
+
+def _tokenizer(
+    config: DictConfig, checkpoint: Mapping[str, Any]
+) -> tuple[Any, Path | None]:
+    """The tokenizer, and the folder of the checkpoint if it has one of its own."""
+    folder = Path(checkpoint.get("folder", ""))
+    if "folder" not in checkpoint or not (folder / "tokenizer_config.json").exists():
+        return get_tokenizer(config), None
+    own = OmegaConf.create({"data": {"tokenizer_name_or_path": str(folder)}})
+    return get_tokenizer(own), folder
+
+
+def _network(
+    config: DictConfig, checkpoint: Mapping[str, Any], vocab_size: int
+) -> tuple[nn.Module, str]:
+    """The network under its name in checkpoints, and whether its weights are EMA."""
+    model = nn.ModuleDict({"backbone": build_backbone(config, vocab_size)})
+    where = f"{CHECKPOINT}={config.eval.checkpoint_path!r}"
+    weights = checkpoint.get("state_dict", {})
+    key_report(model, weights).raise_if_any(where)
+    model.load_state_dict(weights)
+    ema = checkpoint.get("ema")
+    if ema is None or config.eval.disable_ema:
+        return model, checkpoint.get("weights") or "raw"
+    parameters, shadow = list(model.parameters()), ema["shadow_params"]
+    if [p.shape for p in parameters] != [x.shape for x in shadow]:
+        raise ConfigError(
+            f"{where} has EMA weights of another network; eval.disable_ema=True "
+            "exports the raw ones."
+        )
+    with torch.no_grad():
+        torch._foreach_copy_(parameters, shadow)
+    return model, "EMA"
+
+
+def _hub_fields(algorithm: type[Any]) -> dict[str, Any]:
+    """What `transformers` needs to know, and how samples are drawn."""
+    causal = algorithm.is_autoregressive
+    head = "ForCausalLM" if causal else "ForMaskedLM"
+    other = "absorbing" if algorithm.has_mask else "uniform"
+    return {
+        "model_type": OWN,
+        "architectures": [f"DiscreteDiffusion{head}"],
+        "auto_map": {
+            "AutoConfig": f"{CONFIGURATION}.DiscreteDiffusionConfig",
+            f"AutoModel{head}": f"{MODELLING}.DiscreteDiffusion{head}",
+        },
+        "process": "autoregressive" if causal else other,
+        "tie_word_embeddings": False,
+    }
+
+
+def _stated_fields(config: DictConfig, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that are values of our config."""
+    keys = {**SIZES, **VALUES, **OWN_VALUES}
+    fields = {name: OmegaConf.select(config, key) for name, key in keys.items() if key}
+    # Not what a default says; and a path is of no use elsewhere.
+    fields["training_data"] = setting(checkpoint, "data.train")
+    if "folder" in checkpoint:
+        fields["tokenizer"] = setting(checkpoint, TOKENIZER)
+    elif os.path.isabs(fields["tokenizer"]):
+        fields["tokenizer"] = None
+    return fields
+
+
+# ---------------------------------------------------------------- files
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to that appears under its name when it is complete."""
+    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(folder)  # takes the place of an empty folder
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _save_weights(model: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    weights = {name: x.contiguous() for name, x in model.state_dict().items()}
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def _save_tokenizer(tokenizer: Any, source: Path | None, folder: Path) -> None:
+    """Its files as they were, or as any version of `transformers` reads them."""
+    if source is not None:
+        for name in TOKENIZER_FILES:
+            if (source / name).exists():
+                shutil.copyfile(source / name, folder / name)
+        return
+    tokenizer.save_pretrained(folder)
+    core = folder / "tokenizer.json"
+    if not core.exists():
+        return
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    for name in ("backend", "is_local", "local_files_only", "name_or_path"):
+        settings.pop(name, None)
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    _write_json(folder / "tokenizer_config.json", settings)
+    content = json.loads(core.read_text(encoding="utf-8"))
+    merges = content["model"].get("merges")
+    if merges and not any(" " in part for pair in merges for part in pair):
+        content["model"]["merges"] = [" ".join(pair) for pair in merges]  # before 4.45
+        text = json.dumps(content, ensure_ascii=False, indent=2)
+        core.write_text(text, encoding="utf-8")
+
+
+def _push(folder: Path, name: str) -> None:
+    """Uploads the folder; a repository that is not there yet is made private."""
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().create_repo(name, private=True, exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=folder)
+    except Exception as error:  # of many kinds: no account, no right, no network
+        raise ConfigError(
+            f"export.push_to_hub={name!r} failed ({first_line(error)}); the folder is "
+            f"complete: {folder}."
+        ) from None
+
+
+# ---------------------------------------------------------------- model card
+
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- discrete-diffusion
+- {algorithm}
+---
+
+# Language model ({algorithm})
+
+| | |
+| --- | --- |
+| algorithm | {algorithm}, {process} process |
+| training data | {training_data} |
+| tokenizer | {tokenizer} |
+| length | {model_length} tokens |
+| vocabulary | {vocab_size} |
+| parameters | {parameters} |
+| training step | {step} |
+| weights | {weights} |
+| likelihood | {likelihood} |
+| licence | to be filled in by who publishes this model |
+
+## With transformers
+
+No other package than torch is needed.
+
+```python
+import torch
+from transformers import AutoTokenizer, {auto_model}
+
+model = {auto_model}.from_pretrained("FOLDER", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
+ids = model.generate(num_samples=2, num_steps=128, seed=1)
+print(tokenizer.batch_decode(ids))
+logits = model(ids{timesteps}).logits  # raw, (B, L, K)
+```
+{about_timesteps}
+## With the code it was trained with
+
+```bash
+python main.py mode=sample_eval algo={algorithm} algo.backbone=hf_dit model.length={model_length} {tokenizer_key}={tokenizer_name} eval.checkpoint_path=FOLDER
+```
+"""  # noqa: E501
+
+ABOUT_TIMESTEPS = """
+`timesteps` is the noise level -log(alpha_t) of each sequence, (B,), where alpha_t is
+the share of tokens that are still clean.
+"""
+
+
+def card(fields: Mapping[str, Any], num_parameters: int, timed: bool) -> str:
+    """The model card of a folder.
+
+    Args:
+        fields: Its config.json.
+        num_parameters: Of the network.
+        timed: Whether the network is told the time.
+    """
+    shown = {name: "not stated" if x is None else x for name, x in fields.items()}
+    (auto_model,) = fields["auto_map"].keys() - {"AutoConfig"}
+    return CARD.format(
+        **shown | {"tokenizer": fields["tokenizer"] or "beside this file"},
+        parameters=f"{num_parameters:,}",
+        auto_model=auto_model,
+        timesteps=", timesteps=torch.ones(2)" if timed else "",
+        about_timesteps=ABOUT_TIMESTEPS if timed else "",
+        tokenizer_key=TOKENIZER,
+        tokenizer_name=fields["tokenizer"] or "FOLDER",
+    )

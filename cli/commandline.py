@@ -1,0 +1,116 @@
+"""From the words of the command line to what Hydra reads, and from Hydra's complaints
+to one line that helps.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from utils import did_you_mean, hydra_quoted, unknown_value
+
+
+def explain(error: HydraException) -> str:
+    """Hydra's complaint about the command line as one line with the choices."""
+    configs = Path(__file__).parents[1] / "configs"
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", str(error)):
+        group, value = found.groups()
+        names = (path.stem for path in (configs / group).glob("*.yaml"))
+        choices = [name for name in names if not name.startswith("_")]
+        return unknown_value(group, value, choices)
+    if found := re.search(r"Could not override '([^']+)'", str(error)):
+        key = found[1]
+        known = config_keys(configs)
+        if key in known:
+            group = key.split(".")[0]
+            return f"{key} is a key of another {group}=..., not of the chosen one."
+        hint = did_you_mean(key, known)
+        return f"Unknown key {key}.{hint} To add a new key, write +{key}=..."
+    return str(error)
+
+
+def config_keys(configs: Path) -> set[str]:
+    """Every dotted key of every config file."""
+
+    def dotted(prefix: str, node: Any) -> Iterator[str]:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                yield from dotted(f"{prefix}.{key}" if prefix else str(key), value)
+        yield prefix
+
+    return {
+        key
+        for path in configs.rglob("*.yaml")
+        for key in dotted(
+            ".".join(path.parent.relative_to(configs).parts),
+            OmegaConf.to_container(OmegaConf.load(path)),
+        )
+    }
+
+
+_QUOTED = re.compile(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\"""")
+
+
+def quoted(argument: str) -> str:
+    """A prompt on the command line as Hydra wants it, so that it may hold anything."""
+    key, is_pair, text = argument.partition("=")
+    if not is_pair or key.lstrip("+") not in ("sampling.prompt", "sampling.infill"):
+        return argument
+    if text in ("null", "") or _QUOTED.fullmatch(text):
+        return argument
+    return f"{key}={hydra_quoted(text)}"
+
+
+def arguments(argv: list[str]) -> list[str]:
+    """The command line as Hydra wants it: a sweep's flag in front, prompts quoted."""
+    flags = [argument for argument in argv if argument in ("-m", "--multirun")]
+    rest = [argument for argument in argv if argument not in flags]
+    return flags[:1] + [quoted(argument) for argument in rest]
+
+
+# ---------------------------------------------------------------- files
+
+# Keys that name files or folders to read, some of them instead of a hub id.
+INPUTS = (
+    "algo.curriculum.integral_cache_path",
+    "checkpointing.resume_ckpt_path",
+    "data.path",
+    "data.source",
+    "data.valid_path",
+    "data.valid_source",
+    "data.tokenizer_name_or_path",
+    "eval.checkpoint_path",
+    "eval.gen_ppl_eval_model_name_or_path",
+    "eval.mauve_references",
+    "sampling.prompt_file",
+    "training.finetune_path",
+)
+
+
+def find_inputs(config: DictConfig, folder: str) -> None:
+    """Makes relative paths to inputs absolute where they lead to something.
+
+    A run works in a folder of its own; its command was given in another one.
+
+    Args:
+        config: The run's config; changed in place.
+        folder: Where the command was given.
+    """
+
+    def found(value: Any) -> Any:
+        if not isinstance(value, str) or not value or "://" in value:
+            return value
+        path = os.path.join(folder, value)  # value itself where that is absolute
+        return path if glob.glob(path, recursive=True) else value
+
+    for key in INPUTS:
+        value = OmegaConf.select(config, key)
+        is_list = isinstance(value, ListConfig)
+        absolute = [found(x) for x in value] if is_list else found(value)
+        if absolute != value:
+            OmegaConf.update(config, key, absolute)

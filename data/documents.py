@@ -1,0 +1,76 @@
+"""Texts in an order, of which only a few are in memory at a time."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+# ---------------------------------------------------------------- tokenising
+
+
+class Documents(Protocol):
+    """Texts in their order, few of which are in memory."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def num_whole(self) -> int:
+        """Of the source, which these may be a part of."""
+
+    def texts(self, start: int, stop: int) -> list[str]: ...
+
+
+class Whole:
+    """Documents that are all of their source."""
+
+    @property
+    def num_whole(self) -> int:
+        return len(self)
+
+
+class Listed(Whole):
+    """Documents that are in memory."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._texts = texts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def texts(self, start: int, stop: int) -> list[str]:
+        return list(self._texts[start:stop])
+
+
+class Joined(Whole):
+    """Documents of several, one behind the other."""
+
+    def __init__(self, parts: Sequence[Documents]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def texts(self, start: int, stop: int) -> list[str]:
+        texts = []
+        for part in self._parts:
+            size = len(part)
+            texts += part.texts(min(start, size), min(stop, size))
+            start, stop = max(start - size, 0), max(stop - size, 0)
+        return texts
+
+
+class Part:
+    """The documents start .. stop - 1 of others."""
+
+    def __init__(self, documents: Documents, start: int, stop: int) -> None:
+        self._documents, self._start, self._stop = documents, start, stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    @property
+    def num_whole(self) -> int:
+        return self._documents.num_whole
+
+    def texts(self, start: int, stop: int) -> list[str]:
+        return self._documents.texts(
+            self._start + start, min(self._start + stop, self._stop)
+        )

@@ -1,0 +1,1 @@
+"""Forward processes and the negative ELBO's skeleton; objectives are in `algo.py`."""

@@ -1,0 +1,417 @@
+"""The diffusion skeleton batch -> corrupt -> denoise -> loss. The forward processes are
+in `absorbing.py` and `uniform.py`, the objectives in `algo.py`.
+
+Shapes: B batch, L length, K vocabulary, D hidden size, N tokens of a batch. `alpha_t`,
+`dalpha_t` are (B, 1), in float64 where the device has it; logits are float32. What
+works token by token is written for any leading shape `...`: (B, L) or (n,).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from diffusion.gaussian import SoftTokens
+from models.device import to_device, widened
+from models.head import TokenNLL
+from models.noise import SCHEDULES
+from sampling.prompts import Given
+from trainer_base import TrainerBase
+from training.scorable import Stratum, regret
+from utils import require
+
+NEG_INFINITY = -1e6  # finite, so that 0 * log 0 stays 0
+
+# One token from each row of probabilities: (n, K), generator -> (n,).
+Draw = Callable[[Tensor, torch.Generator | None], Tensor]
+
+
+class Latent(NamedTuple):
+    """A corrupted batch."""
+
+    xt: Tensor  # noisy ids, (B, L)
+    alpha_t: Tensor  # (B, 1)
+    dalpha_t: Tensor  # (B, 1)
+    scored: Tensor | None = None  # flat positions with a loss, (N,); None: all B L
+    inputs: SoftTokens | None = None  # what the network sees; None: xt
+
+
+class Diffusion(TrainerBase):
+    """Time, corruption and the negative ELBO of every diffusion model.
+
+    A subclass supplies the forward process (`noise_tokens`, `posterior`), the
+    parameterisation (`process_logits`) and the objective (`nll_per_token`). The last
+    two work token by token, on any leading shape.
+    """
+
+    draws_whole_rows = False  # whether samplers have to draw from `posterior` itself
+
+    def __init__(self, config: DictConfig, tokenizer: Any) -> None:
+        super().__init__(config, tokenizer)
+        self.T: int = config.algo.T
+        self.time_conditioning: bool = config.algo.time_conditioning
+        self.ignore_bos: bool = config.algo.ignore_bos
+        self.sampling_eps: float = config.training.sampling_eps
+        self.antithetic_sampling: bool = config.training.antithetic_sampling
+        self.noise = SCHEDULES[config.noise.type](config.noise.eps)
+
+    @classmethod
+    def validate_config(cls, config: DictConfig) -> None:
+        super().validate_config(config)
+        require(config.noise.type, SCHEDULES, "noise.type")
+
+    def nll(
+        self, x0: Tensor, weights: Tensor | None = None, batch_idx: int = 0
+    ) -> TokenNLL:
+        """One-sample estimate of the negative ELBO of each token."""
+        t = self.sample_t(len(x0), batch_idx)
+        return self.latent_nll(x0, self.corrupt(x0, t, batch_idx), weights)
+
+    def latent_nll(
+        self, x0: Tensor, z: Latent, weights: Tensor | None = None
+    ) -> TokenNLL:
+        """The terms of the negative ELBO of each token at corrupted tokens.
+
+        Args:
+            x0: Clean ids, (B, L).
+            z: From `corrupt`.
+            weights: As for `nll`.
+        """
+        sigma = self.sigma(z.alpha_t)
+        return self.head_loss(
+            self.hidden(z.xt if z.inputs is None else z.inputs, sigma),
+            self.token_nll,
+            weights,
+            scored=z.scored,
+            xt=z.xt,
+            x0=x0,
+            alpha_t=z.alpha_t,
+            dalpha_t=z.dalpha_t,
+            sigma=sigma,
+        )
+
+    def nll_given(self, x0: Tensor, known: Tensor, strata: Sequence[Stratum]) -> Tensor:
+        """One draw of the bound of the reverse process in which known tokens stay.
+
+            -log p(x_u | x_k) <= E_t E_{z ~ q(z | x_u)} sum_{i in u} loss_i(x_k, z, t)
+
+        with k the known and u the unknown positions: what `sampling.prompt` samples
+        from. Given strata 0 .. n - 1, times are as in `sample_t`.
+        """
+        generators = [stratum.generator() for stratum in strata]
+        u = [torch.rand((), dtype=torch.float64, generator=g) for g in generators]
+        if self.antithetic_sampling:
+            u = [(x + s.index) / s.count for x, s in zip(u, strata, strict=True)]
+        t = self.times(torch.stack(u))
+        z = self.corrupt(x0, t, known=known, generators=generators)
+        if z.scored is None:
+            z = z._replace(scored=flat_positions(~known, x0.device))
+        nll = self.latent_nll(x0, z).nll
+        return nll.masked_fill(to_device(known, x0.device), 0)
+
+    def regret_given(
+        self, x0: Tensor, known: Tensor, strata: Sequence[Stratum]
+    ) -> Tensor:
+        shape = (1, x0.shape[1])
+        noise = torch.cat([self.noise_tokens(shape, s.generator()) for s in strata])
+        device = x0.device
+        xt = torch.where(to_device(known, device), x0, to_device(noise, device))
+        alpha_1 = self.noise(torch.ones(len(x0), 1, dtype=torch.float64)).alpha_t
+        sigma = self.sigma(widened(alpha_1, device))
+        return self.head_loss(
+            self.hidden(xt, sigma),
+            self._token_regret,
+            None,
+            scored=flat_positions(~known, device),
+            xt=xt,
+            x0=x0,
+            sigma=sigma,
+        ).nll
+
+    def _token_regret(
+        self, logits: Tensor, *, xt: Tensor, x0: Tensor, sigma: Tensor
+    ) -> Tensor:
+        return regret(self.denoised(logits, xt=xt, sigma=sigma), x0)
+
+    def valid_tokens(self, attention_mask: Tensor) -> Tensor:
+        if not self.ignore_bos:
+            return attention_mask
+        return attention_mask.masked_fill(is_first(attention_mask), 0)
+
+    # ---- time
+
+    def sample_t(self, batch_size: int, batch_idx: int = 0) -> Tensor:
+        """Times of this batch's sequences, (B,) on the host, stratified over n.
+
+            u_i ~ U(0, 1);  u_i <- (u_i / n + i / n) mod 1  if antithetic
+            t = (1 - sampling_eps) u + sampling_eps
+
+        In training n is the global batch: all ranks draw the same n times and take
+        theirs by node, then device, then accumulation step. In validation n = B.
+        With T > 0, t moves up to the next multiple of 1/T.
+        """
+        if self.training:
+            loader, trainer = self.config.loader, self.config.trainer
+            num_times = loader.global_batch_size
+            per_device = num_times // (trainer.num_nodes * trainer.devices)
+            micro = batch_idx % trainer.accumulate_grad_batches
+            start = self.global_rank * per_device + micro * loader.batch_size
+            generator = self.generator("train/time", self.global_step, device="cpu")
+        else:
+            num_times, start = batch_size, 0
+            generator = self._batch_generator("time", batch_idx, device="cpu")
+        u = torch.rand(num_times, dtype=torch.float64, generator=generator)
+        if self.antithetic_sampling:
+            first = torch.arange(num_times, dtype=u.dtype) / num_times
+            u = (u / num_times + first) % 1
+        return self.times(u)[start : start + batch_size]
+
+    def times(self, u: Tensor) -> Tensor:
+        """Times that belong to uniform numbers in [0, 1), any shape; see `sample_t`."""
+        t = (1 - self.sampling_eps) * u + self.sampling_eps
+        if self.T > 0:
+            t = (t * self.T).floor() / self.T + 1 / self.T
+        return t
+
+    # ---- corrupt
+
+    def corrupt(
+        self,
+        x0: Tensor,
+        t: Tensor,
+        batch_idx: int = 0,
+        *,
+        known: Tensor | None = None,
+        generators: Sequence[torch.Generator] = (),
+    ) -> Latent:
+        """Noisy tokens at times t (B,) on the host, with the schedule there.
+
+        All is drawn on the host: a seed gives the same tokens on every device, and
+        which tokens have a loss is known without waiting for the device.
+
+        With T > 0, dalpha_t is the backward difference T (alpha_t - alpha_s), s =
+        t - 1/T, which turns the continuous-time weight into the discrete-time one.
+
+        Args:
+            x0: Clean ids, (B, L).
+            t: Times.
+            batch_idx: Position in the epoch, for what is drawn.
+            known: Tokens that stay clean, (B, L) bool on the host.
+            generators: Of each row's draws, on the host; none: one of the batch.
+        """
+        alpha_t, dalpha_t = self.noise(t[:, None])
+        if self.T > 0:
+            alpha_s = self.noise((t[:, None] - 1 / self.T).clamp(min=0)).alpha_t
+            dalpha_t = self.T * (alpha_t - alpha_s)
+        if not generators:
+            generators = [self._batch_generator("noise", batch_idx, device="cpu")]
+        shape = (len(x0) // len(generators), x0.shape[1])
+        u = torch.cat([torch.rand(shape, generator=g) for g in generators])
+        is_noised = u < 1 - alpha_t  # (B, L)
+        noise = torch.cat([self.noise_tokens(shape, g) for g in generators])
+        if self.ignore_bos:
+            is_noised[:, 0] = False
+        if known is not None:
+            is_noised &= ~known
+        scored = self.scored_positions(is_noised)
+        device = x0.device
+        return Latent(
+            torch.where(to_device(is_noised, device), to_device(noise, device), x0),
+            widened(alpha_t, device),
+            widened(dalpha_t, device),
+            None if scored is None else to_device(scored, device),
+        )
+
+    def q_xt(
+        self, x0: Tensor, alpha_t: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draws x_t ~ q(x_t | x_0): noise with probability 1 - alpha_t, (B, L).
+
+        Outside of training, on the device of x0. A process that does not replace
+        tokens independently overrides this and `corrupt`.
+        """
+        u = torch.rand(x0.shape, device=x0.device, generator=generator)
+        return torch.where(u < 1 - alpha_t, self.noise_tokens(x0.shape, generator), x0)
+
+    def noise_tokens(
+        self, shape: tuple[int, ...], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Token ids to put in place of clean ones, on the generator's device."""
+        raise NotImplementedError
+
+    def prior_sample(
+        self, num_samples: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Token ids at t = 1, (B, L): noise alone."""
+        return self.noise_tokens((num_samples, self.num_tokens), generator)
+
+    def scored_positions(self, is_noised: Tensor) -> Tensor | None:
+        """Flat positions of the tokens whose loss is not 0 for sure; None is all.
+
+        Args:
+            is_noised: (B, L) bool, on the host.
+        """
+        return None
+
+    # ---- denoise
+
+    def sigma(self, alpha_t: Tensor) -> Tensor:
+        """Total noise -log(alpha_t), (B, 1), float32-safe near alpha_t = 1."""
+        return -torch.log(alpha_t)
+
+    def hidden(self, xt: Tensor | SoftTokens, sigma: Tensor) -> Tensor:
+        """The backbone's hidden states, (B, L) and (B, 1) -> (B, L, D)."""
+        return self.backbone.trunk(xt, self.condition(sigma))
+
+    def condition(self, sigma: Tensor) -> Tensor:
+        """What the backbone is told of the noise, (B, 1) -> (B,)."""
+        condition = sigma.mean(dim=-1).float()
+        return condition if self.time_conditioning else torch.zeros_like(condition)
+
+    def forward(self, xt: Tensor, sigma: Tensor) -> Tensor:
+        """Denoiser output for noisy ids, (B, L) and (B, 1) -> (B, L, K).
+
+        Log-probabilities of clean tokens; for SEDD, log-scores.
+        """
+        logits = self.logits_for_loss(self.hidden(xt, sigma))
+        return self.carry_over(self.process_logits(logits, xt=xt, sigma=sigma), xt)
+
+    def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
+        """The parameterisation at tokens that have a loss, (..., K).
+
+        Args:
+            logits: Of the head, (..., K).
+            xt: Noisy ids, (...).
+            sigma: Noise levels, broadcast with xt.
+        """
+        raise NotImplementedError
+
+    def carry_over(self, log_x_theta: Tensor, xt: Tensor) -> Tensor:
+        """What `forward` knows without the network, (..., K): tokens that stay."""
+        return log_x_theta
+
+    # ---- loss
+
+    def token_nll(
+        self,
+        logits: Tensor,
+        *,
+        xt: Tensor,
+        x0: Tensor,
+        alpha_t: Tensor,
+        dalpha_t: Tensor,
+        sigma: Tensor,
+    ) -> Tensor:
+        """`nll_per_token` of raw logits, (..., K) -> (...)."""
+        log_x_theta = self.process_logits(logits, xt=xt, sigma=sigma)
+        return self.nll_per_token(
+            log_x_theta, xt=xt, x0=x0, alpha_t=alpha_t, dalpha_t=dalpha_t
+        )
+
+    def nll_per_token(
+        self,
+        log_x_theta: Tensor,
+        *,
+        xt: Tensor,
+        x0: Tensor,
+        alpha_t: Tensor,
+        dalpha_t: Tensor,
+    ) -> Tensor:
+        """The diffusion term of the negative ELBO, nats, (...).
+
+        Args:
+            log_x_theta: Output of `process_logits`, (..., K).
+            xt, x0: Noisy and clean ids, (...).
+            alpha_t, dalpha_t: Schedule and its time derivative, broadcast with xt.
+        """
+        raise NotImplementedError
+
+    # ---- what samplers ask for
+
+    def with_bos(self, given: Given) -> Given:
+        """With `algo.ignore_bos` the first token is a clean bos, unless given."""
+        if not self.ignore_bos:
+            return given
+        return given.starting_with(self.tokenizer.bos_token_id, ~given.known[:, 0])
+
+    def undecided(self, xt: Tensor) -> Tensor:
+        """Tokens that the reverse process may still change, (B, L) bool."""
+        return torch.ones_like(xt, dtype=torch.bool)
+
+    def denoised(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
+        """Log-probabilities of clean tokens where `undecided`, (..., K).
+
+        Args:
+            logits, xt, sigma: As for `process_logits`.
+        """
+        return self.process_logits(logits, xt=xt, sigma=sigma)
+
+    def posterior(
+        self, x_theta: Tensor, *, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor
+    ) -> Tensor:
+        """q(x_s | x_t, x_theta) for s < t, normalised, (..., K).
+
+        Args:
+            x_theta: Probabilities of clean tokens, (..., K).
+            xt: Noisy ids, (...).
+            alpha_t, alpha_s: Signal levels that broadcast with xt, alpha_t <= alpha_s.
+        """
+        raise NotImplementedError
+
+    def marginal(self, x0_probs: Tensor, alpha_s: Tensor) -> Tensor:
+        """q(x_s) for x_0 ~ x0_probs, (..., K): noise with probability 1 - alpha_s.
+
+        Args:
+            x0_probs: (..., K).
+            alpha_s: Signal levels, (...).
+        """
+        raise NotImplementedError
+
+    # The same reverse step as a draw in two parts. A process that has no better one
+    # than from the whole posterior leaves these as they are.
+
+    def change_bound(self, xt: Tensor, *, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
+        """Probability with which `changed` is to be asked, whatever the network says.
+
+        Broadcasts with xt (B, L); alpha_t is (B, 1), alpha_s (B, 1) or (B, L).
+        """
+        return self.undecided(xt).to(alpha_t.dtype)
+
+    def changed(
+        self,
+        x_theta: Tensor,
+        *,
+        xt: Tensor,
+        alpha_t: Tensor,
+        alpha_s: Tensor,
+        draw: Draw,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Draws x_s for tokens that `change_bound` let through, (n, K) -> (n,).
+
+        Args:
+            x_theta: As for `posterior`, (n, K).
+            xt, alpha_t, alpha_s: (n,).
+            draw: Of one token from each row of probabilities.
+            generator: For draws.
+        """
+        q_xs = self.posterior(x_theta, xt=xt, alpha_t=alpha_t, alpha_s=alpha_s)
+        return draw(q_xs.to(x_theta.dtype), generator)
+
+
+def flat_positions(where: Tensor, device: torch.device | str = "cpu") -> Tensor:
+    """Positions in a flattened batch of what is true in (B, L) on the host, (N,)."""
+    return to_device(where.flatten().nonzero().squeeze(-1), torch.device(device))
+
+
+def is_first(x: Tensor) -> Tensor:
+    """Which positions of (B, L) are the first ones, (L,) bool."""
+    return torch.arange(x.shape[1], device=x.device) == 0
+
+
+def without_mask(logits: Tensor, mask_index: int) -> Tensor:
+    """Logits whose mask entry has next to no probability, (..., K)."""
+    is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_index
+    return logits + torch.where(is_mask, NEG_INFINITY, 0.0).to(logits.dtype)

@@ -1,0 +1,358 @@
+"""Gaussian latents of tokens: what DUO's curriculum feeds and what its distillation
+compares.
+
+    w = gauss_alpha onehot(x_0) + gauss_sigma eps,  eps ~ N(0, I_K)
+
+`TopLatents` draws the few largest entries of w alone, `DenseLatents` all of them, a few
+tokens at a time; neither holds a (B, L, K) tensor. `argmax_pair` draws the argmax at
+two noise levels that share eps.
+
+Shapes: B batch, L length, K vocabulary, k kept entries, D hidden size. Levels and
+temperatures broadcast with (B, L).
+
+Reference: DUO (arXiv:2506.10892); the top-k form is of its second chapter
+(arXiv:2602.21185).
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.special import ndtr
+from torch import Tensor
+from torch.special import erfcx, log_ndtr, ndtri
+
+from models import SoftInput
+from models.device import to_device, wide_dtype
+from models.head import chunk_size
+
+_TOP_SIZES = (16, 32, 64, 128, 256)  # numbers of entries that may stand for all
+_NEGLIGIBLE = -17.0  # log of a share of the softmax below float32 rounding
+_UNLIKELY = 1e-12
+
+
+class SoftTokens(SoftInput, Protocol):
+    """A soft network input, and the discrete one that it stands for."""
+
+    xt: Tensor  # argmax of the latent, (B, L)
+
+
+class Levels(NamedTuple):
+    """Of a Gaussian diffusion; each broadcasts with (B, L)."""
+
+    gauss_alpha: Tensor
+    gauss_sigma: Tensor
+    tau: Tensor  # temperature of the softmax
+
+    def expand(self, shape: torch.Size) -> "Levels":
+        return Levels(*(level.expand(shape) for level in self))
+
+
+# ---------------------------------------------------------------- all entries
+
+
+class DenseLatents:
+    """All K entries, whose noise is drawn again whenever it is needed.
+
+    Args:
+        x0: Clean ids, (B, L).
+        levels: Of each token.
+        vocab_size: K.
+        seed: Of the noise.
+    """
+
+    def __init__(self, x0: Tensor, levels: Levels, vocab_size: int, seed: int) -> None:
+        self.x0 = x0
+        self.levels = Levels(*(x.flatten().float() for x in levels.expand(x0.shape)))
+        self.vocab_size = vocab_size
+        size = chunk_size("auto", vocab_size, x0.device.type)
+        starts = range(0, x0.numel(), size)
+        self.chunks = [slice(start, start + size) for start in starts]
+        self.seeds = [(seed + i) % 2**63 for i in range(len(starts))]
+        parts = [self.latents(i).argmax(dim=-1) for i in range(len(self.chunks))]
+        self.xt = torch.cat(parts).view_as(x0)
+
+    def embed(self, embedding: Tensor) -> Tensor:
+        return _DenseAverage.apply(embedding, self).unflatten(0, self.x0.shape)
+
+    def latents(self, index: int) -> Tensor:
+        """w of a chunk's tokens, (n, K) float32."""
+        rows = self.chunks[index]
+        x0 = self.x0.flatten()[rows, None]
+        gauss_alpha, gauss_sigma, _ = (level[rows, None] for level in self.levels)
+        eps = self.noise(index, (len(x0), self.vocab_size))
+        return eps.mul_(gauss_sigma).scatter_add_(1, x0, gauss_alpha)
+
+    def noise(self, index: int, shape: tuple[int, int]) -> Tensor:
+        """The same standard normal draws each time."""
+        device = self.x0.device
+        generator = torch.Generator(device).manual_seed(self.seeds[index])
+        return torch.randn(shape, device=device, generator=generator)
+
+    def weights(self, index: int) -> Tensor:
+        """softmax(w / tau) of a chunk's tokens, (n, K)."""
+        tau = self.levels.tau[self.chunks[index], None]
+        return self.latents(index).div_(tau).softmax(dim=-1)
+
+
+class _DenseAverage(torch.autograd.Function):
+    """softmax(w / tau) @ embedding, chunk by chunk in both directions, (N, D)."""
+
+    @staticmethod
+    def forward(ctx: Any, embedding: Tensor, latents: DenseLatents) -> Tensor:
+        ctx.latents, ctx.shape = latents, embedding.shape
+        parts = [
+            latents.weights(i).to(embedding.dtype) @ embedding
+            for i in range(len(latents.chunks))
+        ]
+        return torch.cat(parts)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        total = grad.new_zeros(ctx.shape)
+        for i, rows in enumerate(ctx.latents.chunks):
+            weights = ctx.latents.weights(i).to(grad.dtype)
+            total.addmm_(weights.T, grad[rows])
+        return total, None
+
+
+# ---------------------------------------------------------------- the largest ones
+
+
+class TopDraws(NamedTuple):
+    """Randomness of `TopLatents`."""
+
+    u: Tensor  # uniform, for the order statistics, (B, L, k) float64
+    eps: Tensor  # standard normal, for the clean token, (B, L)
+    slots: Tensor  # draw j uniform on 0, ..., K - 1 - k + j, (B, L, k)
+    order: Tensor  # a permutation of the k ids, (B, L, k)
+
+    @classmethod
+    def draw(
+        cls, shape: torch.Size, vocab_size: int, k: int, generator: torch.Generator
+    ) -> "TopDraws":
+        device = generator.device
+        options = {"dtype": wide_dtype(device), "device": device}
+        u, v, w = torch.rand((3, *shape, k), generator=generator, **options)
+        eps = torch.randn(shape, generator=generator, **options)
+        highest = torch.arange(vocab_size - k, vocab_size, **options)
+        return cls(u, eps, (v * highest).long(), w.argsort(dim=-1))
+
+
+class TopLatents(NamedTuple):
+    """The k largest of the K entries, and how much of the softmax they are."""
+
+    xt: Tensor  # (B, L)
+    ids: Tensor  # (B, L, k)
+    weights: Tensor  # softmax(w / tau) there; what is missing to 1 is dropped
+
+    @classmethod
+    def of(
+        cls,
+        draws: TopDraws,
+        x0: Tensor,
+        levels: Levels,
+        vocab_size: int,
+        as_published: bool = False,
+    ) -> "TopLatents":
+        """
+        The K - 1 entries other than that of x_0 are iid, so the k largest of them are
+        order statistics and their ids a uniform draw without replacement. The entry of
+        x_0 takes the place of the k-th if it is larger. The smaller of these two is
+        known; the K - 1 - k entries below the k-th count with their expectation.
+
+        Args:
+            draws: Randomness.
+            x0: Clean ids, (B, L).
+            levels: Of each token.
+            vocab_size: K.
+            as_published: Whether to repeat what published runs did, see below.
+
+        NOTE(compat): in the published code x_t is x_0 wherever x_0 is among the top k,
+        also if another entry is larger, so that the loss does not belong to its
+        alpha_t; the ids' order is not uniform; and where x_0 is kept, the known k-th
+        entry counts with an expectation.
+        """
+        gauss_alpha, gauss_sigma, tau = (level[..., None] for level in levels)
+        K, k = vocab_size, draws.u.shape[-1]
+        z = top_normals(draws.u, K - 1, as_published)
+        others = gauss_sigma * z  # (B, L, k), descending
+        own = gauss_alpha + gauss_sigma * draws.eps[..., None]  # (B, L, 1)
+        kth = others[..., -1:]
+        is_kept = own > kth
+
+        ids = distinct(draws.slots, K - 1)
+        if not as_published:
+            ids = ids.gather(-1, draws.order)
+        ids = ids + (ids >= x0[..., None])  # of tokens other than x_0
+        is_first = is_kept if as_published else own > others[..., :1]
+        xt = torch.where(is_first, x0[..., None], ids[..., :1]).squeeze(-1)
+
+        scale = gauss_sigma / tau
+        log_count = math.log(K - 1 - k) if k < K - 1 else -math.inf
+        log_rest = torch.logaddexp(
+            torch.minimum(own, kth) / tau,
+            log_count + log_mean_exp_below(z[..., -1:], scale),
+        )
+        if as_published:
+            log_expected = log_mean_exp_below(z[..., -2:-1], scale) + math.log(K - k)
+            log_rest = torch.where(is_kept, log_expected, log_rest)
+        entries = torch.cat([others[..., :-1], torch.maximum(own, kth)], dim=-1) / tau
+        log_total = torch.logaddexp(entries.logsumexp(-1, keepdim=True), log_rest)
+        last = torch.where(is_kept, x0[..., None], ids[..., -1:])
+        ids = torch.cat([ids[..., :-1], last], dim=-1)
+        return cls(xt, ids, (entries - log_total).exp())
+
+    def embed(self, embedding: Tensor) -> Tensor:
+        rows = F.embedding_bag(
+            self.ids.flatten(0, 1),
+            embedding,
+            per_sample_weights=self.weights.flatten(0, 1).to(embedding.dtype),
+            mode="sum",
+        )
+        return rows.unflatten(0, self.ids.shape[:2])
+
+
+def top_normals(u: Tensor, count: int, as_published: bool = False) -> Tensor:
+    """The k largest of `count` standard normal draws, descending, (..., k).
+
+        log U_(j) = sum_{i <= j} log(u_i) / (count - i + 1),  z_j = Phi^-1(U_(j))
+
+    Args:
+        u: Uniform draws, (..., k).
+        count: At least k.
+        as_published: Whether to round U, which is close to 1, to its type.
+    """
+    left = count - torch.arange(u.shape[-1], dtype=u.dtype, device=u.device)
+    u = u.clamp(min=torch.finfo(u.dtype).tiny)
+    log_U = (u.log() / left).cumsum(dim=-1)
+    z = ndtri(log_U.exp())
+    if as_published:
+        return z
+    return torch.where(log_U > -0.5, -ndtri(-torch.expm1(log_U)), z)  # no digits lost
+
+
+def distinct(slots: Tensor, count: int) -> Tensor:
+    """k distinct numbers of 0, ..., count - 1: every set alike, not every order.
+
+    Robert Floyd's algorithm (Communications of the ACM 30(9), 1987): draw j, or its
+    upper bound if that number is there already.
+
+    Args:
+        slots: Draw j uniform on 0, ..., count - k + j, (..., k).
+        count: At least k.
+    """
+    ids, k = slots.clone(), slots.shape[-1]
+    for j in range(1, k):
+        is_there = (ids[..., :j] == ids[..., j : j + 1]).any(dim=-1)
+        ids[..., j].masked_fill_(is_there, count - k + j)
+    return ids
+
+
+def log_mean_exp_below(z: Tensor, scale: Tensor) -> Tensor:
+    """log E[exp(scale Z) | Z < z] of a standard normal Z.
+
+        exp(scale^2 / 2) Phi(z - scale) / Phi(z)
+
+    Where z < scale with Phi(x) = exp(-x^2 / 2) erfcx(-x / sqrt 2) / 2, so that scale^2,
+    which may be large, cancels on paper.
+    """
+    below = (scale - z).clamp(min=0)
+    scaled = scale * z - z**2 / 2 + torch.log(erfcx(below / math.sqrt(2)) / 2)
+    plain = scale**2 / 2 + log_ndtr(z - scale)
+    return torch.where(z < scale, scaled, plain) - log_ndtr(z)
+
+
+@functools.lru_cache(maxsize=1)  # asked at every step, mostly for one temperature
+def enough(vocab_size: int, ratio: float) -> int | None:
+    """How many of the largest entries are all of softmax(w / tau) to float32 rounding.
+
+    The k-th entry and those below it are negligible if it lies delta = ratio (log K +
+    17) below the largest, in units of gauss_sigma. It does not only if k - 1 of the
+    other N - 1 lie within delta of the largest of N = K - 1,
+
+        int N phi(x) Phi(x)^(N-1) P(Bin(N - 1, q(x)) >= k - 1) dx,
+        q(x) = 1 - Phi(x - delta) / Phi(x),
+
+    of which Chernoff's bound has to be below 1e-12.
+
+    Args:
+        vocab_size: K.
+        ratio: tau / gauss_sigma.
+
+    Returns:
+        The number k, or None if it takes more than 256 or than there are.
+    """
+    N = vocab_size - 1
+    x, dx = np.linspace(-6, 9, 1500, retstep=True)
+    density = N * np.exp((N - 1) * np.log(ndtr(x)) - x**2 / 2) / math.sqrt(2 * math.pi)
+    delta = ratio * (math.log(vocab_size) - _NEGLIGIBLE)
+    mean = np.maximum((N - 1) * (1 - ndtr(x - delta) / ndtr(x)), 1e-300)
+    for k in _TOP_SIZES:
+        log_bound = (k - 1) * (1 + np.log(mean / (k - 1))) - mean
+        bound = np.exp(np.where(mean < k - 1, log_bound, 0))
+        if k < N and (density * bound).sum() * dx < _UNLIKELY:
+            return k
+    return None
+
+
+# ---------------------------------------------------------------- two noise levels
+
+
+def argmax_pair(
+    x0: Tensor,
+    later: Levels,
+    earlier: Levels,
+    vocab_size: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """argmax w_t and argmax w_s for one eps, (B, L) each.
+
+    Of the entries other than that of x_0 the largest is the same at both levels; so the
+    draws are its noise (a maximum of K - 1), its id and the noise of x_0.
+
+    Args:
+        x0: Clean ids, (B, L).
+        later, earlier: Levels at t and at s, on the device of x0.
+        vocab_size: K.
+        generator: On any device.
+    """
+    device = generator.device
+    options = {"dtype": wide_dtype(x0.device), "device": device}
+    u = torch.rand((*x0.shape, 1), generator=generator, **options)
+    eps = torch.randn(x0.shape, generator=generator, **options)
+    other = torch.randint(vocab_size - 1, x0.shape, device=device, generator=generator)
+    largest = top_normals(u, vocab_size - 1).squeeze(-1)
+    eps, largest, other = (to_device(x, x0.device) for x in (eps, largest, other))
+    return pair_of(x0, later, earlier, eps, largest, other + (other >= x0))
+
+
+def pair_of(
+    x0: Tensor,
+    later: Levels,
+    earlier: Levels,
+    eps: Tensor,
+    largest: Tensor,
+    other: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The same from what is drawn, (B, L) each.
+
+    Args:
+        x0, later, earlier: As for `argmax_pair`.
+        eps: Noise of x_0.
+        largest: Largest noise of the other tokens.
+        other: Its id.
+    """
+    xt, xs = (
+        torch.where(
+            level.gauss_alpha + level.gauss_sigma * eps > level.gauss_sigma * largest,
+            x0,
+            other,
+        )
+        for level in (later, earlier)
+    )
+    return xt, xs

@@ -1,0 +1,1 @@
+"""The modes that measure a checkpoint, and downstream tasks."""

@@ -1,0 +1,320 @@
+"""Downstream tasks of EleutherAI's lm-evaluation-harness, on checkpoints of ours.
+
+    python -m evaluation.harness --model_args checkpoint=last.ckpt --tasks TASK
+
+The command line is lm_eval's own, with `--model discrete_diffusion` put in. lm_eval is
+optional and imported only here, when a command runs. What is computed is in
+`scoring.py` and docs/harness.md.
+"""
+
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from checkpoints.about import adopt, setting
+from checkpoints.reading import read_checkpoint
+from cli.checks import algorithm_class, check_batches, check_devices, settle
+from cli.commandline import explain
+from data.tokenizers import get_tokenizer
+from evaluation.scoring import Request, Scorer
+from models.device import device_of, keep_freed_memory
+from sampling.prompts import check_prompts
+from utils import ConfigError, fail, first_line, one_line, register_resolvers, require
+
+log = logging.getLogger(__name__)
+
+NAME = "discrete_diffusion"
+CONFIGS = Path(__file__).parents[1] / "configs"
+INSTALL = "pip install lm_eval==0.4.13"
+
+# What a checkpoint says of its run, where the command does not.
+STATED = (
+    "algo.backbone",
+    "algo.time_conditioning",
+    "algo.T",
+    "algo.subs_masking",
+    "algo.ignore_bos",
+    "algo.compat",
+    "data.tokenizer_name_or_path",
+    "data.vocab_size",
+)
+STATED_GROUPS = ("model", "noise")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """`--model_args` of the command line."""
+
+    checkpoint: str = ""  # .ckpt of ours or of the authors, export folder, or hub id
+    overrides: str = ""  # of the config, as for main.py, with blanks or ; in between
+    tokenizer: str | None = None  # data.tokenizer_name_or_path
+    seed: int | None = None
+    device: str | None = None  # cpu, cuda, cuda:1, mps; None: trainer.accelerator's
+    batch_size: int = 1  # rows (text and draw) in an evaluation of the network
+    num_draws: int = 32  # of each text's bound
+    suffix_only: bool = True  # see scoring.Scorer
+    max_gen_toks: int = 256  # where a task does not say
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> "Arguments":
+        """Checks names and values.
+
+        Raises:
+            ConfigError: If a name is unknown, or a value of the wrong kind.
+        """
+        names = [field.name for field in fields(cls)]
+        for name in given:
+            require(name, names, "--model_args")
+        result = cls(**given)
+        for name in ("checkpoint", "tokenizer", "overrides", "device"):
+            value = getattr(result, name)
+            if value is not None:  # the command line makes numbers of digits
+                result = replace(result, **{name: str(value)})
+        if str(result.batch_size).isdecimal():  # --batch_size arrives as text
+            result = replace(result, batch_size=int(result.batch_size))
+        for name in ("batch_size", "num_draws", "max_gen_toks", "seed"):
+            value = getattr(result, name)
+            low = 0 if name == "seed" else 1
+            is_whole = type(value) is int and value >= low
+            if not is_whole and (name, value) != ("seed", None):
+                raise ConfigError(
+                    f"{name}={value!r} is not a whole number of at least {low}."
+                )
+        require(result.suffix_only, (True, False), "suffix_only")
+        if not result.checkpoint:
+            raise ConfigError(
+                "checkpoint is empty: give --model_args checkpoint=FILE, a folder or "
+                "a hub id."
+            )
+        return result
+
+    def all_overrides(self) -> list[str]:
+        """Overrides of the config, those of other arguments included.
+
+        Raises:
+            ConfigError: If a quotation mark has no partner.
+        """
+        try:
+            overrides = shlex.split(self.overrides.replace(";", " "))
+        except ValueError as error:
+            raise ConfigError(f"overrides={self.overrides!r}: {error}.") from None
+        if self.tokenizer is not None:
+            overrides.append(f"data.tokenizer_name_or_path='{self.tokenizer}'")
+        if self.seed is not None:
+            overrides.append(f"seed={self.seed}")
+        if self.device is not None:
+            kind = self.device.split(":")[0]
+            overrides.append(f"trainer.accelerator={kind}")
+        return overrides
+
+
+# ---------------------------------------------------------------- the model
+
+
+def load(arguments: Arguments) -> Scorer:
+    """The model of a checkpoint, on its device.
+
+    Config: the checkpoint's algorithm, network, schedule and tokenizer; anything that
+    `overrides` name is as they say, the rest as in configs/.
+
+    Raises:
+        ConfigError: If anything that was asked for cannot be had.
+    """
+    overrides = arguments.all_overrides()
+    config = compose(overrides)
+    trusted = config.checkpointing.trusted_classes
+    checkpoint = read_checkpoint(arguments.checkpoint, "checkpoint", trusted)
+    config = complete(overrides, checkpoint)
+    config.eval.checkpoint_path = arguments.checkpoint
+    algorithm = algorithm_class(config)
+    settle(config)
+    algorithm.validate_config(config)
+    check_devices(config)
+    check_batches(config)
+    check_prompts(config, algorithm.is_autoregressive)
+    model = algorithm(config, get_tokenizer(config))
+    model.load_weights(checkpoint, "eval.checkpoint_path")
+    try:
+        model.to(arguments.device or device_of(config))
+    except RuntimeError as error:
+        raise ConfigError(f"device={arguments.device!r}: {first_line(error)}") from None
+    return Scorer(
+        model,
+        batch_size=arguments.batch_size,
+        num_draws=arguments.num_draws,
+        suffix_only=arguments.suffix_only,
+    )
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """The config as main.py composes it for mode=ppl_eval.
+
+    Raises:
+        ConfigError: If there is no such key or choice, or it is not for here.
+    """
+    for key in ("mode", "eval.checkpoint_path"):
+        if key in _keys(overrides):
+            raise ConfigError(f"overrides: {key} has no meaning here; leave it out.")
+    register_resolvers()
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+            return hydra.compose("config", ["mode=ppl_eval", *overrides])
+    except HydraException as error:
+        given = " ".join(overrides)
+        reason = one_line(explain(error))
+        raise ConfigError(f"overrides={given!r}: {reason}") from None
+
+
+def complete(overrides: list[str], checkpoint: Mapping[str, Any]) -> DictConfig:
+    """The config with what the checkpoint says, where overrides do not.
+
+    Raises:
+        ConfigError: If neither says which algorithm it is.
+    """
+    given = _keys(overrides)
+    if "algo" not in given:
+        name = setting(checkpoint, "algo.name")
+        if not (CONFIGS / "algo" / f"{name}.yaml").exists():
+            what = "no algorithm" if name is None else f"algo={name}, which is not here"
+            raise ConfigError(
+                f"The checkpoint states {what}: give it by overrides='algo=...'."
+            )
+        overrides = [f"algo={name}", *overrides]
+    config = compose(overrides)
+    keys = list(STATED)
+    for group in STATED_GROUPS:
+        values = setting(checkpoint, group)
+        if isinstance(values, dict):
+            plain = [name for name, x in values.items() if not isinstance(x, dict)]
+            keys += [f"{group}.{name}" for name in plain]
+    keys = [k for k in keys if k not in given and k.split(".")[0] not in given]
+    adopt(config, checkpoint, keys)
+    return config
+
+
+def _keys(overrides: Iterable[str]) -> set[str]:
+    """What overrides name: groups and keys."""
+    return {override.split("=")[0].lstrip("+~") for override in overrides}
+
+
+# ---------------------------------------------------------------- the adapter
+
+# Of a task's generation_kwargs: those that are followed, in lm_eval's spellings.
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+
+
+def request_of(prompt: str, settings: Mapping[str, Any], default: int) -> Request:
+    """What to write, from a prompt and a task's generation_kwargs.
+
+    Args:
+        prompt: The text to continue.
+        settings: `until` and one of LENGTHS count.
+        default: Tokens to write if `settings` do not say.
+    """
+    until = settings.get("until") or ()
+    lengths = [int(settings[name]) for name in LENGTHS if settings.get(name)]
+    stops = (until,) if isinstance(until, str) else tuple(until)
+    return Request(prompt, stops, min(lengths, default=default))
+
+
+def register() -> Callable[[], None]:
+    """Makes `discrete_diffusion` known to lm_eval.
+
+    Returns:
+        lm_eval's command.
+
+    Raises:
+        ConfigError: If lm_eval is not installed.
+    """
+    try:
+        from lm_eval.__main__ import cli_evaluate
+        from lm_eval.api.model import LM
+        from lm_eval.api.registry import register_model
+    except ImportError as error:
+        raise ConfigError(
+            f"the harness needs lm_eval, which is optional ({error}): {INSTALL}"
+        ) from None
+
+    @register_model(NAME)
+    class DiscreteDiffusion(LM):
+        """`Scorer` as lm_eval wants it; arguments as in `Arguments`."""
+
+        def __init__(self, **given: Any) -> None:
+            super().__init__()
+            self.arguments = Arguments.parse(given)
+            self.scorer = load(self.arguments)
+            self._device = self.scorer.model.device
+
+        @classmethod
+        def create_from_arg_obj(
+            cls, arg_dict: dict[str, Any], additional_config: dict | None = None
+        ) -> "DiscreteDiffusion":
+            """The arguments' own batch_size and device come before the command's."""
+            extra = additional_config or {}
+            extra = {name: x for name, x in extra.items() if x is not None}
+            return cls(**{**extra, **arg_dict})
+
+        def loglikelihood(self, requests: list) -> list[tuple[float, bool]]:
+            scores = self.scorer.score([request.args for request in requests])
+            return [tuple(score) for score in scores]
+
+        def loglikelihood_rolling(self, requests: list) -> list[float]:
+            return self.scorer.score_whole([request.args[0] for request in requests])
+
+        def generate_until(self, requests: list) -> list[str]:
+            default = self.arguments.max_gen_toks
+            self._report_unused({key for r in requests for key in r.args[1]})
+            return self.scorer.write(
+                [request_of(*request.args, default) for request in requests]
+            )
+
+        def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:
+            raise ConfigError("--apply_chat_template: these models have no template.")
+
+        @property
+        def tokenizer_name(self) -> str:
+            name = self.scorer.model.config.data.tokenizer_name_or_path
+            return str(name).replace("/", "__")
+
+        def _report_unused(self, keys: set[str]) -> None:
+            unused = sorted(keys - {"until", *LENGTHS})
+            if unused:
+                log.warning(
+                    "generation_kwargs %s of the tasks are not followed: samples are "
+                    "drawn as sampling.* of the overrides says",
+                    ", ".join(unused),
+                )
+
+    return cli_evaluate
+
+
+def command_line(argv: list[str]) -> list[str]:
+    """lm_eval's command line, with our model where it names none."""
+    names = {argument.split("=")[0] for argument in argv}
+    is_other = not argv or argv[0] in ("ls", "validate", "-h", "--help")
+    if is_other or names & {"--model", "-M", "--config", "-C"}:
+        return argv
+    return [*argv, "--model", NAME]
+
+
+def main() -> None:
+    keep_freed_memory()
+    try:
+        evaluate = register()
+        sys.argv[1:] = command_line(sys.argv[1:])
+        evaluate()
+    except (ConfigError, OmegaConfBaseException) as error:
+        fail(str(error))
+
+
+if __name__ == "__main__":
+    main()

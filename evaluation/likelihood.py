@@ -1,0 +1,91 @@
+"""`mode=ppl_eval`: the likelihood of held-out text under a checkpoint, as a table and
+as a file.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig
+from rich.markup import escape
+from rich.table import Column, Table
+
+from checkpoints.reading import read_evaluated
+from cli.checks import prepare
+from data.fingerprints import known_fingerprint
+from data.published import published_documents
+from data.tokenizers import get_tokenizer
+from dataloader import DataModule
+from evaluation.records import check_path, likelihood_record, origin
+from metrics.likelihood import unigram_nll
+from report.console import console
+from trainer_base import TrainerBase
+from training.loggers import build_loggers
+from training.trainer import build_trainer
+from utils import write_json
+
+
+def ppl_eval(config: DictConfig) -> dict[str, float]:
+    """Prints val/nll, val/bpd and val/ppl of a checkpoint, with standard errors, and
+    writes them to `eval.results_path`."""
+    algorithm = prepare(config, splits=("valid",))
+    check_path(config.eval.results_path, "eval.results_path")
+    checkpoint = read_evaluated(config)
+    tokenizer = get_tokenizer(config)
+    model = algorithm(config, tokenizer)
+    model.load_weights(checkpoint, "eval.checkpoint_path")
+    data = DataModule(config, tokenizer, model.mask_index)
+    data.load("valid")
+    trainer = build_trainer(config, callbacks=[], logger=build_loggers(config))
+    trainer.validate(model, datamodule=data, verbose=False)
+    report_likelihood(config, model, data, checkpoint)
+    return model.valid_results
+
+
+@rank_zero_only
+def report_likelihood(
+    config: DictConfig,
+    model: TrainerBase,
+    data: DataModule,
+    checkpoint: Mapping[str, Any] | None = None,
+) -> None:
+    """A table of the last validation, beside a unigram model if asked for.
+
+    Of a `checkpoint` it is written to `eval.results_path`, too.
+    """
+    results = model.valid_results
+    if not results:
+        return
+    weights = "raw" if model.ema is None or config.eval.disable_ema else "EMA"
+    rows = data.load("valid")
+    title = f"validation on {config.data.valid}: {len(rows)} rows, {weights} weights"
+    columns = ("metric", Column("value", overflow="fold"), "standard error")
+    table = Table(*columns, title=title, min_width=len(title) + 2)
+    for name in ("nll", "bpd", "ppl"):
+        error = results[f"{name}_stderr"]
+        table.add_row(f"val/{name}", f"{results[name]:.4f}", f"{error:.4f}")
+    if config.eval.unigram_baseline:
+        counts = (x.valid_counts(model.vocab_size) for x in (data.load("train"), rows))
+        nll = unigram_nll(*counts)
+        ppl = torch.tensor(nll).exp()
+        table.add_row("val/ppl of a unigram model", f"{ppl:.4f}", "")
+    documents, fingerprint = rows.num_documents, rows.fingerprint()
+    published = published_documents(config, "valid")
+    if documents is not None:
+        other = "" if published in (None, documents) else f"; published: {published}"
+        table.add_row("documents of the source", f"{documents}{other}", "")
+    table.add_row("rows", str(fingerprint.rows), "")
+    table.add_row("tokens", str(fingerprint.tokens), "")
+    expected = known_fingerprint(config)
+    is_known = "" if expected is None else ", as published"
+    if expected not in (None, fingerprint):
+        is_known = f"; published: {expected.line()}"
+    table.add_row("sha256 of the rows", f"{fingerprint.sha256[:16]}{is_known}", "")
+    if checkpoint is not None:
+        about = origin(config, checkpoint, model.ema is not None)
+        found = {"documents": documents, "published_documents": published}
+        record = likelihood_record(config, results, fingerprint, expected, about, found)
+        write_json(config.eval.results_path, record)
+        table.add_row("file", escape(config.eval.results_path), "")
+    console.print(table)

@@ -1,0 +1,112 @@
+"""What an evaluation says of itself: the weights that were measured, and the rows."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import fsspec
+from omegaconf import DictConfig
+
+from checkpoints.about import DISTILLED, likelihood, setting
+from data.fingerprints import Fingerprint
+from report.runs import NUMBERS
+from utils import ConfigError, first_line
+
+# ---------------------------------------------------------------- writing
+
+
+def check_path(path: Any, key: str) -> None:
+    """Refuses what cannot be the path of a file, before it takes hours to find out.
+
+    Raises:
+        ConfigError: If it is no text, a folder, or of an unknown kind of store.
+    """
+    try:
+        if isinstance(path, str) and path:
+            filesystem, inner = fsspec.core.url_to_fs(path)
+            if not filesystem.isdir(inner):
+                return
+        reason = "give a local or fsspec path of a file"
+    except (ValueError, ImportError) as error:
+        reason = first_line(error)
+    raise ConfigError(f"{key}={path!r} cannot be written: {reason}.")
+
+
+def origin(
+    config: DictConfig, checkpoint: Mapping[str, Any], has_ema: bool
+) -> dict[str, Any]:
+    """What the evaluated weights are, as plain data; None where a file does not say.
+
+    Args:
+        config: The run's config.
+        checkpoint: From `checkpoints.read_checkpoint`.
+        has_ema: Whether the model took EMA weights from it.
+    """
+    algo = setting(checkpoint, "algo.name")
+    says = checkpoint.get("likelihood")  # a folder may not know
+    is_known = isinstance(algo, str) and says in (None, likelihood(algo))
+    values = {
+        "path": config.eval.checkpoint_path,
+        "algo": algo,
+        "distilled": algo in DISTILLED if is_known else None,
+        "step": checkpoint.get("global_step"),
+        "update_teacher_every": setting(checkpoint, "algo.update_teacher_every"),
+        "teacher_ema": setting(checkpoint, "algo.teacher_ema"),
+        "weights": _weights(config, checkpoint, has_ema),
+    }
+    plain = (bool, int, str)
+    return {key: x if isinstance(x, plain) else None for key, x in values.items()}
+
+
+def _weights(config: DictConfig, checkpoint: Mapping[str, Any], has_ema: bool) -> Any:
+    """EMA or raw; of a Hugging Face folder what it says of itself."""
+    if has_ema:
+        return "raw" if config.eval.disable_ema else "EMA"
+    return checkpoint.get("weights") if "format" in checkpoint else "raw"
+
+
+def likelihood_record(
+    config: DictConfig,
+    results: Mapping[str, float],
+    fingerprint: Fingerprint,
+    expected: Fingerprint | None,
+    of_checkpoint: Mapping[str, Any],
+    of_documents: Mapping[str, int | None],
+) -> dict[str, Any]:
+    """The content of `eval.results_path`.
+
+    Args:
+        config: The run's config.
+        results: nll (nats per token), bpd (bits per token), ppl, and the standard
+            error of each under NAME_stderr.
+        fingerprint: Of the rows.
+        expected: Of the published data set's, where it is known.
+        of_checkpoint: From `origin`.
+        of_documents: How many the rows' source has, and the published one:
+            `documents` and `published_documents`; None: not known.
+    """
+    names = [*NUMBERS, *(f"{name}_stderr" for name in NUMBERS)]
+    data = config.data
+    return {
+        "mode": "ppl_eval",
+        "algo": config.algo.name,
+        "seed": config.seed,
+        "checkpoint": dict(of_checkpoint),
+        "data": {
+            "valid": data.valid,
+            "tokenizer": data.tokenizer_name_or_path,
+            "length": config.model.length,
+            "wrap": data.wrap,
+            "insert_valid_eos": data.insert_valid_eos,
+            "limit_val_batches": config.trainer.limit_val_batches,
+            **of_documents,
+            **fingerprint._asdict(),
+            "expected_sha256": None if expected is None else expected.sha256,
+        },
+        **{name: _finite(results[name]) for name in names},
+    }
+
+
+def _finite(x: float) -> float | None:
+    """JSON has no NaN; below two rows there is no standard error."""
+    return x if math.isfinite(x) else None

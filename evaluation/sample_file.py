@@ -1,0 +1,200 @@
+"""The JSON of `mode=sample_eval`, which survives an interruption.
+
+Every finished batch is a file of `<json>.parts/`; the JSON is made of these whenever
+ten seconds have passed, and at the end, when the folder goes.
+"""
+
+import json
+import math
+import time
+from typing import Any
+
+import fsspec
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from metrics.judge import TextScores
+from metrics.samples import mean_and_error
+from utils import ConfigError, path_exists, write_json
+
+REFRESH = 10.0  # seconds between two writings of the JSON
+DISTINCT = (1, 2, 3)  # n of distinct-n
+PER_SAMPLE = ("entropy", *(f"distinct_{n}" for n in DISTINCT), "evaluations")
+
+# What a run's samples depend on; a run goes on only where all of it is the same.
+SETTINGS = (
+    "algo",
+    "model",
+    "noise",
+    "seed",
+    "sampling",
+    "loader.eval_batch_size",
+    "trainer.precision",
+    "training.ema",
+    "training.loss_precision",
+    "data.tokenizer_name_or_path",
+    "data.vocab_size",
+    "eval.checkpoint_path",
+    "eval.disable_ema",
+    "eval.gen_ppl_eval_model_name_or_path",
+    "eval.perplexity_batch_size",
+    "eval.mauve_references",
+    "eval.ngram_order",
+)
+FILES = ("eval.checkpoint_path", "sampling.prompt_file")  # whose contents count
+_SHOWN_ONLY = ("num_sample_log",)
+
+
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    """The part of a config that samples and their numbers depend on, as plain data."""
+    settings = {}
+    for key in SETTINGS:
+        value = OmegaConf.select(config, key)
+        if OmegaConf.is_config(value):
+            value = OmegaConf.to_container(value, resolve=True)
+        settings[key] = value
+    for key in _SHOWN_ONLY:
+        settings["sampling"].pop(key)
+    for key in FILES:
+        path = OmegaConf.select(config, key)
+        if path and path_exists(path):
+            filesystem, inner = fsspec.core.url_to_fs(path)
+            info = filesystem.info(inner)
+            settings[f"{key} (bytes)"] = info.get("size")
+            settings[f"{key} (changed)"] = str(info.get("mtime", ""))
+    return json.loads(json.dumps(settings))
+
+
+class SampleFile:
+    """The JSON of a run of `mode=sample_eval`, and the finished batches behind it.
+
+    Args:
+        path: Local or fsspec path of the JSON.
+        settings: From `settings_of`.
+    """
+
+    def __init__(self, path: str, settings: dict[str, Any]) -> None:
+        self.path = path
+        self.parts = f"{path}.parts"
+        self._about = f"{self.parts}/settings.json"
+        self.settings = settings
+        self.num_batches: int = settings["sampling"]["num_sample_batches"]
+        self._read: dict[int, dict[str, Any]] = {}
+        self._written = time.monotonic()
+
+    def check(self) -> int:
+        """Says whether the path can be taken, or an interrupted run gone on with.
+
+        Returns:
+            How many batches are there already.
+
+        Raises:
+            ConfigError: If a finished file is there, one that is not ours, or the
+                beginning of a run with other settings.
+        """
+        where = f"eval.generated_samples_path={self.path!r}"
+        if not path_exists(self._about):
+            if path_exists(self.path):
+                raise ConfigError(
+                    f"{where} exists; it is not overwritten. Move it away or give "
+                    "another path."
+                )
+            return 0
+        with fsspec.open(self._about) as file:
+            there = json.load(file)
+        if there != self.settings:
+            changed = _first_difference(there, self.settings)
+            raise ConfigError(
+                f"{where} is an interrupted run with another {changed}; it is not "
+                f"overwritten. Give another path, or remove {self.parts}."
+            )
+        return len(self.done())
+
+    @rank_zero_only
+    def begin(self) -> None:
+        """Takes the path."""
+        write_json(self._about, self.settings)
+
+    @rank_zero_only
+    def interrupt(self) -> None:
+        """Leaves what there is, so that the same command goes on with it."""
+        if self.done():
+            self.write({"complete": False})
+        else:
+            self.close()
+
+    def done(self) -> set[int]:
+        """Indices of the finished batches."""
+        return {i for i in range(self.num_batches) if path_exists(self._part(i))}
+
+    def add(self, index: int, batch: dict[str, Any]) -> None:
+        """Keeps a finished batch."""
+        write_json(self._part(index), batch)
+        if time.monotonic() - self._written > REFRESH:
+            self.write({"complete": False})
+
+    @rank_zero_only
+    def write(self, numbers: dict[str, Any]) -> None:
+        """Writes the JSON of the batches so far."""
+        self._written = time.monotonic()
+        batches = self.batches()
+        lists = {key: [] for key in ("generated_seqs", "prompts", "sequence_lengths")}
+        for batch in batches:
+            for key in lists:
+                lists[key] += batch.get(key, [])
+        lists = {key: x for key, x in lists.items() if x or key == "generated_seqs"}
+        results = summarise(batches) | numbers
+        write_json(self.path, results | {"settings": self.settings} | lists)
+
+    def close(self) -> None:
+        """Drops the parts; the JSON holds them all."""
+        filesystem, inner = fsspec.core.url_to_fs(self.parts)
+        filesystem.rm(inner, recursive=True)
+
+    def batches(self) -> list[dict[str, Any]]:
+        """The finished batches, in order."""
+        for index in sorted(self.done() - self._read.keys()):
+            with fsspec.open(self._part(index)) as file:
+                self._read[index] = json.load(file)
+        return [self._read[index] for index in sorted(self._read)]
+
+    def _part(self, index: int) -> str:
+        return f"{self.parts}/batch_{index:06d}.json"
+
+
+def summarise(batches: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over samples, each with its standard error, as the JSON has them."""
+    results: dict[str, Any] = {"generative_ppl": None, "generative_ppl_stderr": None}
+    scored = [batch for batch in batches if "nll" in batch]
+    if scored:
+        columns = ("nll", "num_tokens")
+        sums = ([x for batch in scored for x in batch[name]] for name in columns)
+        judged = TextScores(*map(torch.tensor, sums)).perplexity()
+        if judged is not None:
+            ppl, error = judged
+            results["generative_ppl"] = ppl
+            results["generative_ppl_stderr"] = error if error == error else None
+    for name in PER_SAMPLE:
+        values = [x for batch in batches for x in batch[name]]
+        pair = mean_and_error(values) if values else (None, None)
+        results[name], results[f"{name}_stderr"] = pair
+    ngram_nll = [x for batch in batches for x in batch.get("ngram_nll", [])]
+    nll, error = mean_and_error(ngram_nll) if ngram_nll else (None, None)
+    results["ngram_ppl"] = None if nll is None else math.exp(nll)
+    results["ngram_ppl_stderr"] = None if error is None else math.exp(nll) * error
+    count = sum(len(batch["generated_seqs"]) for batch in batches)
+    seconds = sum(batch["seconds"] / batch["devices"] for batch in batches)
+    results["num_samples"] = count
+    results["samples_per_second"] = count / seconds if seconds else None
+    return results
+
+
+def _first_difference(one: Any, other: Any, key: str = "") -> str:
+    """The first key under which two settings differ, with both values."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for name in sorted(one.keys() | other.keys()):
+            if one.get(name) != other.get(name):
+                inner = f"{key}.{name}" if key else name
+                return _first_difference(one.get(name), other.get(name), inner)
+    return f"{key} ({one!r} there, {other!r} now)"

@@ -1,0 +1,239 @@
+"""`mode=sample_eval`: samples of a checkpoint, batch by batch, over devices, judged and
+kept in a JSON (`sample_file.py`).
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig
+from torch.utils.data import DataLoader
+
+from checkpoints.reading import read_evaluated
+from cli.checks import prepare
+from data.files import find_files, read_texts
+from data.tokenizers import get_tokenizer
+from dataloader import DataModule
+from evaluation.records import origin
+from evaluation.sample_file import DISTINCT, SampleFile, settings_of, summarise
+from metrics.judge import GenerativePerplexity, mauve_score, require_mauve
+from metrics.ngrams import NGramModel
+from metrics.samples import distinct_n, sample_entropy
+from models.device import device_of
+from report.console import report_samples, report_sampling
+from sampling.prompts import Prompt, given_tokens, read_prompts
+from sampling.registry import build_sampler
+from trainer_base import TrainerBase
+from training.trainer import build_trainer
+from utils import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+def sample_eval(config: DictConfig) -> dict[str, Any]:
+    """Draws samples from a checkpoint, judges them, writes them as JSON."""
+    order = config.eval.ngram_order
+    algorithm = prepare(config, splits=("train",) if order else ())
+    file = SampleFile(config.eval.generated_samples_path, settings_of(config))
+    if num_done := file.check():
+        log.info("going on with %s: %d batches are there", file.path, num_done)
+    checkpoint = read_evaluated(config)
+    references = mauve_references(config)
+    judge = load_judge(config, algorithm)
+    tokenizer = get_tokenizer(config)
+    model = algorithm(config, tokenizer)
+    model.load_weights(checkpoint, "eval.checkpoint_path")
+    prompts = read_prompts(config, tokenizer, model.sampler.length(model.num_tokens))
+    ngrams = None
+    if order:
+        rows = DataModule(config, tokenizer, model.mask_index).load("train").ids
+        ngrams = NGramModel(rows, order, model.vocab_size)
+    drawing = Drawing(model, file, judge, prompts, ngrams)
+    trainer = build_trainer(config, callbacks=[], logger=[])
+    log.info("categorical draws in %s", model.sampler.draw_dtype(device_of(config)))
+    file.begin()
+    try:
+        with model.eval_weights():
+            trainer.predict(drawing, return_predictions=False)
+    except BaseException:
+        file.interrupt()
+        raise
+    trainer.strategy.barrier()  # every rank's batches are there
+    about = origin(config, checkpoint, model.ema is not None)
+    return finish_samples(drawing, references, about)
+
+
+@rank_zero_only
+def finish_samples(
+    drawing: "Drawing", references: list[str], about: dict[str, Any]
+) -> dict[str, Any]:
+    """The whole JSON, `about` the checkpoint included, and a report of it."""
+    file, judge, config = drawing.file, drawing.judge, drawing.model.config
+    batches = file.batches()
+    texts = [text for batch in batches for text in batch["generated_seqs"]]
+    results = summarise(batches)
+    if references and judge is not None:
+        file.write({"complete": False})  # before what may take long
+        plain = [without_marks(text, drawing.model.tokenizer) for text in texts]
+        features = (judge.features(x) for x in (references, plain))
+        results["mauve"] = mauve_score(*features, seed=config.seed)
+    file.write(results | {"checkpoint": about, "complete": True})
+    file.close()
+    report_samples(texts[: config.sampling.num_sample_log])
+    report_sampling(config, results)
+    return results
+
+
+def load_judge(
+    config: DictConfig, algorithm: type[TrainerBase]
+) -> GenerativePerplexity | None:
+    """The model that scores samples, or None where it is off or cannot be had.
+
+    Raises:
+        ConfigError: If it cannot be had, but is asked for: by
+            `eval.compute_generative_perplexity` or `eval.mauve_references`.
+    """
+    name = config.eval.gen_ppl_eval_model_name_or_path
+    if name is None:
+        return None
+    try:
+        return GenerativePerplexity(
+            name,
+            batch_size=config.eval.perplexity_batch_size,
+            max_length=build_sampler(config, algorithm).length(config.model.length),
+            device=device_of(config),
+        )
+    except ConfigError as error:
+        wanted = config.eval.mauve_references is not None
+        if wanted or config.eval.compute_generative_perplexity:
+            raise
+        log.warning("%s Going on without it.", error)
+        return None
+
+
+def mauve_references(config: DictConfig) -> list[str]:
+    """Texts of `eval.mauve_references`; none if it is not set."""
+    path, key = config.eval.mauve_references, "eval.mauve_references"
+    if path is None:
+        return []
+    if config.eval.gen_ppl_eval_model_name_or_path is None:
+        raise ConfigError(
+            f"{key}={path!r} needs eval.gen_ppl_eval_model_name_or_path, whose hidden "
+            "states are compared."
+        )
+    require_mauve()
+    texts = read_texts(find_files(path, key), key, "text", config.data.cache_dir)
+    if ".txt" in Path(path).suffixes:  # one a line
+        texts = [line for text in texts for line in text.splitlines() if line.strip()]
+    return texts
+
+
+class Drawing(lightning.LightningModule):
+    """Draws, judges and keeps batches, each rank its share.
+
+    Args:
+        model: With its weights, in evaluation mode.
+        file: Where batches go.
+        judge: Scores texts, or None.
+        prompts: Sample i starts from prompt i mod their number; none: from nothing.
+        ngrams: Scores tokens, or None.
+    """
+
+    def __init__(
+        self,
+        model: TrainerBase,
+        file: SampleFile,
+        judge: GenerativePerplexity | None,
+        prompts: list[Prompt],
+        ngrams: NGramModel | None = None,
+    ) -> None:
+        super().__init__()
+        # Fewer batches than ranks, or what an interruption left of them.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.model = model
+        self.file = file
+        self.judge = judge
+        self.ngrams = ngrams
+        self.prompts = prompts
+        self.batch_size: int = model.config.loader.eval_batch_size
+        total = self.batch_size * file.num_batches
+        if len(prompts) > total:
+            raise ConfigError(
+                f"sampling.prompt_file holds {len(prompts)} prompts, but "
+                "sampling.num_sample_batches x loader.eval_batch_size is "
+                f"{file.num_batches} x {self.batch_size} = {total}: raise one of them."
+            )
+
+    def predict_dataloader(self) -> DataLoader:
+        """Indices of this rank's batches that are not there yet."""
+        mine = range(self.global_rank, self.file.num_batches, self.trainer.world_size)
+        return DataLoader(sorted(set(mine) - self.file.done()), batch_size=None)
+
+    def on_predict_start(self) -> None:
+        if self.judge is not None:
+            self.judge.to(self.device)
+
+    def predict_step(self, index: int) -> int:
+        batch = self.draw(int(index))
+        texts = batch["generated_seqs"]
+        if self.judge is not None:
+            scores = self.judge.score([self._judged(text) for text in texts])
+            batch |= {name: x.tolist() for name, x in scores._asdict().items()}
+        self.file.add(int(index), batch)
+        return index
+
+    def draw(self, index: int) -> dict[str, Any]:
+        """Samples of one batch with their numbers, as plain data."""
+        model, start = self.model, time.perf_counter()
+        prompts = list(self._prompts_of(index))
+        length = model.sampler.length(model.num_tokens)
+        bos = model.tokenizer.bos_token_id
+        samples = model.generate_samples(
+            self.batch_size,
+            model.generator("sample_eval", index),
+            given=given_tokens(prompts, bos, length) if prompts else None,
+            show_progress=self.global_rank == 0,
+        )
+        x = samples.tokens.cpu()  # waits for the device
+        batch = {
+            "seconds": time.perf_counter() - start,
+            "devices": self.trainer.world_size,
+            "generated_seqs": model.tokenizer.batch_decode(x),
+            "evaluations": samples.evaluations.tolist(),
+            "entropy": sample_entropy(x).tolist(),
+        }
+        for n in DISTINCT:
+            batch[f"distinct_{n}"] = distinct_n(x, n).tolist()
+        if self.ngrams is not None:
+            nll = self.ngrams.nll(x.numpy())
+            batch["ngram_nll"] = nll.mean(axis=1).tolist()
+        if prompts:
+            batch["prompts"] = [prompt.text for prompt in prompts]
+        if model.config.sampling.semi_ar:
+            ends = (x[:, 1:] == model.tokenizer.eos_token_id).long()
+            no_end = ends.sum(dim=-1) == 0
+            lengths = ends.argmax(dim=-1).masked_fill(no_end, x.shape[1] - 1)
+            batch["sequence_lengths"] = lengths.tolist()
+        return batch
+
+    def _prompts_of(self, index: int) -> Iterator[Prompt]:
+        for sample in range(index * self.batch_size, (index + 1) * self.batch_size):
+            if self.prompts:
+                yield self.prompts[sample % len(self.prompts)]
+
+    def _judged(self, text: str) -> str:
+        """What the judge reads: of long texts of windows, without end marks."""
+        if not self.model.config.sampling.semi_ar:
+            return text
+        return without_marks(text, self.model.tokenizer)
+
+
+def without_marks(text: str, tokenizer: Any) -> str:
+    """A text without the names of bos and eos."""
+    for mark in {tokenizer.bos_token, tokenizer.eos_token}:
+        text = text.replace(mark, "")
+    return text

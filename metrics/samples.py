@@ -1,0 +1,49 @@
+"""Numbers of samples that need no judge: entropy, distinct n-grams, means.
+
+Units: nats unless a name says bits.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.device import wide_dtype
+
+
+def sample_entropy(x: Tensor) -> Tensor:
+    """Entropy of each sample's own token histogram, (N, L) -> (N,), nats.
+
+    Low values betray repetitive samples, which a judge model scores too well.
+    """
+    _, num_tokens = x.shape
+    entropies = []
+    for sample in x:
+        _, counts = sample.unique(return_counts=True)
+        p = counts.to(wide_dtype(x.device)) / num_tokens
+        entropies.append(-(p * p.log()).sum())
+    return torch.stack(entropies)
+
+
+def distinct_n(x: Tensor, n: int) -> Tensor:
+    """Share of different n-grams among a sample's n-grams, (N, L) -> (N,).
+
+    1 without any repetition. Within each sample, so that it does not depend on how
+    many samples there are.
+
+    Reference: Li et al., diversity-promoting objective (arXiv:1510.03055), distinct-n.
+    """
+    shares = [
+        len(sample.unfold(0, n, 1).unique(dim=0)) / (len(sample) - n + 1)
+        for sample in x
+    ]
+    return torch.tensor(shares, dtype=torch.float64)
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error; the latter None below two values."""
+    x = np.asarray(values, dtype=np.float64)
+    error = float(x.std(ddof=1) / math.sqrt(len(x))) if len(x) > 1 else None
+    return float(x.mean()), error

@@ -1,0 +1,83 @@
+"""Tables and samples on the screen."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+from rich.tree import Tree
+
+from utils import path_exists, whole_file
+
+console = Console()
+
+
+@rank_zero_only
+def report_config(config: DictConfig) -> None:
+    """Prints the composed config as a tree and saves it as config_tree.txt."""
+    tree = Tree("config")
+    for key in config:
+        value = config[key]
+        if OmegaConf.is_config(value):
+            text = OmegaConf.to_yaml(value, resolve=True).rstrip()
+            tree.add(key).add(escape(text))
+        else:
+            tree.add(escape(f"{key}: {value}"))
+    console.print(tree)
+    with whole_file(f"{config.checkpointing.save_dir}/config_tree.txt", "w") as file:
+        Console(file=file, width=100).print(tree)
+
+
+def report_lines(lines: Mapping[str, str]) -> None:
+    table = Table("what", Column("value", overflow="fold"))
+    for name, value in lines.items():
+        table.add_row(name, escape(value))
+    console.print(table)
+
+
+@rank_zero_only
+def report_samples(texts: list[str]) -> None:
+    for index, text in enumerate(texts):
+        console.rule(f"sample {index + 1}")
+        console.print(text, markup=False, highlight=False)
+
+
+def report_sampling(config: DictConfig, results: dict[str, Any]) -> None:
+    """A table of what samples are worth and what they cost."""
+    title = f"{results['num_samples']} samples, {config.sampling.predictor}"
+    columns = ("metric", Column("value", overflow="fold"), "standard error")
+    table = Table(*columns, title=title, min_width=len(title) + 2)
+    hidden = ["complete", "num_samples"]
+    if results.get("ngram_ppl") is None:
+        hidden.append("ngram_ppl")
+    elif results["generative_ppl"] is None:
+        hidden.append("generative_ppl")
+    for name, value in results.items():
+        if name.endswith("_stderr") or name in hidden:
+            continue
+        cells = (value, results.get(f"{name}_stderr"))
+        table.add_row(name, *("-" if x is None else f"{x:.4f}" for x in cells))
+    path = config.eval.generated_samples_path
+    table.add_row("file", escape(path), "")
+    console.print(table)
+
+
+@rank_zero_only
+def report_files(config: DictConfig, trainer: lightning.Trainer) -> None:
+    """Where the run left its files."""
+    save_dir = config.checkpointing.save_dir
+    where = Column("where", overflow="fold")  # a cut path is of no use
+    table = Table("what", where, title="files of this run")
+    table.add_row("checkpoints", escape(f"{save_dir}/checkpoints"))
+    table.add_row("config", escape(f"{save_dir}/config_tree.txt"))
+    for logger in trainer.loggers:
+        folder = logger.log_dir if isinstance(logger, CSVLogger) else logger.save_dir
+        table.add_row(f"{type(logger).__name__} log", escape(f"{folder}"))
+    if path_exists(f"{save_dir}/samples"):
+        table.add_row("samples", escape(f"{save_dir}/samples"))
+    console.print(table)

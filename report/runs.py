@@ -1,0 +1,200 @@
+"""Evaluations as files: what reports read of the JSON of `mode=ppl_eval` and of
+`mode=sample_eval`.
+
+A file is data of unknown origin: every field that is used has its type checked.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import fsspec
+
+from utils import ConfigError, first_line
+
+log = logging.getLogger(__name__)
+NUMBERS = ("nll", "bpd", "ppl")
+LARGEST = 1e300  # of a number that is taken for a measurement
+
+
+# ---------------------------------------------------------------- reading
+
+
+class Evaluation(NamedTuple):
+    """One file."""
+
+    path: str
+    mode: str  # ppl_eval | sample_eval
+    numbers: dict[str, tuple[float, float | None]]  # with standard errors
+    settings: dict[str, Any]  # by the names in `FIELDS`
+    model: str | None = None  # what the user calls it
+
+
+_TEXT, _WHOLE, _FLAG = (str,), (int,), (bool,)
+_NONE = (type(None),)
+_CHECKPOINT = {
+    "weights": (("checkpoint", "weights"), _TEXT + _NONE),
+    "trained_as": (("checkpoint", "algo"), _TEXT + _NONE),
+    "distilled": (("checkpoint", "distilled"), _FLAG + _NONE),
+    "step": (("checkpoint", "step"), _WHOLE + _NONE),
+    "round_steps": (("checkpoint", "update_teacher_every"), _WHOLE + _NONE),
+    "teacher_ema": (("checkpoint", "teacher_ema"), _FLAG + _NONE),
+}
+# By mode: name -> (where it is, its types).
+FIELDS = {
+    "ppl_eval": {
+        "algo": (("algo",), _TEXT),
+        "seed": (("seed",), _WHOLE),
+        "checkpoint": (("checkpoint", "path"), _TEXT),
+        **_CHECKPOINT,
+        "valid": (("data", "valid"), _TEXT),
+        "tokenizer": (("data", "tokenizer"), _TEXT),
+        "length": (("data", "length"), _WHOLE),
+        "wrap": (("data", "wrap"), _FLAG),
+        "insert_valid_eos": (("data", "insert_valid_eos"), _FLAG),
+        "limit_val_batches": (("data", "limit_val_batches"), (int, float, *_NONE)),
+        "documents": (("data", "documents"), _WHOLE + _NONE),
+        "published_documents": (("data", "published_documents"), _WHOLE + _NONE),
+        "rows": (("data", "rows"), _WHOLE),
+        "tokens": (("data", "tokens"), _WHOLE),
+        "sha256": (("data", "sha256"), _TEXT),
+        "expected_sha256": (("data", "expected_sha256"), _TEXT + _NONE),
+    },
+    "sample_eval": {
+        "algo": (("settings", "algo", "name"), _TEXT),
+        "seed": (("settings", "seed"), _WHOLE),
+        "checkpoint": (("settings", "eval.checkpoint_path"), _TEXT),
+        **_CHECKPOINT,
+        "tokenizer": (("settings", "data.tokenizer_name_or_path"), _TEXT),
+        "length": (("settings", "model", "length"), _WHOLE),
+        "judge": (("settings", "eval.gen_ppl_eval_model_name_or_path"), _TEXT + _NONE),
+        "steps": (("settings", "sampling", "steps"), _WHOLE),
+        "predictor": (("settings", "sampling", "predictor"), _TEXT),
+        "noise_removal": (("settings", "sampling", "noise_removal"), _TEXT + _FLAG),
+        "use_float64": (("settings", "sampling", "use_float64"), _FLAG),
+        "p_nucleus": (("settings", "sampling", "p_nucleus"), (int, float)),
+        "semi_ar": (("settings", "sampling", "semi_ar"), _FLAG),
+        "prompt": (("settings", "sampling", "prompt"), _TEXT + _NONE),
+        "prompt_file": (("settings", "sampling", "prompt_file"), _TEXT + _NONE),
+        "infill": (("settings", "sampling", "infill"), _TEXT + _NONE),
+        "samples": (("num_samples",), _WHOLE),
+        "complete": (("complete",), _FLAG),
+    },
+}
+# By mode: metric -> its name in the file; a standard error is under NAME_stderr.
+METRICS = {
+    "ppl_eval": {"ppl": "ppl"},
+    "sample_eval": {"ppl": "generative_ppl", "entropy": "entropy"},
+}
+
+
+def read_runs(runs: Sequence[tuple[str | None, str]]) -> list[Evaluation]:
+    """The evaluations that `report.runs` names, each once.
+
+    Args:
+        runs: (what the user calls the model, or None; file, glob or folder). Folders
+            are searched to any depth; other JSON there is passed over. Local or fsspec.
+
+    Raises:
+        ConfigError: If an entry leads to no evaluation, or names a file that is none.
+    """
+    found: dict[str, Evaluation] = {}
+    for model, path in runs:
+        where = f"report.runs={path!r}"
+        here = dict(_evaluations(path, where))
+        if not here:
+            raise ConfigError(
+                f"{where}: no likelihood.json of mode=ppl_eval and no samples.json of "
+                "mode=sample_eval is there."
+            )
+        found |= {key: one._replace(model=model) for key, one in here.items()}
+    return list(found.values())
+
+
+def _evaluations(path: str, where: str) -> Iterator[tuple[str, Evaluation]]:
+    filesystem, inner = fsspec.core.url_to_fs(path)
+    is_folder = filesystem.isdir(inner)
+    pattern = f"{inner.rstrip('/')}/**/*.json" if is_folder else inner
+    names = [inner] if filesystem.isfile(inner) else filesystem.glob(pattern)
+    for name in sorted(names):
+        if filesystem.isdir(name) or (is_folder and ".json.parts/" in name):
+            continue
+        full = filesystem.unstrip_protocol(name) if "://" in path else name
+        try:
+            content = _read(full)
+        except (OSError, ValueError, RecursionError) as error:
+            line = f"{where}: {full} cannot be read ({first_line(error)})."
+            if not is_folder:
+                raise ConfigError(line) from None
+            log.warning("%s Passed over.", line)
+            continue
+        if mode := _mode(content):
+            yield full, evaluation(full, mode, content)
+        elif not is_folder:
+            raise ConfigError(
+                f"{where}: {full} is neither of mode=ppl_eval nor of mode=sample_eval."
+            )
+
+
+def _read(path: str) -> Any:
+    def refuse(name: str) -> None:
+        raise ValueError(f"it holds {name}")
+
+    with fsspec.open(path, "r", encoding="utf-8") as file:
+        return json.load(file, parse_constant=refuse)
+
+
+def _mode(content: Any) -> str | None:
+    """The mode that wrote a file's content; None: neither."""
+    if not isinstance(content, dict):
+        return None
+    if content.get("mode") == "ppl_eval":
+        return "ppl_eval"
+    return "sample_eval" if {"settings", "generated_seqs"} <= content.keys() else None
+
+
+def evaluation(path: str, mode: str, content: Mapping[str, Any]) -> Evaluation:
+    """What reports need of a file's content.
+
+    Raises:
+        ConfigError: If a field is missing or of another type.
+    """
+    settings = {
+        name: _field(content, keys, types, path)
+        for name, (keys, types) in FIELDS[mode].items()
+    }
+    numbers = {}
+    for metric, name in METRICS[mode].items():
+        value = _number(content, name, path)
+        if value is not None:
+            numbers[metric] = value, _number(content, f"{name}_stderr", path)
+    return Evaluation(path, mode, numbers, settings)
+
+
+def _field(
+    content: Any, keys: Sequence[str], types: tuple[type, ...], path: str
+) -> Any:
+    """The value under nested keys; missing ones are null."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, dict) else None
+    if type(content) not in types:
+        names = " or ".join(kind.__name__ for kind in types if kind not in _NONE)
+        value = f"{'.'.join(keys)}={_shown(content)}"
+        raise ConfigError(f"{path} is no evaluation: {value} is no {names}.")
+    return content
+
+
+def _number(content: Mapping[str, Any], name: str, path: str) -> float | None:
+    value = _field(content, (name,), (int, float, *_NONE), path)
+    if value is None:
+        return None
+    if not 0 <= value < LARGEST:  # 1e999 is read as infinity
+        shown = _shown(value)
+        raise ConfigError(f"{path} is no evaluation: {name}={shown} is out of range.")
+    return float(value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."

@@ -1,0 +1,1 @@
+"""Prior -> step -> sample: how tokens are drawn from what a model believes."""

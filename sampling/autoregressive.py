@@ -1,0 +1,97 @@
+"""Samplers from left to right: token by token, or window by window.
+
+Shapes: B batch, L length, K vocabulary, D hidden size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.attention import KVCache
+from sampling.categorical import nucleus
+from sampling.prompts import Given
+from sampling.reverse_process import Chain, Samples
+from sampling.sampler import Sampler
+
+
+class AutoRegressive(Sampler):
+    """Token by token from bos, with a cache of keys and values.
+
+    `sampling.steps` and noise removal do not apply.
+    """
+
+    @classmethod
+    def fits(cls, algorithm: type) -> bool:
+        return algorithm.is_autoregressive
+
+    def run(self, chain: Chain, xt: Tensor, num_steps: int) -> Tensor:
+        model, length = chain.model, xt.shape[1]
+        x = xt.clone()
+        given = (~chain.free).all(dim=0).long().cumprod(dim=0).sum()
+        start = int(given)  # what every sequence begins with goes in at once
+        cache, new = KVCache(length), x[:, :start]
+        for position in chain.progress(range(start, length)):
+            hidden = model.hidden(new, cache)[:, -1]  # (B, D)
+            drawn = [self._draw(chain, rows) for rows in hidden.split(chain.chunk)]
+            free = chain.free[:, position]
+            x[:, position] = torch.where(free, torch.cat(drawn), x[:, position])
+            new = x[:, position : position + 1]
+        chain.evaluations += length - start
+        return x
+
+    def _draw(self, chain: Chain, hidden: Tensor) -> Tensor:
+        """Next tokens, (n, D) -> (n,)."""
+        logits = self.widen(chain.model.logits_for_loss(hidden))
+        probs = chain.model.process_logits(logits).exp()
+        return self.draw(nucleus(probs, self.p_nucleus), chain.generator)
+
+
+class SemiAutoRegressive:
+    """Windows from left to right: each keeps the last L - S tokens of the one before
+    and draws S new ones, K = `sampling.num_strides` times after the first window.
+
+    Nothing that was drawn is drawn again; samples have L + K S tokens.
+
+    Args:
+        sampler: Draws a window, given its left part.
+        stride: S, with 0 < S < L.
+        num_strides: K.
+
+    Reference: MDLM (arXiv:2406.07524), semi-autoregressive generation; SSD-LM.
+    """
+
+    def __init__(self, sampler: Sampler, stride: int, num_strides: int) -> None:
+        self.sampler = sampler
+        self.stride = stride
+        self.num_strides = num_strides
+
+    def length(self, num_tokens: int) -> int:
+        return num_tokens + self.num_strides * self.stride
+
+    def draw_dtype(self, device: torch.device) -> torch.dtype:
+        return self.sampler.draw_dtype(device)
+
+    def __call__(
+        self,
+        model: Any,
+        num_samples: int,
+        *,
+        given: Given | None = None,
+        **options: Any,
+    ) -> Samples:
+        """Draws samples; arguments as for `Sampler`, `given` of (B, L + K S)."""
+        L, S = model.num_tokens, self.stride
+        if given is None:
+            length = self.length(L)
+            given = Given.nothing(num_samples, length, model.device)
+        given = given.to(model.device)
+        tokens, evaluations = given.tokens.clone(), 0
+        known = given.known.clone()
+        for start in range(0, self.num_strides * S + 1, S):
+            window = Given(tokens, known).window(start, L)
+            samples = self.sampler(model, num_samples, given=window, **options)
+            tokens[:, start : start + L] = samples.tokens
+            known[:, start : start + L] = True
+            evaluations = evaluations + samples.evaluations
+        return Samples(tokens, evaluations)

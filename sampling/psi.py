@@ -1,0 +1,216 @@
+"""Times and mixing weights of the psi sampler: what `sampling.psi.*` means.
+
+A run of N steps has N + 1 times in three phases, high, middle and low noise, of
+round(high_frac (N + 1)), round(middle_frac (N + 1)) and the remaining number of times.
+`time_profile` places the times, and each phase has a mode that gives every step its
+kappa: 1 is the posterior alone, 0 the forward-noised prediction alone.
+
+Reference: Psi-samplers, DUO chapter II (arXiv:2602.21185); the ReMDM rates are of
+arXiv:2503.00307.
+"""
+
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from models.noise import Noise
+from sampling.predictors import Ancestral
+from sampling.reverse_process import Chain, Step
+from sampling.sampler import TIME_EPS
+from utils import ConfigError, choose
+
+PHASES = ("high", "middle", "low")
+_NUMBER = r"\d*\.?\d+(?:e[+-]?\d+)?"
+
+
+class KappaRule(NamedTuple):
+    """A phase's mode, taken apart: "max-capped-0.01" is ("max-capped", 0.01)."""
+
+    kind: str
+    eta: float | None = None
+
+    @property
+    def follows_schedule(self) -> bool:
+        """Whether kappa depends on the signal levels: the last of a phase is then 1."""
+        return self.kind in REMDM_SIGMA
+
+    @classmethod
+    def parse(cls, mode: str, key: str) -> "KappaRule":
+        """Takes a mode apart.
+
+        Raises:
+            ConfigError: If it is none, or its number is out of range.
+        """
+        found = re.fullmatch(rf"([a-z-]+?)(?:-({_NUMBER}))?", str(mode))
+        kind, number = found.groups() if found else (mode, None)
+        takes_number = choose(MODES, kind, key)
+        if takes_number != (number is not None):
+            form = f"{kind}-ETA, such as {kind}-0.01" if takes_number else kind
+            raise ConfigError(f"{key}={mode!r}: write {form}.")
+        eta = float(number) if number else None
+        if kind == "constant" and eta > 1:
+            raise ConfigError(f"{key}={mode!r}: kappa is at most 1.")
+        return cls(kind, eta)
+
+
+# ReMDM's remasking rate sigma_t, by kind: (eta, (1 - alpha_s) / alpha_t) -> sigma_t.
+REMDM_SIGMA: dict[str, Callable[[float, Tensor], Tensor]] = {
+    "constant-remdm": lambda eta, limit: torch.full_like(limit, eta),
+    "max-capped": lambda eta, limit: limit.clamp(max=eta),
+    "max-rescale": lambda eta, limit: eta * limit.clamp(max=1),
+}
+# Every kind of mode, and whether it takes a number.
+MODES = {
+    "pure-posterior": False,
+    "pure-pc": False,
+    "constant": True,
+    **dict.fromkeys(REMDM_SIGMA, True),
+}
+
+
+class PsiSchedule:
+    """Times and kappas of a run.
+
+    Args:
+        config: `config.sampling.psi`.
+        rescales_twice: Whether "max-rescale-ETA" means ETA min(ETA, (1 - alpha_s) /
+            alpha_t), as in the code that made the published psi samples, instead of
+            ETA min(1, (1 - alpha_s) / alpha_t), as ReMDM defines it.
+
+    Raises:
+        ConfigError: If a profile, a mode or a fraction makes no sense.
+    """
+
+    def __init__(self, config: DictConfig, rescales_twice: bool = False) -> None:
+        profile = re.fullmatch(
+            rf"linear(?:-constant-linear-({_NUMBER})(-inv)?)?", str(config.time_profile)
+        )
+        if profile is None:
+            raise ConfigError(
+                f"sampling.psi.time_profile={config.time_profile!r}: write linear, "
+                "linear-constant-linear-T (T a time) or linear-constant-linear-A-inv "
+                "(A a signal level)."
+            )
+        level, inverse = profile.groups()
+        self.plateau = float(level) if level else None
+        self.plateau_is_alpha = inverse is not None
+        if self.plateau is not None and not 0 < self.plateau < 1:
+            raise ConfigError(
+                f"sampling.psi.time_profile={config.time_profile!r}: the number is "
+                "between 0 and 1."
+            )
+        self.high_frac, self.middle_frac = config.high_frac, config.middle_frac
+        if self.high_frac + self.middle_frac > 1:
+            raise ConfigError(
+                f"sampling.psi.high_frac={self.high_frac} and middle_frac="
+                f"{self.middle_frac} add up to more than 1."
+            )
+        self.rules = [
+            KappaRule.parse(config[f"{phase}_mode"], f"sampling.psi.{phase}_mode")
+            for phase in PHASES
+        ]
+        self.rescales_twice = rescales_twice
+
+    def phase_sizes(self, num_steps: int) -> tuple[int, int, int]:
+        """How many of the num_steps + 1 times each phase has."""
+        num_times = num_steps + 1
+        high = round(self.high_frac * num_times)
+        middle = min(round(self.middle_frac * num_times), num_times - high)
+        return high, middle, num_times - high - middle
+
+    def times(self, noise: Noise, num_steps: int, time_eps: float) -> Tensor:
+        """Times from 1 down to time_eps, (num_steps + 1,) float64.
+
+        With a plateau they fall from 1 to it, stay, and fall to time_eps; without a
+        high phase they begin at it.
+        """
+        if self.plateau is None:
+            return torch.linspace(1, time_eps, num_steps + 1, dtype=torch.float64)
+        plateau = torch.tensor(self.plateau, dtype=torch.float64)
+        if self.plateau_is_alpha:
+            plateau = noise.inverse(plateau)
+        high, middle, low = self.phase_sizes(num_steps)
+        return torch.cat(
+            [
+                torch.linspace(1, float(plateau), high, dtype=torch.float64),
+                plateau.expand(middle),
+                torch.linspace(float(plateau), time_eps, low, dtype=torch.float64),
+            ]
+        )
+
+    def kappas(self, alphas: Tensor) -> list[float]:
+        """The weight of the posterior in the step from each time.
+
+        Args:
+            alphas: Signal levels of the times, (num_steps + 1,) float64.
+        """
+        phases = alphas.split(self.phase_sizes(len(alphas) - 1))
+        pairs = zip(self.rules, phases, strict=True)
+        return [kappa for rule, phase in pairs for kappa in self._phase(rule, phase)]
+
+    def _phase(self, rule: KappaRule, alphas: Tensor) -> list[float]:
+        if not rule.follows_schedule:
+            constant = {"pure-posterior": 1.0, "pure-pc": 0.0, "constant": rule.eta}
+            return [constant[rule.kind]] * len(alphas)
+        kappas = []
+        for alpha_t, alpha_s in pairwise(alphas):
+            limit = (1 - alpha_s) / alpha_t
+            if self.rescales_twice and rule.kind == "max-rescale":
+                limit = limit.clamp(max=rule.eta)
+            sigma_t = REMDM_SIGMA[rule.kind](rule.eta, limit)
+            kappas.append(float((1 - sigma_t / (1 - alpha_s)).clamp(0, 1)))
+        return kappas + [1.0] * (len(alphas) > 0)
+
+
+class Psi(Ancestral):
+    """Predictor-corrector: with weight kappa the posterior, else a prediction of x_0
+    noised again up to s.
+
+        kappa q(x_s | x_t, x_theta)
+          + (1 - kappa) sum_x0 q(x_s | x_0) q(x_0 | x_t, x_theta)
+
+    Reference: Psi-samplers, DUO chapter II (arXiv:2602.21185); `psi.PsiSchedule` has
+    times and kappas.
+    """
+
+    def __init__(self, config: DictConfig, compat: str = "paper") -> None:
+        super().__init__(config, compat)
+        self.schedule = PsiSchedule(config.psi, rescales_twice=compat == "reference")
+
+    def time_grid(self, noise: Any, num_steps: int) -> Tensor:
+        return self.schedule.times(noise, num_steps, TIME_EPS)
+
+    def plan(self, noise: Any, num_steps: int) -> list[Step]:
+        alphas = noise(self.time_grid(noise, num_steps)).alpha_t
+        # The last kappa would belong to a step from the last time.
+        pairs = zip(pairwise(alphas), self.schedule.kappas(alphas)[:-1], strict=True)
+        return [Step(*levels, kappa) for levels, kappa in pairs]
+
+    def step(self, chain: Chain, xt: Tensor, step: Step) -> Tensor:
+        if step.kappa == 1:
+            return super().step(chain, xt, step)
+        if self.is_dense(chain.model):
+            return self._dense_step(chain, xt, step)
+        corrects = chain.free & (chain.uniform(xt.shape) >= step.kappa)
+        is_noise = corrects & (chain.uniform(xt.shape) < 1 - step.alpha_s)
+        # A prediction that is noised away need not be made.
+        alpha_s = torch.where(corrects, 1.0, step.alpha_s)  # (B, L)
+        xs = self.reverse(chain, xt, step.alpha_t, alpha_s, chain.free & ~is_noise)
+        noise = chain.model.noise_tokens(xt.shape, chain.generator)
+        return torch.where(is_noise, noise, xs)
+
+    def _dense_step(self, chain: Chain, xt: Tensor, step: Step) -> Tensor:
+        model, (alpha_t, alpha_s, kappa) = chain.model, step
+
+        def mixture(x_theta: Tensor, *, alpha_s: Tensor, **levels: Tensor) -> Tensor:
+            clean = torch.ones_like(alpha_s)
+            x0 = model.posterior(x_theta, alpha_s=clean, **levels)
+            posterior = model.posterior(x_theta, alpha_s=alpha_s, **levels)
+            return kappa * posterior + (1 - kappa) * model.marginal(x0, alpha_s)
+
+        return self.reverse_dense(chain, xt, alpha_t, alpha_s, chain.free, mixture)

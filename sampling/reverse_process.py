@@ -1,0 +1,146 @@
+"""The reverse process of one call of a sampler: which positions may change, the network
+evaluated only where it is asked for, and how often that was.
+
+Shapes: B batch, L length, K vocabulary, D hidden size, n tokens of a chunk.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from models.device import wide_dtype
+from models.head import chunk_size
+
+T = TypeVar("T")
+
+
+class Samples(NamedTuple):
+    """What a sampler returns."""
+
+    tokens: Tensor  # ids, (B, L)
+    evaluations: Tensor  # of the network, for each sequence, (B,)
+
+
+class Step(NamedTuple):
+    """From one time of the grid to the next."""
+
+    alpha_t: Tensor  # (B, 1)
+    alpha_s: Tensor  # (B, 1)
+    kappa: float = 1.0  # weight of the posterior, for `Psi`
+
+    def to(self, like: Tensor) -> "Step":
+        """Scalars of the host as (B, 1) on the device of `like`, (B, L)."""
+        device, dtype = like.device, wide_dtype(like.device)
+        levels = (x.to(device, dtype).expand(len(like), 1) for x in self[:2])
+        return Step(*levels, self.kappa)
+
+
+class Tokens(NamedTuple):
+    """A chunk of positions with the head's logits."""
+
+    rows: Tensor  # sequence of each token, (n,)
+    columns: Tensor  # position of each token, (n,)
+    logits: Tensor  # (n, K)
+    xt: Tensor  # (n,)
+    alpha_t: Tensor  # (n,)
+    sigma: Tensor  # (n,)
+
+    def pick(self, x: Tensor) -> Tensor:
+        """Values of x (B, L) or (B, 1) at these tokens, (n,)."""
+        return x[self.rows, self.columns if x.shape[1] > 1 else 0]
+
+
+class Chain:
+    """The reverse process of one call: the model, what may change, the network's
+    evaluations so far.
+
+    Args:
+        model: A diffusion model on its device, in evaluation mode.
+        free: Positions that may change, (B, L) bool.
+        generator: On the model's device; None uses torch's global one.
+        remembers: Whether hidden states of sequences that have not changed since are
+            used again; only where the network does not know the time.
+        show_progress: Whether `progress` shows a bar.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        free: Tensor,
+        generator: torch.Generator | None,
+        remembers: bool = False,
+        show_progress: bool = False,
+    ) -> None:
+        self.model = model
+        self.free = free
+        self.generator = generator
+        self.show_progress = show_progress
+        self.evaluations = torch.zeros_like(free[:, 0], dtype=torch.long)
+        # Half of a loss's chunk: probabilities are float64.
+        self.chunk = chunk_size("auto", 2 * model.vocab_size, model.device.type)
+        self._remembers = remembers
+        self._seen: tuple[Tensor, Tensor] | None = None  # (xt, hidden)
+
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """U[0, 1) in the widest float of the device."""
+        device = self.model.device
+        dtype = wide_dtype(device)
+        return torch.rand(shape, dtype=dtype, device=device, generator=self.generator)
+
+    def tokens(self, xt: Tensor, alpha_t: Tensor, where: Tensor) -> Iterator[Tokens]:
+        """Evaluates the sequences with a position in `where`, (B, L) bool, and the
+        head at these positions."""
+        wanted = where.any(dim=-1).nonzero().squeeze(-1)
+        if not len(wanted):
+            return
+        sigma = self.model.sigma(alpha_t)
+        hidden = self._hidden(xt, sigma, wanted)  # (b, L, D)
+        local, columns = where[wanted].nonzero(as_tuple=True)
+        for part in torch.arange(len(local), device=xt.device).split(self.chunk):
+            rows = wanted[local[part]]
+            yield Tokens(
+                rows,
+                columns[part],
+                self.model.logits_for_loss(hidden[local[part], columns[part]]),
+                xt[rows, columns[part]],
+                alpha_t[rows, 0],
+                sigma[rows, 0],
+            )
+
+    def replace(
+        self,
+        xt: Tensor,
+        alpha_t: Tensor,
+        where: Tensor,
+        new: Callable[[Tokens], Tensor],
+    ) -> Tensor:
+        """xt with what `new` makes of the tokens in `where`, (B, L)."""
+        xs = xt.clone()
+        for tokens in self.tokens(xt, alpha_t, where):
+            xs[tokens.rows, tokens.columns] = new(tokens)
+        return xs
+
+    def progress(self, steps: Iterable[T]) -> Iterable[T]:
+        return tqdm(steps, "sampling", leave=False, disable=not self.show_progress)
+
+    def _hidden(self, xt: Tensor, sigma: Tensor, wanted: Tensor) -> Tensor:
+        """Hidden states of the wanted sequences, (b, L, D)."""
+        if not self._remembers:
+            self.evaluations[wanted] += 1
+            return self.model.hidden(xt[wanted], sigma[wanted])
+        stale = wanted
+        if self._seen is not None:
+            stale = wanted[(self._seen[0][wanted] != xt[wanted]).any(dim=-1)]
+        if len(stale):
+            self.evaluations[stale] += 1
+            fresh = self.model.hidden(xt[stale], sigma[stale])
+            if self._seen is None:
+                self._seen = (
+                    torch.full_like(xt, -1),
+                    fresh.new_empty(len(xt), *fresh.shape[1:]),
+                )
+            self._seen[0][stale], self._seen[1][stale] = xt[stale], fresh
+        return self._seen[1][wanted]

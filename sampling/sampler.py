@@ -1,0 +1,222 @@
+"""Samplers: prior -> step -> sample. A model supplies probabilities, a sampler draws.
+
+Steps are exact and lean: which positions may change is drawn first, from the schedule
+alone; the network runs only for sequences that have one, its head and the draw of a
+token only at these positions, a chunk of them at a time. No (B, L, K) tensor exists.
+
+What a sampler asks of a diffusion model: `prior_sample`, `noise`, `hidden`,
+`logits_for_loss`, `denoised`, `undecided`, and the reverse step, lean
+(`change_bound`, `changed`) and as probabilities (`posterior`, `marginal`; `log_score`
+for `Analytic`). All draws take a generator, so a seed replays a sample.
+
+Shapes: B batch, L length, K vocabulary, D hidden size, n tokens of a chunk. Signal
+levels are (B, 1) or (B, L).
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from models.device import wide_dtype
+from sampling.categorical import exponential_race, inverse_cdf, nucleus
+from sampling.prompts import Given
+from sampling.reverse_process import Chain, Samples, Step, Tokens
+from utils import require
+
+TIME_EPS = 1e-5  # last time of the grid; noise removal goes from there to 0
+
+
+class Sampler:
+    """Skeleton of every sampler: a plan of steps from t = 1 down, then noise removal.
+
+    With `sampling.use_float64` (the default) draws are exact. Without, probabilities
+    and noise are float32 and every position that may change takes part in every draw,
+    as in published samples: the cut-off of the noise then makes rare tokens rarer.
+
+    Args:
+        config: `config.sampling`.
+        compat: `algo.compat`.
+
+    Raises:
+        ConfigError: If the settings make no sense.
+    """
+
+    removal_of_true = "greedy"  # what noise_removal=True meant in MDLM's configs
+
+    def __init__(self, config: DictConfig, compat: str = "paper") -> None:
+        self.num_steps: int = config.steps
+        self.p_nucleus: float = config.p_nucleus
+        self.use_float64: bool = config.use_float64
+        self.draw = inverse_cdf if self.use_float64 else exponential_race
+        self.is_lean = self.use_float64
+        removals = self.removals()
+        old = {True: removals.get(self.removal_of_true), False: removals.get("none")}
+        known = {**removals, **{name: x for name, x in old.items() if x is not None}}
+        require(config.noise_removal, known, "sampling.noise_removal")
+        self.remove_noise = known[config.noise_removal]
+
+    @classmethod
+    def fits(cls, algorithm: type) -> bool:
+        """Whether models of this class offer what the sampler asks for."""
+        return not algorithm.is_autoregressive
+
+    def length(self, num_tokens: int) -> int:
+        """Tokens of a sample of a model of `num_tokens`."""
+        return num_tokens
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: Any,
+        num_samples: int,
+        *,
+        num_steps: int | None = None,
+        given: Given | None = None,
+        generator: torch.Generator | None = None,
+        show_progress: bool = False,
+    ) -> Samples:
+        """Draws samples.
+
+        Args:
+            model: On its device, in evaluation mode.
+            num_samples: B.
+            num_steps: Steps from t = 1 to t = 1e-5; None takes `sampling.steps`.
+            given: Tokens that samples hold unchanged, (B, L).
+            generator: On the model's device; None uses torch's global one.
+            show_progress: Whether to show a bar over the steps.
+        """
+        if given is None:
+            given = Given.nothing(num_samples, model.num_tokens, model.device)
+        given = model.with_bos(given.to(model.device))
+        remembers = self.remembers(model)
+        chain = Chain(model, ~given.known, generator, remembers, show_progress)
+        xt = given.put(model.prior_sample(num_samples, generator))
+        x0 = self.run(chain, xt, self.num_steps if num_steps is None else num_steps)
+        return Samples(x0, chain.evaluations)
+
+    def remembers(self, model: Any) -> bool:
+        """Whether the network's output is kept for sequences that do not change."""
+        return False
+
+    def run(self, chain: Chain, xt: Tensor, num_steps: int) -> Tensor:
+        """From the prior to clean tokens, (B, L) -> (B, L)."""
+        plan = [step.to(xt) for step in self.plan(chain.model.noise, num_steps)]
+        for step in chain.progress(plan):
+            xt = self.step(chain, xt, step)
+        return self.remove_noise(chain, xt, plan[-1].alpha_s)
+
+    def plan(self, noise: Any, num_steps: int) -> list[Step]:
+        """The steps, on the host."""
+        alphas = noise(self.time_grid(noise, num_steps)).alpha_t
+        return [Step(alpha_t, alpha_s) for alpha_t, alpha_s in pairwise(alphas)]
+
+    def time_grid(self, noise: Any, num_steps: int) -> Tensor:
+        """Times from 1 down, (num_steps + 1,) float64."""
+        return torch.linspace(1, TIME_EPS, num_steps + 1, dtype=torch.float64)
+
+    def step(self, chain: Chain, xt: Tensor, step: Step) -> Tensor:
+        """Draws x_s given x_t, (B, L) -> (B, L)."""
+        raise NotImplementedError
+
+    # ---- the end: from the last time of the grid to clean tokens
+
+    def removals(self) -> dict[str, Callable[[Chain, Tensor, Tensor], Tensor]]:
+        """Choices of `sampling.noise_removal`: from x_t and alpha_t to tokens."""
+        return {
+            "ancestral": self.remove_by_draw,
+            "greedy": self.remove_greedily,
+            "none": lambda chain, xt, alpha_t: xt,
+        }
+
+    def remove_by_draw(self, chain: Chain, xt: Tensor, alpha_t: Tensor) -> Tensor:
+        """One ancestral step to alpha_s = 1."""
+        return self.reverse(chain, xt, alpha_t, torch.ones_like(alpha_t), chain.free)
+
+    def remove_greedily(self, chain: Chain, xt: Tensor, alpha_t: Tensor) -> Tensor:
+        """The denoiser's most likely tokens: the greedy tail of DUO."""
+        where = chain.free & chain.model.undecided(xt)
+
+        def most_likely(tokens: Tokens) -> Tensor:
+            return self.x_theta(chain.model, tokens).argmax(dim=-1)
+
+        return chain.replace(xt, alpha_t, where, most_likely)
+
+    # ---- what steps are made of
+
+    def reverse(
+        self, chain: Chain, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor, where: Tensor
+    ) -> Tensor:
+        """Draws from q(x_s | x_t, x_theta) at some positions, (B, L) -> (B, L).
+
+        Args:
+            chain: Model and generator.
+            xt: Noisy ids, (B, L).
+            alpha_t: (B, 1).
+            alpha_s: (B, 1) or (B, L).
+            where: Positions to draw, (B, L) bool; the others stay.
+        """
+        model = chain.model
+        if self.is_dense(model):
+            where = where & model.undecided(xt)
+            probs = model.posterior
+            return self.reverse_dense(chain, xt, alpha_t, alpha_s, where, probs)
+        bound = model.change_bound(xt, alpha_t=alpha_t, alpha_s=alpha_s)
+        changes = where & (chain.uniform(xt.shape) < bound)
+
+        def changed(tokens: Tokens) -> Tensor:
+            return model.changed(
+                self.x_theta(model, tokens),
+                xt=tokens.xt,
+                alpha_t=tokens.alpha_t,
+                alpha_s=tokens.pick(alpha_s),
+                draw=self.draw,
+                generator=chain.generator,
+            )
+
+        return chain.replace(xt, alpha_t, changes, changed)
+
+    def reverse_dense(
+        self,
+        chain: Chain,
+        xt: Tensor,
+        alpha_t: Tensor,
+        alpha_s: Tensor,
+        where: Tensor,
+        probs: Callable[..., Tensor],
+    ) -> Tensor:
+        """`reverse` as published: every position draws from a whole row.
+
+        Args:
+            probs: From x_theta (n, K) and xt, alpha_t, alpha_s, (n,) each, to the
+                probabilities of x_s, (n, K).
+        """
+
+        def drawn(tokens: Tokens) -> Tensor:
+            x_theta = self.x_theta(chain.model, tokens)
+            levels = {"alpha_t": tokens.alpha_t, "alpha_s": tokens.pick(alpha_s)}
+            q_xs = probs(x_theta, xt=tokens.xt, **levels)
+            return self.draw(q_xs.to(x_theta.dtype), chain.generator)
+
+        return chain.replace(xt, alpha_t, where, drawn)
+
+    def is_dense(self, model: Any) -> bool:
+        """Whether positions draw from whole rows of the posterior."""
+        return not self.is_lean or model.draws_whole_rows
+
+    def x_theta(self, model: Any, tokens: Tokens) -> Tensor:
+        """Probabilities of clean tokens, nucleus applied, (n, K)."""
+        logits = self.widen(tokens.logits)
+        log_x_theta = model.denoised(logits, xt=tokens.xt, sigma=tokens.sigma)
+        return nucleus(log_x_theta.exp(), self.p_nucleus)
+
+    def widen(self, logits: Tensor) -> Tensor:
+        """float64 where asked for and where the device has it, else float32."""
+        return logits.to(self.draw_dtype(logits.device))
+
+    def draw_dtype(self, device: torch.device) -> torch.dtype:
+        """Type of the probabilities and of the noise of categorical draws."""
+        return wide_dtype(device) if self.use_float64 else torch.float32

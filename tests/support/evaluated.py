@@ -1,0 +1,121 @@
+"""Contents of likelihood.json and samples.json as evaluations of the papers' models
+with the papers' settings would leave them; overrides are paths with slashes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from report.runs import Evaluation, evaluation
+
+
+def _with(content: dict, overrides: dict[str, Any]) -> dict:
+    for dotted, value in overrides.items():
+        *groups, name = dotted.split("/")
+        node = content
+        for group in groups:
+            node = node[group]
+        node[name] = value
+    return content
+
+
+def _checkpoint(algo: str) -> dict:
+    return {
+        "path": "some.ckpt",
+        "algo": algo,
+        "distilled": algo == "distillation",
+        "step": 50_000 if algo == "distillation" else 1_000_000,
+        "update_teacher_every": 10_000 if algo == "distillation" else None,
+        "teacher_ema": False if algo == "distillation" else None,
+        "weights": "EMA",
+    }
+
+
+def likelihood(
+    valid: str = "openwebtext-valid", ppl: float = 25.2, algo: str = "duo_base", **other
+) -> dict:
+    """likelihood(..., **{"data/wrap": False}); zero-shot where `valid` is no OWT."""
+    return _with(
+        {
+            "mode": "ppl_eval",
+            "algo": algo,
+            "seed": 1,
+            "checkpoint": _checkpoint(algo),
+            "data": {
+                "valid": valid,
+                "tokenizer": "gpt2",
+                "length": 1024,
+                "wrap": True,
+                "insert_valid_eos": valid == "openwebtext-valid",
+                "limit_val_batches": 1.0,
+                "documents": 8_013_769,
+                "published_documents": 8_013_769,
+                "rows": 100,
+                "tokens": 102_400,
+                "sha256": "ab" * 32,
+                "expected_sha256": None,
+            },
+            "nll": 3.2,
+            "nll_stderr": 0.002,
+            "bpd": 4.6,
+            "bpd_stderr": 0.003,
+            "ppl": ppl,
+            "ppl_stderr": 0.05,
+        },
+        other,
+    )
+
+
+def samples(
+    steps: int = 32,
+    ppl: float | None = 96.19,
+    entropy: float = 5.57,
+    algo: str = "duo_base",
+    trained_as: str | None = None,
+    **other,
+) -> dict:
+    """samples(..., **{"settings/sampling/noise_removal": "greedy"})."""
+    return _with(
+        {
+            "generative_ppl": ppl,
+            "generative_ppl_stderr": None if ppl is None else 0.5,
+            "entropy": entropy,
+            "entropy_stderr": 0.005,
+            "num_samples": 800,
+            "checkpoint": _checkpoint(trained_as or algo),
+            "complete": True,
+            "settings": {
+                "algo": {"name": algo},
+                "model": {"length": 1024},
+                "seed": 1,
+                "sampling": {
+                    "steps": steps,
+                    "predictor": "ancestral",
+                    "noise_removal": "ancestral",
+                    "use_float64": True,
+                    "p_nucleus": 1.0,
+                    "semi_ar": False,
+                    "prompt": None,
+                    "prompt_file": None,
+                    "infill": None,
+                },
+                "data.tokenizer_name_or_path": "gpt2",
+                "eval.checkpoint_path": "some.ckpt",
+                "eval.gen_ppl_eval_model_name_or_path": "gpt2-large",
+            },
+            "generated_seqs": ["a", "b"],
+        },
+        other,
+    )
+
+
+def read(content: dict, model: str | None = None) -> Evaluation:
+    """What a report takes a file's content for."""
+    mode = "ppl_eval" if "mode" in content else "sample_eval"
+    return evaluation("some.json", mode, content)._replace(model=model)
+
+
+def write(path: Path, content: Any) -> str:
+    """A file of a text, or of anything else as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)

@@ -1,0 +1,189 @@
+"""Processes of runs that are stopped and go on, and what a run shows of itself: its
+last checkpoint, the curves of all its CSV logs together, and which rows it trained on
+at which step.
+"""
+
+import csv
+import itertools
+import os
+import signal
+import time
+from collections import defaultdict
+from contextlib import nullcontext
+from pathlib import Path
+
+import lightning
+import pytest
+import torch
+from nursery import nursery
+from tiny import compose
+
+import main
+from utils import RunStopped
+
+# Nine updates an epoch; validations, logs and checkpoints at different steps.
+BASE = (
+    "data=synthetic",
+    "data.num_train=72",
+    "data.num_valid=64",
+    "model=tiny",
+    "model.length=16",
+    "model.n_blocks=1",
+    "model.n_heads=2",
+    "model.hidden_size=32",
+    "model.dropout=0.1",
+    "loader.global_batch_size=8",
+    "loader.eval_global_batch_size=16",
+    "sampling.steps=2",
+    "sampling.num_sample_batches=1",
+    "lr_scheduler.num_warmup_steps=5",
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=30",
+    "trainer.val_check_interval=10",
+    "trainer.log_every_n_steps=3",
+    "+trainer.enable_progress_bar=False",
+    "callbacks.checkpoint_every_n_steps.every_n_train_steps=5",
+)
+DUO_BASE = ("algo=duo_base", "algo._target_=stopper.DuoBase")
+TWO = ("trainer.devices=2", "loader.batch_size=2", "loader.num_workers=2")
+
+
+# ---------------------------------------------------------------- processes
+
+
+class Life:
+    """One process of a run."""
+
+    numbers = itertools.count()  # of the files that hold what it says
+
+    def __init__(self, folder: Path, argv: list[str], env: dict[str, str]) -> None:
+        number = next(self.numbers)
+        self.folder = folder
+        self.stderr_path = folder / f"{number}.err"
+        self.log = folder / "log0"
+        self._before = self.num_batches()
+        self.pid = nursery().start(
+            [*argv, f"hydra.run.dir={folder}"],
+            folder,
+            folder / f"{number}.out",
+            self.stderr_path,
+            **{"STOP_AT": "", "DATALOG": f"{folder}/log"} | env,
+        )
+
+    def num_batches(self) -> int:
+        return self.log.read_text().count("\n") if self.log.exists() else 0
+
+    def reach(self, count: int) -> None:
+        """Waits until this life has trained on so many batches."""
+        deadline = time.monotonic() + 60  # s; a life takes three
+        while self.num_batches() < self._before + count:
+            assert time.monotonic() < deadline, self.stderr
+            time.sleep(0.002)
+
+    def kill(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        return nursery().wait(self.pid)
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_path.read_text()
+
+
+def check_end(life: Life, number: int) -> None:
+    """How a process has ended that got a signal."""
+    status = life.wait()
+    stopped = [x for x in life.stderr.splitlines() if x.startswith("error:")]
+    if number == signal.SIGKILL:
+        assert status == -number, life.stderr
+        return
+    assert status == 128 + number, life.stderr
+    name = signal.Signals(number).name
+    assert len(stopped) == 1, life.stderr
+    assert stopped[0].startswith(f"error: stopped by {name} after step ")
+    assert "Traceback" not in life.stderr
+
+
+# ---------------------------------------------------------------- what a run shows
+
+
+# Where the files are and how often a run began is all that may differ.
+COMPARED = (
+    "state_dict",
+    "ema",
+    "optimizer_states",
+    "lr_schedulers",
+    "global_step",
+    "epoch",
+    "teacher",
+)
+
+
+def differences(one, two, name: str = "") -> list[str]:
+    """Names of the entries that are not the same to the bit."""
+    if isinstance(one, dict):
+        keys = one.keys() | two.keys()
+        pairs = [(k, one.get(k), two.get(k)) for k in sorted(keys, key=str)]
+    elif isinstance(one, (list, tuple)) and len(one) == len(two):
+        pairs = [(k, *both) for k, both in enumerate(zip(one, two, strict=True))]
+    elif isinstance(one, torch.Tensor):
+        return [] if one.dtype == two.dtype and torch.equal(one, two) else [name]
+    else:
+        return [] if one == two else [name]
+    return [x for k, a, b in pairs for x in differences(a, b, f"{name}.{k}")]
+
+
+def last(folder: Path) -> dict:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+
+
+def curves(folder: Path) -> dict:
+    """All values that any of the run's logs gives for a column and a step."""
+    found = defaultdict(set)
+    for path in folder.glob("csv/version_*/metrics.csv"):
+        for row in csv.DictReader(path.read_text().splitlines()):
+            for column, value in row.items():
+                if value:
+                    found[column, int(row["step"])].add(value)
+    return dict(found)
+
+
+def batches(folder: Path) -> dict:
+    """What was seen at a step and batch, by any process of the run."""
+    found = defaultdict(set)
+    for path in folder.glob("log*"):
+        for line in path.read_text().splitlines():
+            step, batch, rows = line.split()
+            found[path.name, int(step), int(batch)].add(rows)
+    return dict(found)
+
+
+def check_same(one: Path, two: Path, but: str = "") -> None:
+    """Args:
+    one, two: Folders of the runs.
+    but: A column of the logs that is left out.
+    """
+    first, second = last(one), last(two)
+    for name in COMPARED:
+        assert differences(first.get(name), second.get(name), name) == []
+    seen, expected = (
+        {key: x for key, x in curves(folder).items() if key[0] != but}
+        for folder in (two, one)
+    )
+    assert seen == expected
+    assert batches(one) == batches(two)
+    assert all(len(values) == 1 for values in batches(one).values())
+
+
+# ---------------------------------------------------------------- in this process
+
+
+def train_here(save_dir: str | Path, *overrides: str, is_stopped: bool = False) -> None:
+    """Trains in this process, as main.run does."""
+    every = {x.split("=")[0]: x for x in (*BASE, *DUO_BASE, *overrides)}
+    save = f"checkpointing.save_dir={save_dir}"
+    config = compose(*every.values(), save, tiny=False)
+    lightning.seed_everything(config.seed, verbose=False)
+    with pytest.raises(RunStopped) if is_stopped else nullcontext():
+        main.train(config)

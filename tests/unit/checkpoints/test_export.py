@@ -1,0 +1,281 @@
+"""`mode=export`: what the folder holds, what is refused, what a failure leaves."""
+
+import ast
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from exported import export, files_of, save_tiny
+from released import write_released
+from safetensors.torch import load_file
+
+from checkpoints import export as exporter
+from checkpoints.reading import read_checkpoint
+
+FOREIGN = Path(exporter.__file__).parent / "modeling"
+MODELLING = sorted(FOREIGN.glob("*_discrete_diffusion.py"))
+BYTES = "data.tokenizer_name_or_path=bytes"
+
+
+@pytest.fixture
+def source(tmp_path):
+    save_tiny(tmp_path / "a.ckpt", "algo=mdlm", BYTES)
+    return tmp_path / "a.ckpt"
+
+
+def refused(capsys, *arguments) -> str:
+    """The line that ends a refused export."""
+    with pytest.raises(SystemExit) as end:
+        export(*arguments)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert line.startswith("error: ")
+    return line
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_the_folder(source, tmp_path):
+    lines = export(source, tmp_path / "out")
+    assert sorted(files_of(tmp_path / "out")) == [
+        "README.md",
+        "config.json",
+        "configuration_discrete_diffusion.py",
+        "model.safetensors",
+        "modeling_discrete_diffusion.py",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    expected = {
+        "model_type": "discrete_diffusion",
+        "vocab_size": 260,
+        "model_length": 8,
+        "causal": False,
+        "hidden_dim": 32,
+        "cond_dim": 16,
+        "n_blocks": 2,
+        "n_heads": 2,
+        "dropout": 0,
+        "algorithm": "mdlm",
+        "process": "absorbing",
+        "time_conditioning": False,
+        "mask_index": 258,
+        "tokenizer": "bytes",
+        "training_data": "synthetic",
+        "step": 7,
+        "weights": "EMA",
+    }
+    assert expected.items() <= fields.items()
+    card = (tmp_path / "out" / "README.md").read_text()
+    for shown in ("mdlm", "comparable", "| 7 |", "EMA", "licence", lines["parameters"]):
+        assert shown in card
+    assert "{" not in card
+    for path in MODELLING:
+        assert (tmp_path / "out" / path.name).read_text() == path.read_text()
+
+
+def test_ema_weights_unless_disabled(source, tmp_path):
+    saved = read_checkpoint(str(source), "x")
+    raw, ema = saved["state_dict"], saved["ema"]["shadow_params"]
+    export(source, tmp_path / "ema")
+    lines = export(source, tmp_path / "raw", "eval.disable_ema=True")
+    assert lines["weights"] == "raw"
+    assert "| weights | raw |" in (tmp_path / "raw" / "README.md").read_text()
+    written = weights_of(tmp_path / "raw")
+    assert written.keys() == raw.keys()
+    assert all(torch.equal(x, raw[name]) for name, x in written.items())
+    written = weights_of(tmp_path / "ema")
+    names = [name for name in raw if "inv_freq" not in name]
+    for name, x in zip(names, ema, strict=True):
+        assert torch.equal(written[name], x)
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_the_checkpoint_says_what_it_is(stated, tmp_path):
+    """Where it does not, the command line does."""
+    missing = "" if stated else "algo"
+    save_tiny(tmp_path / "a.ckpt", "algo=duo_base", BYTES, config_of=missing)
+    export(tmp_path / "a.ckpt", tmp_path / "out", "algo=distillation")
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert fields["algorithm"] == ("duo_base" if stated else "distillation")
+    assert ("not comparable" in fields["likelihood"]) is not stated
+
+
+def test_all_of_the_algorithm_is_that_of_the_checkpoint(tmp_path):
+    """Also where it is silent: the defaults are those of its algorithm."""
+    write_released(tmp_path / "mdlm", "mdlm", vocab_size=260, length=8)
+    export(tmp_path / "mdlm", tmp_path / "out", "algo=d3pm", BYTES)
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    expected = {"algorithm": "mdlm", "parameterization": "subs", "T": 0}
+    assert expected.items() <= fields.items()
+    assert fields["training_data"] is None
+    assert fields["step"] is None
+    assert fields["weights"] == "raw"
+
+
+def test_what_may_be_distilled_says_so(tmp_path):
+    write_released(tmp_path / "duo", "DUO", vocab_size=260, length=8)
+    export(tmp_path / "duo", tmp_path / "out", BYTES)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "comparable unless distilled" in card
+
+
+def test_a_path_of_another_machine_says_nothing(source, tmp_path):
+    saved = torch.load(source, weights_only=True)
+    node = saved["hyper_parameters"]["config"]
+    node["data"]["tokenizer_name_or_path"] = "/of/somebody/else"
+    torch.save(saved, source)
+    export(source, tmp_path / "out", BYTES)
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert fields["tokenizer"] == "bytes"
+
+
+def test_a_published_tokenizer(pretrained, tmp_path):
+    """The same ids, without a path of this machine, in a file old versions read."""
+    from transformers import AutoTokenizer
+
+    overrides = ("algo=mdlm", f"data.tokenizer_name_or_path={pretrained}")
+    save_tiny(tmp_path / "a.ckpt", *overrides, "model.hidden_size=4")
+    export(tmp_path / "a.ckpt", tmp_path / "out")
+    export(tmp_path / "out", tmp_path / "again")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "again")
+    options = {"trust_remote_code": False}
+    one = AutoTokenizer.from_pretrained(pretrained)
+    two = AutoTokenizer.from_pretrained(tmp_path / "out", **options)
+    text = "Hello, wörld! It's 12345 \n ok"
+    assert one(text)["input_ids"] == two(text)["input_ids"]
+    merges = json.loads((tmp_path / "out" / "tokenizer.json").read_text())["model"]
+    assert all(isinstance(merge, str) for merge in merges.get("merges", []))
+    for path in (tmp_path / "out").glob("*.json"):
+        assert pretrained not in path.read_text()
+        assert "is_local" not in path.read_text()
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("taken", ["file", "folder"])
+def test_nothing_is_overwritten(taken, tmp_path, capsys):
+    """Found out before the checkpoint is looked for."""
+    if taken == "file":
+        (tmp_path / "out").write_text("precious")
+    else:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "a").write_text("precious")
+    line = refused(capsys, "/no/such.ckpt", tmp_path / "out")
+    assert f"export.path='{tmp_path}/out' exists" in line
+
+
+def test_an_empty_folder_may_be_there(source, tmp_path):
+    (tmp_path / "out").mkdir()
+    export(source, tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.parametrize("path", ["", "s3://bucket/out"])
+def test_the_folder_must_be_a_local_one(path, source, capsys):
+    assert f"export.path='{path}'" in refused(capsys, source, path)
+
+
+def test_an_unknown_algorithm(source, tmp_path, capsys):
+    saved = torch.load(source, weights_only=True)
+    saved["hyper_parameters"]["config"]["algo"]["name"] = "mine"
+    torch.save(saved, source)
+    line = refused(capsys, source, tmp_path / "out")
+    assert "eval.checkpoint_path" in line
+    assert "give algo=mine" in line
+
+
+def test_weights_that_do_not_fit(source, tmp_path, capsys):
+    saved = torch.load(source, weights_only=True)
+    name = "backbone.blocks.0.mlp.0.bias"
+    saved["ema"]["shadow_params"][0] = torch.zeros(3)
+    torch.save(saved, source)
+    assert "EMA weights of another" in refused(capsys, source, tmp_path / "out")
+    del saved["state_dict"][name]
+    torch.save(saved, source)
+    line = refused(capsys, source, tmp_path / "out")
+    assert f"1 missing (e.g. {name})" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt"]
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt])
+def test_a_failure_leaves_nothing(error, source, tmp_path, monkeypatch):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(exporter, "card", fails)
+    with pytest.raises(type(error) if isinstance(error, OSError) else error):
+        export(source, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt"]
+
+
+# ---------------------------------------------------------------- the hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub that takes what it is given."""
+    calls = []
+
+    class HfApi:
+        def create_repo(self, *args, **kwargs):
+            calls.append(("create", args, kwargs))
+
+        def upload_folder(self, *, repo_id, folder_path):
+            calls.append(("upload", repo_id, sorted(files_of(folder_path))))
+
+    monkeypatch.setattr("huggingface_hub.HfApi", HfApi)
+    monkeypatch.setattr(exporter, "hub_answers", lambda: True)
+    return SimpleNamespace(calls=calls, api=HfApi)
+
+
+def test_the_whole_folder_is_uploaded(hub, source, tmp_path):
+    export(source, tmp_path / "out", "export.push_to_hub=me/mine")
+    created, uploaded = hub.calls
+    assert created == ("create", ("me/mine",), {"private": True, "exist_ok": True})
+    assert uploaded == ("upload", "me/mine", sorted(files_of(tmp_path / "out")))
+
+
+def test_a_refusal_of_the_hub_is_one_line(hub, source, tmp_path, capsys, monkeypatch):
+    def refuses(*_, **__):
+        raise RuntimeError("no account\nand more")
+
+    monkeypatch.setattr(hub.api, "create_repo", refuses)
+    line = refused(capsys, source, tmp_path / "out", "export.push_to_hub=me/mine")
+    assert "export.push_to_hub='me/mine' failed (no account)" in line
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_what_the_hub_cannot_take_is_refused_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(exporter, "hub_answers", lambda: False)
+    nothing = ("/no/such.ckpt", tmp_path / "out")
+    line = refused(capsys, *nothing, "export.push_to_hub=me/mine")
+    assert "export.push_to_hub='me/mine'" in line
+    assert "out of reach" in line
+    line = refused(capsys, *nothing, "export.push_to_hub=mine")
+    assert "export.push_to_hub='mine'" in line
+    assert "owner/name" in line
+
+
+# ---------------------------------------------------------------- modelling files
+
+
+@pytest.mark.parametrize("path", MODELLING, ids=lambda p: p.stem)
+def test_modelling_files_need_torch_and_transformers_alone(path):
+    allowed = {"torch", "transformers", "math", "collections", "itertools", "typing"}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            assert {alias.name.split(".")[0] for alias in node.names} <= allowed
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            assert node.module.split(".")[0] in allowed
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module == "configuration_discrete_diffusion"

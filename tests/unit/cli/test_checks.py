@@ -1,0 +1,85 @@
+"""Keys that take one of several kinds of values, and what a mode cannot run on; numbers
+are in `test_main.py`."""
+
+from functools import partial
+
+import pytest
+from omegaconf import OmegaConf
+from refusals import refused
+
+from cli.checks import FLAGS, INERT_KEYS, check_devices, check_inert_keys, check_values
+
+
+@pytest.mark.parametrize("value", [0, -3, "many", "", "7", 1.5, float("inf"), True])
+def test_a_chunk_is_auto_null_or_a_whole_number(compose, value):
+    config = compose()
+    config.training.loss_chunk = value
+    choices = "auto, null or a whole number"
+    refused(partial(check_values, config), f"training.loss_chunk={value!r}", choices)
+
+
+@pytest.mark.parametrize("override", ["auto", "null", "1", "7", "1000000"])
+def test_chunks_that_are_fine(compose, override):
+    check_values(compose(f"training.loss_chunk={override}"))
+
+
+@pytest.mark.parametrize("key", FLAGS)
+@pytest.mark.parametrize("value", ["yes", 2, None, "True"])
+def test_flags_are_true_or_false(compose, key, value):
+    """And each key that is checked exists."""
+    config = compose()
+    assert OmegaConf.select(config, key, throw_on_missing=True) in (True, False)
+    for flag in (True, False):
+        OmegaConf.update(config, key, flag)
+        check_values(config)
+    OmegaConf.update(config, key, value)
+    refused(partial(check_values, config), f"{key}={value!r}", "True", "False")
+
+
+@pytest.mark.parametrize("value", ["yes", 2, None, "True"])
+def test_the_loss_is_compiled_or_not_or_auto(compose, value):
+    config = compose()
+    for fine in (True, False, "auto"):
+        config.training.loss_compile = fine
+        check_values(config)
+    config.training.loss_compile = value
+    refused(
+        partial(check_values, config),
+        f"training.loss_compile={value!r}",
+        "auto",
+        "True",
+        "False",
+    )
+
+
+def test_samples_are_not_drawn_from_shards(compose, monkeypatch):
+    """Also where fsdp could train."""
+    monkeypatch.setattr("cli.checks.uses_cuda", lambda accelerator: True)
+    check_devices(compose("strategy=fsdp"))
+    sharded = compose("strategy=fsdp", "mode=sample_eval")
+    refused(partial(check_devices, sharded), "strategy=fsdp", "mode=sample_eval", "ddp")
+
+
+def other_than(value):
+    """A value of the same kind that is not the published one."""
+    match value:
+        case bool():
+            return not value
+        case int():
+            return value + 3
+        case None:
+            return 1.5
+    return "something_else"
+
+
+@pytest.mark.parametrize("key", sorted(INERT_KEYS))
+def test_keys_without_a_meaning_are_refused_when_changed(compose, key):
+    """And accepted at the published value, also where a group lacks the key."""
+    config = compose("algo=mdlm")
+    OmegaConf.update(config, key, INERT_KEYS[key], force_add=True)
+    check_inert_keys(config)
+    given = other_than(INERT_KEYS[key])
+    OmegaConf.update(config, key, given, force_add=True)
+    refused(
+        partial(check_inert_keys, config), f"{key}={given!r}", repr(INERT_KEYS[key])
+    )

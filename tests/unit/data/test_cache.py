@@ -1,0 +1,281 @@
+"""Packed rows on disk: whole or not at all, built once, read in place."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from refusals import refused
+
+import utils
+from data import cache
+from data.cache import FILES, MappedIds, open_rows, stored_rows
+from data.packing import Block, Layout
+from utils import PARTIAL
+
+LAYOUT = Layout(6, bos=1, eos=2, pad=0)
+KEY = {"documents": "mine", "vocab_size": 300}
+
+
+def blocks(num_rows=23, size=4, seed=0):
+    """Rows in blocks of some size."""
+    ids = np.random.default_rng(seed).integers(0, 300, (num_rows, 6)).astype(np.int32)
+    num_valid = np.random.default_rng(seed).integers(2, 7, num_rows).astype(np.int32)
+    for start in range(0, num_rows, size):
+        yield Block(ids[start : start + size], num_valid[start : start + size])
+
+
+def store(folder, key=KEY, layout=LAYOUT, build=blocks):
+    return stored_rows(str(folder), "set-valid", key, layout, build)
+
+
+def expected(num_rows=23):
+    return np.concatenate([block.ids for block in blocks(num_rows)])
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    monkeypatch.setattr(cache, "ROWS_PER_BATCH", 5)
+
+
+# ---------------------------------------------------------------- contents
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 12, 100])
+def test_rows_come_back(tmp_path, size):
+    """Whatever blocks they came in; with their counts."""
+    rows = store(tmp_path, build=lambda: blocks(size=size))
+    assert np.array_equal(rows.ids, expected())
+    assert rows.num_valid is None
+    assert rows.ids.dtype == np.uint16
+    assert rows.counts().tolist() == np.bincount(expected().ravel()).tolist()
+
+
+def test_padding_comes_back(tmp_path):
+    rows = store(tmp_path, layout=LAYOUT._replace(wrap=False))
+    assert rows.num_valid.tolist() == [n for b in blocks() for n in b.num_valid]
+
+
+def test_large_vocabularies_need_four_bytes(tmp_path):
+    rows = store(tmp_path, {**KEY, "vocab_size": 2**16 + 1})
+    assert rows.ids.dtype == np.int32
+    assert np.array_equal(rows.ids, expected())
+
+
+def test_no_rows_at_all(tmp_path):
+    rows = store(tmp_path, build=lambda: iter(()))
+    assert len(rows) == 0
+    assert rows.fingerprint().tokens == 0
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        *([0], [22, 3, 3, 10], [-1, -23], np.array([7, 1]), 4, -2),
+        *(slice(3, 17), slice(None), slice(10, 4), slice(-6, None), slice(0, 20, 3)),
+    ],
+    ids=str,
+)
+def test_indexing_is_that_of_an_array(tmp_path, index):
+    ids, array = store(tmp_path).ids, expected()
+    assert np.array_equal(np.asarray(ids[index]), array[index])
+    part = ids[4:19]
+    inside = index if isinstance(index, slice) else np.asarray(index) % 15
+    assert np.array_equal(np.asarray(part[inside]), array[4:19][inside])
+
+
+@pytest.mark.parametrize("index", [23, [0, 23], -24])
+def test_indices_out_of_range_are_refused(tmp_path, index):
+    with pytest.raises(IndexError, match="out of range"):
+        store(tmp_path).ids[index]
+
+
+def test_a_slice_is_a_view(tmp_path):
+    """And travels to another process as a path."""
+    part = store(tmp_path).ids[5:9]
+    assert isinstance(part, MappedIds)
+    assert part.shape == (4, 6)
+    copied = pickle.dumps(part)
+    assert len(copied) < 500
+    assert np.array_equal(np.asarray(pickle.loads(copied)), expected()[5:9])
+
+
+# ---------------------------------------------------------------- keys
+
+
+def test_a_folder_may_be_written_as_a_url(tmp_path):
+    store(f"file://{tmp_path}")
+    again = store(tmp_path, build=lambda: pytest.fail("built again"))
+    assert np.array_equal(again.ids, expected())
+
+
+def test_what_is_there_is_not_built_again(tmp_path):
+    store(tmp_path)
+    again = store(tmp_path, build=lambda: pytest.fail("built again"))
+    assert np.array_equal(again.ids, expected())
+
+
+@pytest.mark.parametrize(
+    ("key", "layout"),
+    [
+        ({**KEY, "documents": "others"}, LAYOUT),
+        ({**KEY, "more": 1}, LAYOUT),
+        (KEY, LAYOUT._replace(insert_eos=False)),
+        (KEY, LAYOUT._replace(eos=3)),
+        (KEY, LAYOUT._replace(keep_remainder=True)),
+    ],
+)
+def test_everything_in_the_key_counts(tmp_path, key, layout):
+    store(tmp_path)
+    built = []
+    store(tmp_path, key, layout, build=lambda: built.append(1) or blocks())
+    assert built
+
+
+# ---------------------------------------------------------------- interruptions
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path):
+    """And the next one gives what an undisturbed one would."""
+
+    def interrupted():
+        yield from list(blocks())[:3]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store(tmp_path, build=interrupted)
+    names = [path.name for path in (tmp_path / "rows").iterdir()]
+    assert all(name.endswith(".lock") for name in names)
+    assert np.array_equal(store(tmp_path).ids, expected())
+
+
+def build_and_die(folder):
+    def dying():
+        yield from list(blocks(num_rows=80))[:12]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    store(folder, build=dying)
+
+
+def test_a_killed_build_is_made_again(tmp_path):
+    """Its half-written folder goes."""
+    process = multiprocessing.get_context("fork").Process(
+        target=build_and_die, args=(tmp_path,)
+    )
+    process.start()
+    process.join(30)
+    assert process.exitcode == -signal.SIGKILL
+    (left,) = (tmp_path / "rows").glob(f"*{PARTIAL}")
+    assert (left / "rows.arrow").stat().st_size
+    assert np.array_equal(store(tmp_path).ids, expected())
+    assert not left.exists()
+
+
+def build_slowly(folder, number):
+    def slow():
+        Path(folder, f"began-{number}").touch()
+        for block in blocks():
+            time.sleep(0.05)
+            yield block
+
+    rows = store(folder, build=slow)
+    Path(folder, f"sha-{number}").write_text(rows.fingerprint().sha256)
+
+
+@pytest.mark.parametrize("can_lock", [True, False])
+def test_jobs_at_once_get_the_same(tmp_path, monkeypatch, can_lock):
+    """One builds; where the disk cannot lock all do, and the first one's stays."""
+    if not can_lock:
+
+        def no_lock(*args, **kwargs):
+            raise OSError("no locks on this disk")
+
+        monkeypatch.setattr(cache.filelock.FileLock, "acquire", no_lock)
+    context = multiprocessing.get_context("fork")
+    jobs = [context.Process(target=build_slowly, args=(tmp_path, n)) for n in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(60)
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
+    assert len({path.read_text() for path in tmp_path.glob("sha-*")}) == 1
+    assert len(list(tmp_path.glob("began-*"))) == (1 if can_lock else 3)
+    names = [path.name for path in (tmp_path / "rows").iterdir()]
+    assert not [name for name in names if name.endswith(PARTIAL)]
+
+
+def test_other_ranks_wait_where_the_disk_cannot_lock(tmp_path, monkeypatch):
+    """So that a job of many does not tokenize as many times."""
+
+    def no_lock(*args, **kwargs):
+        raise OSError("no locks on this disk")
+
+    monkeypatch.setattr(cache.filelock.FileLock, "acquire", no_lock)
+    context = multiprocessing.get_context("fork")
+    first = context.Process(target=build_slowly, args=(tmp_path, 0))
+    first.start()
+    monkeypatch.setattr(cache.rank_zero_only, "rank", 1, raising=False)
+    rows = store(tmp_path, build=lambda: pytest.fail("built by another rank"))
+    first.join(30)
+    assert np.array_equal(rows.ids, expected())
+
+
+# ---------------------------------------------------------------- object stores
+
+
+def test_an_object_store_holds_the_rows(tmp_path, monkeypatch):
+    """Built here and copied there; another machine copies them back, once."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    monkeypatch.setattr(utils, "user_cache_dir", lambda: str(here))
+    assert np.array_equal(store("memory://bucket/cache").ids, expected())
+    (shared,) = fsspec.filesystem("memory").ls("/bucket/cache/rows", detail=False)
+    names = fsspec.filesystem("memory").ls(shared, detail=False)
+    assert sorted(name.rsplit("/", 1)[-1] for name in names) == sorted(FILES)
+    monkeypatch.setattr(utils, "user_cache_dir", lambda: str(elsewhere))
+    never = lambda: pytest.fail("built again")  # noqa: E731
+    assert np.array_equal(store("memory://bucket/cache", build=never).ids, expected())
+    assert list(elsewhere.glob("rows/*/rows.arrow"))
+    with contextlib.suppress(FileNotFoundError):
+        fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def test_every_rank_fetches_what_its_machine_lacks(tmp_path, monkeypatch):
+    """Ranks of another node have a disk of their own."""
+    monkeypatch.setattr(utils, "user_cache_dir", lambda: str(tmp_path / "here"))
+    store("memory://nodes/cache")
+    monkeypatch.setattr(utils, "user_cache_dir", lambda: str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(cache.rank_zero_only, "rank", 8, raising=False)
+    never = lambda: pytest.fail("built again")  # noqa: E731
+    assert np.array_equal(store("memory://nodes/cache", build=never).ids, expected())
+    fsspec.filesystem("memory").rm("/nodes", recursive=True)
+
+
+# ---------------------------------------------------------------- damage
+
+
+@pytest.mark.parametrize("file", ["rows.arrow", "counts.npy"])
+@pytest.mark.parametrize("content", [b"", b"nonsense" * 9])
+def test_damaged_files_are_refused(tmp_path, file, content):
+    store(tmp_path)
+    (folder,) = (tmp_path / "rows").glob("set-valid-????????????????")
+    (folder / file).write_bytes(content)
+    refused(
+        lambda: store(tmp_path), str(folder), "cannot be read", "remove this folder"
+    )
+
+
+def test_the_description_says_what_the_rows_are(tmp_path):
+    store(tmp_path)
+    (path,) = tmp_path.glob("rows/*/description.json")
+    description = json.loads(path.read_text())
+    assert description["rows"] == 23
+    assert description["layout"]["length"] == 6
+    assert description["documents"] == "mine"
+    assert np.array_equal(open_rows(str(path.parent)).ids, expected())

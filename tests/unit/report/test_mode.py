@@ -1,0 +1,150 @@
+"""Reports: what they print, what they refuse, and the evaluations they ask for."""
+
+import re
+import shlex
+from functools import partial
+from pathlib import Path
+
+import pytest
+from evaluated import likelihood, write
+from refusals import refused
+
+from report.mode import jobs_of, markdown, narrow, report, texts
+from report.tables import TABLES
+
+
+def test_what_every_line_says_is_said_once():
+    """In the title; of a single line all columns stay."""
+    header = ["model", "dataset", "source"]
+    lines = [["a", "OWT", "X"], ["b", "OWT", "Y"]]
+    table = narrow("t", header, lines)
+    assert table.title == "t; dataset OWT"
+    assert [column.header for column in table.columns] == ["model", "source"]
+    assert [list(column.cells) for column in table.columns] == [["a", "b"], ["X", "Y"]]
+    table = narrow("t", header, lines[:1])
+    assert table.title == "t"
+    assert [column.header for column in table.columns] == header
+
+
+def test_markdown_cells_hold_anything():
+    assert markdown(["a"], [["x|y\nz"]]) == "| a |\n| --- |\n| x\\|y z |"
+
+
+# ---------------------------------------------------------------- mistakes
+
+MISTAKES = {
+    "nothing": ([], ["report.runs=[]", "report.checkpoints"]),
+    "table": (["report.table=zeroshot"], ["report.table='zeroshot'", "'zero_shot'"]),
+    "no run": (["report.runs=[none]"], ["report.runs='", "none", "likelihood.json"]),
+    "no text": (["report.runs=[1]"], ["report.runs=[1]"]),
+    "broken": (["report.runs=broken.json"], ["broken.json cannot be read"]),
+    "foreign": (["report.runs=foreign.json"], ["foreign.json", "mode=ppl_eval"]),
+    "field": (["report.runs=field.json"], ["field.json", "data.wrap='no' is no bool"]),
+    "of another table": (
+        ["report.runs=good.json", "report.table=gen_ppl"],
+        ["report.table='gen_ppl'", "test_ppl"],
+    ),
+    "no table": (
+        ["+report.checkpoints.duo=a.ckpt"],
+        ["report.table=null", "zero_shot"],
+    ),
+    "model": (
+        ["+report.checkpoints.mdml=a.ckpt", "report.table=test_ppl"],
+        ["report.checkpoints='mdml'", "'mdlm'"],
+    ),
+    "distilled": (
+        ["+report.checkpoints.distillation=a.ckpt", "report.table=test_ppl"],
+        ["report.checkpoints.distillation", "report.table=distillation"],
+    ),
+    "checkpoint": (
+        ["+report.checkpoints.duo=[1]", "report.table=test_ppl"],
+        ["report.checkpoints.duo=[1]"],
+    ),
+    "checkpoints": (["report.checkpoints=a.ckpt"], ["report.checkpoints='a.ckpt'"]),
+    "override": (
+        [
+            "+report.checkpoints.duo=a.ckpt",
+            "report.table=test_ppl",
+            "report.overrides=[seed]",
+        ],
+        ["report.overrides", "'seed'"],
+    ),
+    "of no use": (
+        ["report.runs=good.json", "report.data=[ptb]"],
+        ["report.data is of no use"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_refused(name, compose, tmp_path, monkeypatch):
+    """Before anything is written."""
+    overrides, expected = MISTAKES[name]
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "broken.json", '{"mode": ')
+    write(tmp_path / "foreign.json", {"a": 1})
+    write(tmp_path / "good.json", likelihood())
+    write(tmp_path / "field.json", likelihood(**{"data/wrap": "no"}))
+    before = sorted(tmp_path.iterdir())
+    refused(partial(report, compose("mode=report", *overrides)), *expected)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_users_settings_win_over_those_of_the_table(compose):
+    config = compose(
+        "report.table=gen_ppl",
+        "+report.checkpoints={sedd: s-sahoo/x, mdlm: m.ckpt}",
+        "report.overrides=['sampling.num_sample_batches=1', 'model=tiny']",
+    )
+    jobs = jobs_of(config)
+    assert [x.overrides["algo"] for x in jobs] == ["sedd"] * 8 + ["mdlm"] * 8
+    assert [x.overrides["sampling.steps"] for x in jobs[:2]] == ["1024", "512"]
+    assert jobs[0].checkpoint == "s-sahoo/x"  # of the hub
+    assert jobs[0].overrides["sampling.predictor"] == "analytic"
+    assert jobs[0].overrides["sampling.num_sample_batches"] == "1"
+    assert jobs[0].overrides["model"] == "tiny"
+    assert jobs[0].result == "eval.generated_samples_path"
+    assert len({x.name for x in jobs}) == len(jobs)
+
+
+@pytest.mark.parametrize("table", sorted(TABLES))
+def test_evaluations_of_a_table_have_the_settings_that_it_wants(compose, table):
+    """Each job's command composes, and its settings are those of a column."""
+    config = compose(f"report.table={table}", "+report.checkpoints={duo: x.ckpt}")
+    jobs = jobs_of(config)
+    assert len({x.name for x in jobs}) == len(jobs)
+    for one in jobs[:9:2]:
+        pairs = (f"{key}={value}" for key, value in one.overrides.items())
+        made = compose(*pairs, tiny=False)
+        assert made.mode == TABLES[table].mode
+        wanted = TABLES[table].columns
+        same = [
+            column
+            for column, settings in wanted.items()
+            if settings["tokenizer"] == made.data.tokenizer_name_or_path
+            and settings["length"] == made.model.length
+            and settings.get("valid", made.data.valid) == made.data.valid
+            and settings.get("wrap", made.data.wrap) == made.data.wrap
+            and settings.get("insert_valid_eos", made.data.insert_valid_eos)
+            == made.data.insert_valid_eos
+        ]
+        assert same, one
+
+
+DOCS = (Path(__file__).parents[3] / "docs" / "reproduce.md").read_text()
+COMMANDS = re.findall(r"^python main\.py (mode=report .*)$", DOCS, re.M)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_documentation_compose(command, compose):
+    """And their evaluations are named."""
+    config = compose(*shlex.split(command), tiny=False)
+    jobs = jobs_of(config)
+    assert bool(jobs) == ("checkpoints" in command)
+    assert jobs or texts(config, "runs")
+
+
+def test_the_documentation_has_every_table():
+    assert len(COMMANDS) == 6
+    for name in TABLES:
+        assert f"report.table={name}" in DOCS

@@ -1,0 +1,1 @@
+"""What Lightning needs around a model: trainer, loggers, callbacks, resuming."""

@@ -1,0 +1,290 @@
+"""What a run takes up from an earlier one: which file, and how its state fits a config
+that may have changed since.
+
+Shapes of state: a checkpoint is what `checkpoints.read_checkpoint` gives, plain data.
+"""
+
+import logging
+import posixpath
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import fsspec
+import lightning
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig
+
+from checkpoints.about import setting
+from checkpoints.reading import read_checkpoint
+from utils import ConfigError, one_line, path_exists
+
+log = logging.getLogger(__name__)
+warn = rank_zero_only(log.warning)
+
+KEY = "checkpointing.resume_ckpt_path"
+TEACHER = "round_"  # how the names of a distillation's teachers begin
+# What training cannot go on without.
+NEEDED = ("state_dict", "optimizer_states", "loops", "global_step")
+
+
+class Resumed(NamedTuple):
+    """Where training goes on."""
+
+    path: str
+    checkpoint: dict[str, Any]
+
+
+def find_checkpoint(config: DictConfig) -> Resumed | None:
+    """The checkpoint from which a run goes on; None if it is a new one.
+
+    It is `checkpointing.resume_ckpt_path`; if that cannot be read, the newest file
+    beside it that can. A run whose command names a checkpoint of another folder goes
+    on from its own ones, once there are some.
+
+    Raises:
+        ConfigError: If there are files and none can be read, or if the run would
+            overwrite those of another one.
+    """
+    checkpointing = config.checkpointing
+    own = f"{checkpointing.save_dir}/checkpoints"
+    own_files, trusted = checkpoint_files(own), checkpointing.trusted_classes
+    wanted = checkpointing.resume_ckpt_path
+    if not (checkpointing.resume_from_ckpt and wanted):
+        if own_files:
+            raise ConfigError(
+                f"checkpointing.resume_from_ckpt={checkpointing.resume_from_ckpt}, "
+                f"{KEY}={wanted!r}: {own_files[0]} of an earlier run would be "
+                "overwritten; give another checkpointing.save_dir."
+            )
+        return None
+    folder = posixpath.dirname(wanted)
+    if own_files and not _is_same(folder, own):
+        found = newest_valid(own_files, trusted)
+        if setting(found.checkpoint, KEY) != wanted:
+            raise ConfigError(
+                f"{KEY}={wanted!r}: {found.path} is of another run and would be "
+                "overwritten; give another checkpointing.save_dir."
+            )
+        return found
+    is_there = path_exists(wanted)
+    if not is_there and not _is_same(wanted, f"{own}/last.ckpt"):
+        warn("%s=%r: there is no such file; training starts at step 0", KEY, wanted)
+        return None
+    others = [x for x in checkpoint_files(folder) if not _is_same(x, wanted)]
+    paths = [wanted] * is_there + others
+    return newest_valid(paths, trusted) if paths else None
+
+
+def newest_valid(paths: Sequence[str], trusted: Iterable[str] = ()) -> Resumed:
+    """The first file that can be read and resumed; others are named in one line each.
+
+    Args:
+        paths: At least one, the best first.
+        trusted: As for `read_checkpoint`.
+
+    Raises:
+        ConfigError: With the reason of the first, if there is none.
+    """
+    reasons = []
+    for path in paths:
+        try:
+            checkpoint = read_checkpoint(path, KEY, tuple(trusted))
+            _check_resumable(path, checkpoint)
+        except ConfigError as error:
+            reasons.append(one_line(str(error)))
+            continue
+        for reason in reasons:
+            warn("%s", reason)
+        if reasons:
+            step = checkpoint["global_step"]
+            warn("going on from %s (step %d) instead", path, step)
+        return Resumed(path, checkpoint)
+    others = f" Of {len(paths) - 1} files beside it none can be." if paths[1:] else ""
+    raise ConfigError(
+        f"{reasons[0]}{others} To train anew give another checkpointing.save_dir."
+    )
+
+
+def _check_resumable(path: str, checkpoint: Mapping[str, Any]) -> None:
+    for name in NEEDED:
+        if not checkpoint.get(name):
+            raise ConfigError(
+                f"{KEY}={path!r} cannot be resumed: no {name} in it. Its weights can "
+                "be fine-tuned: training.finetune_path."
+            )
+
+
+def checkpoint_files(folder: str) -> list[str]:
+    """Paths of the checkpoints of a run in its folder, the newest first."""
+    filesystem, inner = fsspec.core.url_to_fs(folder)
+    if not filesystem.exists(inner):
+        return []
+    names = [x for x in filesystem.ls(inner, detail=False) if x.endswith(".ckpt")]
+    names.sort(key=lambda x: (filesystem.modified(x), x), reverse=True)
+    paths = [f"{folder}/{posixpath.basename(name)}" for name in names]
+    return [path for path in paths if not posixpath.basename(path).startswith(TEACHER)]
+
+
+def _is_same(path: str, other: str) -> bool:
+    """Whether two local or fsspec paths lead to the same place."""
+    names = []
+    for x in (path, other):
+        filesystem, inner = fsspec.core.url_to_fs(x)
+        names.append(filesystem.unstrip_protocol(posixpath.normpath(inner)))
+    return names[0] == names[1]
+
+
+# ---------------------------------------------------------------- state
+
+
+class Bookkeeping(lightning.Callback):
+    """What has to happen around checkpoints, whoever writes them.
+
+    Logs what a training batch gives before other callbacks save it, keeps the state
+    of training that Lightning does not know of, restores the raw weights if a
+    validation dies.
+    """
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, model: Any, *args: Any
+    ) -> None:
+        model.log_training()
+
+    def on_save_checkpoint(
+        self, trainer: lightning.Trainer, model: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn == "fit":
+            checkpoint["training"] = model.training_state()
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, model: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        adapt(checkpoint, model.config, model.make_optimizer().param_groups)
+        if "training" in checkpoint:  # not in files of the published code
+            model.load_training_state(checkpoint["training"])
+
+    def on_exception(
+        self, trainer: lightning.Trainer, model: Any, error: BaseException
+    ) -> None:
+        model.leave_validation()
+
+
+def adapt(
+    checkpoint: dict[str, Any],
+    config: DictConfig,
+    groups: Sequence[Mapping[str, Any]],
+) -> None:
+    """Makes the state of a checkpoint that of a run with this config, in place.
+
+    What the command line says holds: the learning rate and its schedule, the settings
+    of AdamW, the size of micro-batches. Where nothing has changed, nothing does.
+
+    Args:
+        checkpoint: To be restored by Lightning.
+        config: The run's.
+        groups: Parameter groups of a new optimiser of the run.
+    """
+    for state in checkpoint["optimizer_states"]:
+        if len(state["param_groups"]) == len(groups):
+            for theirs, ours in zip(state["param_groups"], groups, strict=True):
+                _adapt_group(theirs, ours)
+    for state in checkpoint.get("lr_schedulers", []):
+        _adapt_schedule(state, config.lr_scheduler, [group["lr"] for group in groups])
+    _adapt_position(checkpoint, config)
+
+
+def _adapt_group(theirs: dict[str, Any], ours: Mapping[str, Any]) -> None:
+    base = theirs.get("initial_lr", theirs["lr"])
+    if base != ours["lr"]:
+        warn("optim.lr=%g holds, %g of the checkpoint does not", ours["lr"], base)
+        theirs["lr"] *= ours["lr"] / base if base else 0.0
+    theirs |= {k: x for k, x in ours.items() if k not in ("params", "lr")}
+    theirs["initial_lr"] = ours["lr"]
+
+
+def _adapt_schedule(
+    state: dict[str, Any], schedule: Mapping[str, Any], rates: list[float]
+) -> None:
+    """Leaves the schedule's position in it; what the config gives comes from there."""
+    for name in schedule:
+        state.pop(name, None)
+    if "base_lrs" in state:
+        state["base_lrs"] = rates
+    state["lr_lambdas"] = [None] * len(rates)  # LambdaLR needs it, others do not mind
+
+
+def _adapt_position(checkpoint: dict[str, Any], config: DictConfig) -> None:
+    """Counts batches of the run's size, and tells the data where to go on.
+
+    NOTE(compat): files of the published code do not tell its order of the data, so
+    for them an epoch of ours starts.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    progress = loop["epoch_loop.batch_progress"]
+    epochs = loop["epoch_progress"]
+    accumulate = config.trainer.accumulate_grad_batches
+    ours = rows_per_batch(config.loader, config.trainer)
+    rows = 0
+    if "training" not in checkpoint:
+        _count(progress["current"], 0)
+        _count(progress["total"], checkpoint["global_step"] * accumulate)
+    else:
+        settings = checkpoint["hyper_parameters"]["config"]
+        theirs = rows_per_batch(settings["loader"], settings["trainer"])
+        if ours != theirs:
+            warn("batches of %d rows hold, %d of the checkpoint do not", ours, theirs)
+            for counts in (progress["current"], progress["total"]):
+                _count(counts, counts["ready"] * theirs // ours)
+        if progress["is_last_batch"]:
+            _begin_epoch(loop, checkpoint["global_step"], config)
+        else:
+            rows = progress["current"]["ready"] * ours
+    epoch = epochs["current"]["processed"]
+    position = {"epoch": epoch, "rows": rows}
+    loop["state_dict"]["combined_loader"] = [_stream(loop) | position]
+
+
+def _stream(loop: Mapping[str, Any]) -> dict[str, Any]:
+    """The position in data that are streamed, which no number of rows tells."""
+    (saved, *_) = loop["state_dict"].get("combined_loader") or [{}]
+    return {name: saved[name] for name in ("stream", "next") if name in saved}
+
+
+def _begin_epoch(loop: dict[str, Any], step: int, config: DictConfig) -> None:
+    """Makes the state after an epoch's last batch that before the next one's first.
+
+    Lightning goes on from the former, too, but then counts an epoch too few.
+    """
+    for counts in loop["epoch_progress"].values():
+        counts |= dict.fromkeys(counts, counts["ready"])
+    progress = loop["epoch_loop.batch_progress"]
+    progress["total"] |= dict.fromkeys(progress["total"], progress["total"]["ready"])
+    progress["current"] |= dict.fromkeys(progress["current"], 0)
+    progress["is_last_batch"] = False
+    # Lightning counts this step itself where a validation belongs to it.
+    every = config.trainer.val_check_interval
+    validates = type(every) is int and step % every == 0
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - validates
+
+
+def _count(counts: dict[str, int], batches: int) -> None:
+    """Sets Lightning's counters of batches; one that was not completed stays so."""
+    unfinished = counts["processed"] - counts["completed"]
+    counts |= dict.fromkeys(counts, batches)
+    counts["completed"] -= unfinished
+
+
+def rows_per_batch(loader: Mapping[str, Any], trainer: Mapping[str, Any]) -> int:
+    """Rows of one micro-batch of all ranks."""
+    return loader["batch_size"] * trainer["devices"] * trainer["num_nodes"]
+
+
+def is_validation_due(trainer: Any) -> bool:
+    """Whether Lightning validates after the training batch that has just ended."""
+    every, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if not every or every == float("inf") or not trainer.limit_val_batches:
+        return False
+    if epochs is None:
+        return (trainer.fit_loop.total_batch_idx + 1) % every == 0
+    in_epoch = (trainer.current_epoch + 1) % epochs == 0
+    return in_epoch and (trainer.fit_loop.batch_idx + 1) % every == 0

@@ -1,0 +1,59 @@
+"""The Lightning trainer of every mode."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import hydra
+import lightning
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from omegaconf import DictConfig
+
+
+def build_trainer(
+    config: DictConfig,
+    *,
+    callbacks: list[lightning.Callback],
+    logger: list[Logger],
+    plugins: Sequence[Any] = (),
+) -> lightning.Trainer:
+    """The Lightning trainer of every mode."""
+    alone = config.trainer.devices * config.trainer.num_nodes == 1
+    if alone and config.strategy._target_.endswith(".DDPStrategy"):
+        strategy = "auto"  # one process needs no process group; Apple GPUs have none
+    else:
+        strategy = hydra.utils.instantiate(config.strategy)
+    precision = str(config.trainer.precision)
+    if config.trainer.get("enable_progress_bar", True):
+        callbacks = [*callbacks, ProgressBar(refresh_rate=10)]
+    if SLURMEnvironment.detect():  # RunEnd does what its own handlers would
+        plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
+    every = config.trainer.val_check_interval
+    if type(every) is int and config.trainer.check_val_every_n_epoch is None:
+        every *= config.trainer.accumulate_grad_batches  # Lightning counts batches
+    return hydra.utils.instantiate(
+        config.trainer,
+        plugins=list(plugins),
+        val_check_interval=every,
+        precision={"bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision),
+        default_root_dir=os.getcwd(),
+        strategy=strategy,
+        callbacks=callbacks,
+        logger=logger,
+        use_distributed_sampler=False,
+        _convert_="all",
+    )
+
+
+class ProgressBar(TQDMProgressBar):
+    """Ends where the run does, also where its epoch has no end."""
+
+    @property
+    def total_train_batches(self) -> int | float:
+        trainer = self.trainer
+        if trainer.max_steps < 0:
+            return super().total_train_batches
+        of_run = trainer.max_steps * trainer.accumulate_grad_batches
+        return min(super().total_train_batches, of_run)

@@ -1,0 +1,118 @@
+"""Weights of an algorithm: their EMA, sharded or whole, in and out of checkpoints."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from checkpoints.about import disagreements
+from checkpoints.keys import key_report
+from models.ema import ExponentialMovingAverage
+from utils import ConfigError
+
+
+class Weights(lightning.LightningModule):
+    """What `TrainerBase` knows of its weights."""
+
+    config: DictConfig
+    ema: ExponentialMovingAverage | None
+
+    def make_ema(self) -> ExponentialMovingAverage:
+        """EMA weights that start at the current ones."""
+        return ExponentialMovingAverage(self.parameters(), self.config.training.ema)
+
+    @contextmanager
+    def eval_weights(self) -> Iterator[None]:
+        """EMA weights (unless `eval.disable_ema`) and evaluation mode; both undone."""
+        was_training = self.training
+        use_ema = self.ema is not None and not self.config.eval.disable_ema
+        self.eval()
+        try:
+            with self.ema.applied(self.parameters()) if use_ema else nullcontext():
+                yield
+        finally:
+            self.train(was_training)
+
+    # ---- sharded training: the wrapper that owns the weights, if there is one
+
+    def _sharded_model(self) -> FullyShardedDataParallel | None:
+        try:
+            model = self.trainer.model
+        except RuntimeError:  # not attached to a trainer
+            return None
+        return model if isinstance(model, FullyShardedDataParallel) else None
+
+    @contextmanager
+    def whole_weights(self, writeback: bool = False) -> Iterator[None]:
+        """Gathers sharded weights for calls from outside of a training step."""
+        sharded = self._sharded_model()
+        if sharded is None:
+            yield
+        else:
+            with FullyShardedDataParallel.summon_full_params(
+                sharded, writeback=writeback
+            ):
+                yield
+
+    # ---- checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Plain data, so that the file loads without executing code.
+        config = OmegaConf.to_container(self.config, resolve=True)
+        checkpoint["hyper_parameters"] = {"config": config}
+        if self.ema is None:
+            return
+        checkpoint["ema"] = self.ema.state_dict()
+        if self._sharded_model() is not None:
+            with self.ema.applied(self.parameters()), self.whole_weights():
+                whole = [p.detach().cpu().clone() for p in self.parameters()]
+            checkpoint["ema"] |= {"shadow_params": whole}
+
+    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        state = checkpoint.get("ema")
+        if state is None or self.config.training.ema == 0:
+            return
+        with self.whole_weights(writeback=True):  # sharded: raw weights step aside
+            self.ema = self.make_ema()
+            self.ema.load_state_dict(state)
+            if self._sharded_model() is not None:
+                raw = [p.detach().clone() for p in self.parameters()]
+                self._set_weights(self.ema.shadow_params)
+        if self._sharded_model() is not None:
+            self.ema.shadow_params = self.make_ema().shadow_params  # this rank's shards
+            with self.whole_weights(writeback=True):
+                self._set_weights(raw)
+
+    @torch.no_grad()
+    def _set_weights(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters(), values, strict=True):
+            parameter.copy_(value)
+
+    def load_weights(self, checkpoint: Mapping[str, Any], key: str) -> None:
+        """Takes weights and EMA from what `checkpoints.read_checkpoint` read.
+
+        Args:
+            checkpoint: As Lightning writes it.
+            key: Config key that named the file, for messages.
+
+        Raises:
+            ConfigError: If any weight is missing, unexpected or of another shape.
+        """
+        self.check_weights(checkpoint, key)
+        self.load_state_dict(checkpoint["state_dict"])
+        self.on_load_checkpoint(checkpoint)
+
+    def check_weights(self, checkpoint: Mapping[str, Any], key: str) -> None:
+        """Compares names and shapes, warns of disagreements; as for `load_weights`."""
+        where = f"{key}={OmegaConf.select(self.config, key)!r}"
+        if "state_dict" not in checkpoint:
+            raise ConfigError(f"{where} is not a Lightning checkpoint: no state_dict.")
+        key_report(self, checkpoint["state_dict"]).raise_if_any(where)
+        for line in disagreements(checkpoint, self.config):
+            rank_zero_warn(f"{where}: {line}.")
