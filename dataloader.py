@@ -11,7 +11,7 @@ import functools
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import lightning
@@ -20,14 +20,10 @@ import torch
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Sampler
 
-from data.published import CORPORA
 from data.registry import DATASETS
 from data.rows import TokenRows
-from data.sources import check_apart
 from data.streaming import Stream, StreamLoader
-from utils import STOP_SIGNALS, ConfigError, choose, require
-
-SPLITS = ("train", "valid")
+from utils import STOP_SIGNALS, ConfigError
 
 # ---------------------------------------------------------------- order
 
@@ -171,41 +167,6 @@ class DataModule(lightning.LightningDataModule):
         self._rows: dict[str, TokenRows] = {}
         self._stream: Stream | None = None
 
-    @staticmethod
-    def validate_config(config: DictConfig, splits: Iterable[str]) -> None:
-        """Refuses unknown data sets and layouts before anything is read."""
-        data, splits = config.data, tuple(splits)
-        specs = {s: choose(DATASETS, data[s], f"data.{s}") for s in splits}
-        for split, spec in specs.items():
-            if spec.check is not None:
-                spec.check(config, split)
-        train = specs.get("train")
-        if train and data.streaming and not (train.is_made or train.stream):
-            raise ConfigError(
-                f"data.streaming=True is not supported for data.train={data.train!r}; "
-                "the only value is False."
-            )
-        if train and data.streaming and train.stream:
-            _refuse_keys_of_packed(config)
-        if len(splits) == 2:
-            check_apart(data)
-        if splits and not any(data[split] in CORPORA for split in splits):
-            _refuse_keys_of_published(data, splits)
-        require(data.modality, ["text"], "data.modality")
-        if config.model.length < 3:
-            raise ConfigError(
-                f"model.length={config.model.length}: a row holds bos, at least one "
-                "token, and eos; give 3 or more."
-            )
-
-    @staticmethod
-    def packed_splits(config: DictConfig) -> tuple[str, ...]:
-        """The splits that there are, and that are not streamed."""
-        corpora = {split: CORPORA.get(config.data[split]) for split in SPLITS}
-        there = [s for s, c in corpora.items() if c is None or getattr(c, s)]
-        is_stream = config.data.streaming and corpora["train"] is not None
-        return tuple(split for split in there if split == "valid" or not is_stream)
-
     def load(self, split: str) -> TokenRows:
         """Rows of `split`, 'train' or 'valid', read once."""
         if split not in self._rows:
@@ -218,7 +179,7 @@ class DataModule(lightning.LightningDataModule):
     def load_training(self) -> TokenRows | Stream:
         """What is trained on: rows, or a stream of them (`data.streaming`)."""
         spec = DATASETS[self.config.data.train]
-        if not self.config.data.streaming or spec.stream is None:
+        if not self.config.data.streaming or spec.streamer is None:
             rows, needed = self.load("train"), self.config.loader.global_batch_size
             if len(rows) < needed:
                 raise ConfigError(
@@ -339,23 +300,3 @@ def _of_ranks(world_size: int, value: Any) -> list[Any]:
     if world_size > 1:
         torch.distributed.all_gather_object(values, value)
     return values
-
-
-def _refuse_keys_of_published(data: DictConfig, splits: tuple[str, ...]) -> None:
-    """Refuses keys that would change nothing."""
-    for key in ("source", "valid_source", "detokenizer"):
-        if data[key] is not None:
-            names = " and ".join(f"data.{split}={data[split]!r}" for split in splits)
-            raise ConfigError(
-                f"data.{key}={data[key]!r} is for published data sets, not for {names}."
-            )
-
-
-def _refuse_keys_of_packed(config: DictConfig) -> None:
-    """Refuses what would read all training data where they are streamed."""
-    for key in ("unigram_baseline", "ngram_order"):
-        if config.eval[key]:
-            raise ConfigError(
-                f"eval.{key}={config.eval[key]} counts all training data, which "
-                "data.streaming=True does not read; set one of them to False or 0."
-            )

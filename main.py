@@ -25,6 +25,7 @@ from checkpoints.export import export
 from checkpoints.reading import read_checkpoint, read_evaluated
 from cli.checks import algorithm_class, prepare, settle
 from cli.commandline import arguments, explain, find_inputs
+from data.registry import packed_splits
 from data.tokenizers import get_tokenizer
 from dataloader import DataModule
 from evaluation.likelihood import ppl_eval, report_likelihood
@@ -95,7 +96,7 @@ def train(config: DictConfig) -> dict[str, float]:
 
 def prepare_data(config: DictConfig) -> dict[str, Any]:
     """Packs the data set's splits into the cache and prints their fingerprints."""
-    splits = DataModule.packed_splits(config)
+    splits = packed_splits(config)
     prepare(config, splits)
     data = DataModule(config, get_tokenizer(config), mask_index=None)
     lines = {

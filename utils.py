@@ -96,6 +96,12 @@ def did_you_mean(value: Any, choices: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def imported(path: str) -> Any:
+    """What a dotted path such as "models.dit.DIT" names, imported now."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
 def one_line(text: str) -> str:
     """Text with its line breaks and runs of blanks made into single blanks."""
     return " ".join(text.split())
@@ -292,18 +298,18 @@ def copy_file(source: str, target: str) -> None:
 
 # ---------------------------------------------------------------- older names
 
-# Paths that published configs and checkpoints name, and where their classes are now.
+# Names that published configs and checkpoints look for here, and where they are now.
 MOVED = {
-    "CosineDecayWarmupLRScheduler": "training.schedules",
-    "LRHalveScheduler": "training.schedules",
-    "GradientInspectionCallback": "training.gradients",
+    "CosineDecayWarmupLRScheduler": "training.schedules.CosineDecayWarmupLRScheduler",
+    "LRHalveScheduler": "training.schedules.LRHalveScheduler",
+    "GradientInspectionCallback": "training.gradients.GradientInspectionCallback",
 }
 
 
 def __getattr__(name: str) -> Any:
     """Classes that this module once held, under `utils.NAME`."""
     if name in MOVED:
-        return getattr(importlib.import_module(MOVED[name]), name)
+        return imported(MOVED[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

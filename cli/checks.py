@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from checkpoints.about import adopt_network
-from dataloader import DataModule
+from data.registry import check_splits
 from models import validate_backbone
 from report.console import report_config
 from sampling.prompts import check_prompts
@@ -228,7 +228,7 @@ def prepare(config: DictConfig, splits: tuple[str, ...]) -> type[Any]:
     """
     algorithm = algorithm_class(config)
     algorithm.validate_config(config)
-    DataModule.validate_config(config, splits)
+    check_splits(config, splits)
     check_devices(config)
     check_batches(config)
     check_prompts(config, algorithm.is_autoregressive)

@@ -1,141 +1,20 @@
-"""The table of data sets: how each becomes rows of `model.length` tokens.
+"""The table of data sets, and what can be refused about one before anything is read.
 
-documents (`files.py`, `sources.py`) -> rows (`packing.py`, `cache.py`)
+A data set's functions are imported when they are called (`loading.py`), so that a
+mistake on the command line is found before the heavy libraries are there.
 """
 
-import functools
-import hashlib
-import json
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from omegaconf import DictConfig
 
-from data.cache import stored_rows
-from data.detokenizers import DETOKENIZERS, TEXT8, Rules
-from data.docstrings import docstrings, standard_library
-from data.documents import Documents, Listed
-from data.files import find_files, load_files, state_of
-from data.packing import Layout, lay_out, tokenize
-from data.published import CORPORA, published_documents
-from data.rows import TokenRows, batch_of
-from data.sources import check_published, documents_of, identity, stream_files
-from data.streaming import Files, Stream
-from data.synthetic import synthetic_rows
-from utils import ConfigError
+from data.files import find_files
+from data.published import CORPORA
+from data.sources import check_apart, check_published
+from utils import ConfigError, choose, imported, require
 
-log = logging.getLogger(__name__)
-
-# ---------------------------------------------------------------- layout
-
-
-def layout_of(config: DictConfig, tokenizer: Any, split: str) -> Layout:
-    """How `data.wrap` and its neighbours lay out the rows of a split."""
-    data, eos = config.data, tokenizer.eos_token_id
-    if config.algo.compat == "reference":
-        # NOTE(compat): the reference separates packed documents by the first token
-        # of encode(eos), which is [CLS] for BERT tokenizers.
-        eos = tokenizer.encode(tokenizer.eos_token)[0]
-    return Layout(
-        length=config.model.length,
-        bos=tokenizer.bos_token_id,
-        eos=eos,
-        pad=tokenizer.pad_token_id,
-        wrap=data.wrap,
-        insert_eos=data[f"insert_{split}_eos"],
-        keep_remainder=data.keep_remainder,
-    )
-
-
-def tokenizer_state(tokenizer: Any) -> dict[str, Any]:
-    """What tells a tokenizer from others, for the key of what it has made."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    kind, content = type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())
-    if backend is not None:
-        kind, content = "fast", backend.to_str()
-    return {
-        "tokenizer": f"{kind} {_digest(content)}",
-        "vocab_size": len(tokenizer),
-    }
-
-
-def _digest(content: Any) -> str:
-    """Of what JSON can hold."""
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-# ---------------------------------------------------------------- data sets
-
-
-def load_synthetic(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:
-    """Seeded synthetic rows; see `synthetic_rows`."""
-    num_rows, seed = {
-        "train": (config.data.num_train, 42),
-        "valid": (config.data.num_valid, 41),
-    }[split]
-    ids = synthetic_rows(num_rows, config.model.length, config.data.vocab_size, seed)
-    return TokenRows(ids)
-
-
-def load_docstrings(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:
-    """Documentation strings of the standard library, one document a module.
-
-    A module belongs to the validation split if the hash of its name falls below
-    `data.valid_fraction`, so the split does not depend on what else is installed.
-    """
-    files = standard_library()
-
-    def documents() -> Listed:
-        texts = []
-        for name, text in docstrings(files):
-            digest = hashlib.sha256(name.encode()).digest()
-            held_out = int.from_bytes(digest[:8]) / 2**64 < config.data.valid_fraction
-            if held_out == (split == "valid"):
-                texts.append(text)
-        return Listed(texts)
-
-    where = [state_of(files), config.data.valid_fraction, split]
-    return packed(config, tokenizer, split, documents, where, TEXT8)
-
-
-def load_text_files(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:
-    """The user's own files; see configs/data/text_files.yaml."""
-    data = config.data
-    key = "valid_path" if split == "valid" and data.valid_path else "path"
-    files = find_files(data[key], f"data.{key}")
-    documents = functools.partial(
-        load_files,
-        files,
-        f"data.{key}",
-        data.text_column,
-        data.cache_dir,
-    )
-    rules = text_rules(config)
-    where = [state_of(files), data.text_column]
-    name = "text_files"  # of both splits: rows of the same files are made once
-    rows = packed(
-        config, tokenizer, split, documents, where, rules, name=name, drop_empty=True
-    )
-    if data.valid_path or not len(rows):
-        return rows
-    head, tail = rows.split_tail(data.valid_fraction)
-    return tail if split == "valid" else head
-
-
-def stream_text_files(config: DictConfig, tokenizer: Any) -> Stream:
-    """The user's own files, read as they are needed."""
-    data = config.data
-    paths = find_files(data.path, "data.path")
-    files = Files(paths, data.text_column, drop_empty=True)
-    return stream_of(files, config, tokenizer, text_rules(config))
-
-
-def text_rules(config: DictConfig) -> Rules:
-    """What is done to the user's texts first."""
-    return TEXT8 if config.data.tokenizer_name_or_path == "text8" else ()
+SPLITS = ("train", "valid")
 
 
 def check_text_files(config: DictConfig, split: str) -> None:
@@ -156,148 +35,106 @@ def check_text_files(config: DictConfig, split: str) -> None:
         )
 
 
-def load_published(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:
-    """A split of a data set of `published.CORPORA`."""
-    documents = functools.partial(documents_of, config, split)
-    rules, where = rules_of(config, split), identity(config, split)
-    rows = packed(config, tokenizer, split, documents, where, rules)
-    published = published_documents(config, split)
-    if published not in (None, rows.num_documents):
-        log.warning(
-            "data.%s=%s: %s documents, the published set has %d; numbers of the two "
-            "cannot be compared",
-            *(split, config.data[split], rows.num_documents, published),
-        )
-    return rows
-
-
-def load_crops(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:
-    """Rows of twice the content, of which training takes a random part."""
-    if split == "valid":
-        return load_published(config, tokenizer, split)
-    size = config.model.length - 2
-    longer = config.copy()
-    longer.model.length = 2 * size + 2
-    rows = load_published(longer, tokenizer, split)
-    return CroppedRows(rows, size)
-
-
-def stream_published(config: DictConfig, tokenizer: Any) -> Stream:
-    """The training split of a data set of `published.CORPORA`, read as needed."""
-    files = stream_files(config.data)
-    return stream_of(files, config, tokenizer, rules_of(config, "train"))
-
-
-def stream_of(files: Files, config: DictConfig, tokenizer: Any, rules: Rules) -> Stream:
-    """Training rows of files, in the order of the run's seed."""
-    return Stream(
-        files,
-        tokenizer,
-        rules,
-        layout_of(config, tokenizer, "train"),
-        seed=config.seed,
-        block=config.data.shuffle_rows,
-    )
-
-
-def rules_of(config: DictConfig, split: str) -> Rules:
-    """The detokenizer of a split: `data.detokenizer`, or the data set's own."""
-    name = config.data.detokenizer or CORPORA[config.data[split]].detokenizer
-    return DETOKENIZERS[name]
-
-
-def packed(
-    config: DictConfig,
-    tokenizer: Any,
-    split: str,
-    documents: Callable[[], Documents],
-    where: Any,
-    rules: Rules,
-    *,
-    name: str | None = None,
-    drop_empty: bool = False,
-) -> TokenRows:
-    """Rows of documents, from the cache of `data.cache_dir` or into it.
-
-    Args:
-        config: The run's config.
-        tokenizer: From `get_tokenizer`.
-        split: 'train' or 'valid'.
-        documents: Gives them if they have to be tokenised.
-        where: What tells these documents from others, JSON.
-        rules: Run on every text first.
-        name: Of the folder in the cache; by default data set and split.
-        drop_empty: Whether documents without text are left out.
-    """
-    data, layout = config.data, layout_of(config, tokenizer, split)
-    documents = functools.cache(documents)
-    key = {
-        "documents": _digest(where),
-        "detokenizer": _digest(repr(rules)),
-        "drop_empty": drop_empty,
-        **tokenizer_state(tokenizer),
-    }
-
-    def build() -> Iterator[Any]:
-        chunks = tokenize(
-            documents(),
-            tokenizer,
-            rules,
-            num_proc=data.num_proc,
-            name=data[split],
-            drop_empty=drop_empty,
-        )
-        return lay_out(chunks, layout)
-
-    def about() -> dict[str, int]:
-        return {"num_documents": documents().num_whole}
-
-    name = name or f"{data[split]}-{split}"
-    return stored_rows(data.cache_dir, name, key, layout, build, about)
-
-
-class CroppedRows(TokenRows):
-    """Rows of which a part is handed out: bos, `size` tokens from some start, eos.
-
-    Args:
-        rows: bos, 2 * size tokens, eos each.
-        size: L - 2.
-    """
-
-    def __init__(self, rows: TokenRows, size: int) -> None:
-        super().__init__(rows.ids, counts=rows.counts())
-        self.num_starts = size + 1
-
-    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        """A batch, (B, L); an index is row + number of rows * start."""
-        starts, rows = np.divmod(np.asarray(indices), len(self))
-        ids = np.asarray(self.ids[rows])
-        size = self.num_starts - 1
-        columns = 1 + starts[:, None] + np.arange(size)
-        content = np.take_along_axis(ids, columns, axis=1)
-        cropped = np.concatenate([ids[:, :1], content, ids[:, -1:]], axis=1)
-        return batch_of(cropped)
-
-
 class DatasetSpec(NamedTuple):
-    """How a data set is read."""
+    """How a data set is read: functions (or their paths), and a check of its keys."""
 
     # (config, tokenizer, split) -> rows
-    load: Callable[[DictConfig, Any, str], TokenRows]
+    loader: Callable[..., Any] | str
     # (config, split): refuses what cannot work, quickly, before anything else
     check: Callable[[DictConfig, str], None] | None = None
     # (config, tokenizer) -> training data, read as they are needed
-    stream: Callable[[DictConfig, Any], Stream] | None = None
+    streamer: Callable[..., Any] | str | None = None
     is_made: bool = False  # on the spot, so that data.streaming makes no difference
 
+    def load(self, config: DictConfig, tokenizer: Any, split: str) -> Any:
+        """The rows of a split, a `data.rows.TokenRows`."""
+        return _function(self.loader)(config, tokenizer, split)
 
-PUBLISHED = DatasetSpec(load_published, check_published, stream_published)
+    def stream(self, config: DictConfig, tokenizer: Any) -> Any:
+        """Training data, read as they are needed, a `data.streaming.Stream`."""
+        return _function(self.streamer)(config, tokenizer)
+
+
+def _function(named: Callable[..., Any] | str) -> Callable[..., Any]:
+    return imported(named) if isinstance(named, str) else named
+
+
+PUBLISHED = DatasetSpec(
+    "data.loading.load_published", check_published, "data.loading.stream_published"
+)
 
 # By `data.train` and `data.valid`.
 DATASETS: dict[str, DatasetSpec] = {
-    "synthetic": DatasetSpec(load_synthetic, is_made=True),
-    "docstrings": DatasetSpec(load_docstrings),
-    "text_files": DatasetSpec(load_text_files, check_text_files, stream_text_files),
+    "synthetic": DatasetSpec("data.loading.load_synthetic", is_made=True),
+    "docstrings": DatasetSpec("data.loading.load_docstrings"),
+    "text_files": DatasetSpec(
+        "data.loading.load_text_files",
+        check_text_files,
+        "data.loading.stream_text_files",
+    ),
     **dict.fromkeys(CORPORA, PUBLISHED),
-    "text8-crop": DatasetSpec(load_crops, check_published),
+    "text8-crop": DatasetSpec("data.loading.load_crops", check_published),
 }
+
+
+def check_splits(config: DictConfig, splits: Iterable[str]) -> None:
+    """Refuses unknown data sets and layouts before anything is read.
+
+    Args:
+        config: The run's config.
+        splits: 'train' and 'valid', as far as they are to be read.
+
+    Raises:
+        ConfigError: If one of them cannot be had, or a key has no meaning for it.
+    """
+    data, splits = config.data, tuple(splits)
+    specs = {s: choose(DATASETS, data[s], f"data.{s}") for s in splits}
+    for split, spec in specs.items():
+        if spec.check is not None:
+            spec.check(config, split)
+    train = specs.get("train")
+    if train and data.streaming and not (train.is_made or train.streamer):
+        raise ConfigError(
+            f"data.streaming=True is not supported for data.train={data.train!r}; "
+            "the only value is False."
+        )
+    if train and data.streaming and train.streamer:
+        _refuse_keys_of_packed(config)
+    if len(splits) == 2:
+        check_apart(data)
+    if splits and not any(data[split] in CORPORA for split in splits):
+        _refuse_keys_of_published(data, splits)
+    require(data.modality, ["text"], "data.modality")
+    if config.model.length < 3:
+        raise ConfigError(
+            f"model.length={config.model.length}: a row holds bos, at least one "
+            "token, and eos; give 3 or more."
+        )
+
+
+def packed_splits(config: DictConfig) -> tuple[str, ...]:
+    """The splits that there are, and that are not streamed."""
+    corpora = {split: CORPORA.get(config.data[split]) for split in SPLITS}
+    there = [s for s, c in corpora.items() if c is None or getattr(c, s)]
+    is_stream = config.data.streaming and corpora["train"] is not None
+    return tuple(split for split in there if split == "valid" or not is_stream)
+
+
+def _refuse_keys_of_published(data: DictConfig, splits: tuple[str, ...]) -> None:
+    """Refuses keys that would change nothing."""
+    for key in ("source", "valid_source", "detokenizer"):
+        if data[key] is not None:
+            names = " and ".join(f"data.{split}={data[split]!r}" for split in splits)
+            raise ConfigError(
+                f"data.{key}={data[key]!r} is for published data sets, not for {names}."
+            )
+
+
+def _refuse_keys_of_packed(config: DictConfig) -> None:
+    """Refuses what would read all training data where they are streamed."""
+    for key in ("unigram_baseline", "ngram_order"):
+        if config.eval[key]:
+            raise ConfigError(
+                f"eval.{key}={config.eval[key]} counts all training data, which "
+                "data.streaming=True does not read; set one of them to False or 0."
+            )

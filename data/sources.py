@@ -26,7 +26,7 @@ from data.files import (
     suffix_of,
 )
 from data.published import CORPORA, Corpus, Source, held_out_end
-from data.streaming import FORMATS, Files, format_of
+from data.readers import FORMATS, Files, format_of
 from utils import ConfigError, answers, first_line, hub_answers, require
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from data.detokenizers import DETOKENIZERS, detokenize
 from data.packing import Chunk, Layout, lay_out, rows_of
-from data.registry import load_synthetic
+from data.loading import load_synthetic
 from data.rows import TokenRows
 from data.synthetic import synthetic_rows
 from data.tokenizers import get_tokenizer, synthetic_tokenizer, text8_tokenizer

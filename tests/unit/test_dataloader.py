@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.documents import Listed
+from data.loading import layout_of
 from data.packing import Chunk, Layout, lay_out, rows_of, tokenize
-from data.registry import layout_of
 from data.rows import TokenRows
 from data.tokenizers import TOKENIZERS, get_tokenizer
 from dataloader import EpochOrder

@@ -7,8 +7,8 @@ import pytest
 import torch
 from refusals import refused
 
-from data import registry
-from data.registry import DATASETS, DatasetSpec
+from data import loading
+from data.registry import DATASETS, DatasetSpec, check_splits
 from data.rows import TokenRows
 from data.tokenizers import get_tokenizer
 from dataloader import DataModule
@@ -20,7 +20,7 @@ def module(compose):
 
     def build(*overrides, mask_index=None):
         config = compose("data.num_train=20", "data.num_valid=6", *overrides)
-        DataModule.validate_config(config, ("train", "valid"))
+        check_splits(config, ("train", "valid"))
         return DataModule(config, get_tokenizer(config), mask_index)
 
     return build
@@ -39,7 +39,7 @@ def text_module(compose, tmp_path):
             "data.tokenizer_name_or_path=text8",
             *overrides,
         )
-        DataModule.validate_config(config, ("train", "valid"))
+        check_splits(config, ("train", "valid"))
         return DataModule(config, get_tokenizer(config), mask_index)
 
     return build
@@ -140,7 +140,7 @@ def test_docstrings_split_by_module(compose, monkeypatch, tmp_path):
     documents = [(f"{name}.py", name * 60) for name in letters]
 
     def loaded(documents):
-        monkeypatch.setattr(registry, "docstrings", lambda files: iter(documents))
+        monkeypatch.setattr(loading, "docstrings", lambda files: iter(documents))
         config = compose(
             "data=docstrings",
             "data.valid_fraction=0.3",
@@ -181,7 +181,7 @@ def cropped(compose, tmp_path):
             f"data.cache_dir={tmp_path}/cache",
             f"seed={seed}",
         )
-        DataModule.validate_config(config, ("train", "valid"))
+        check_splits(config, ("train", "valid"))
         return DataModule(config, get_tokenizer(config), None)
 
     return build
@@ -226,7 +226,7 @@ def test_crops_are_a_function_of_seed_and_epoch(cropped):
 def test_files_are_tokenized_once_for_both_splits(text_module, tmp_path, monkeypatch):
     data = text_module("the quick brown fox jumps over a lazy dog " * 20)
     data.load("train")
-    monkeypatch.setattr(registry, "tokenize", lambda *a, **k: pytest.fail("again"))
+    monkeypatch.setattr(loading, "tokenize", lambda *a, **k: pytest.fail("again"))
     assert len(data.load("valid")) > 1
 
 
@@ -238,17 +238,17 @@ def test_files_are_tokenized_once_for_both_splits(text_module, tmp_path, monkeyp
 )
 def test_streams_are_not_counted(compose, override):
     config = compose("data=openwebtext-streaming", "data.source=hf://datasets/a/b")
-    DataModule.validate_config(config, ("train",))
+    check_splits(config, ("train",))
     config = compose(
         "data=openwebtext-streaming", "data.source=hf://datasets/a/b", override
     )
-    call = lambda: DataModule.validate_config(config, ("train",))  # noqa: E731
+    call = lambda: check_splits(config, ("train",))  # noqa: E731
     refused(call, override.split("=")[0], "data.streaming=True")
 
 
 def test_an_unknown_detokenizer_is_refused_early(compose):
     config = compose("data=ptb", "data.detokenizer=bpt")
-    call = lambda: DataModule.validate_config(config, ("valid",))  # noqa: E731
+    call = lambda: check_splits(config, ("valid",))  # noqa: E731
     refused(call, "data.detokenizer='bpt'", "Did you mean 'ptb'?", "wikitext")
 
 
@@ -264,7 +264,7 @@ def test_an_unknown_data_set_is_refused(module):
 def test_streaming_is_refused_where_there_is_none(module, compose, text_module):
     assert module("data.streaming=True").config.data.streaming
     config = compose("data=docstrings", "data.streaming=True")
-    call = lambda: DataModule.validate_config(config, ("train",))  # noqa: E731
+    call = lambda: check_splits(config, ("train",))  # noqa: E731
     refused(call, "data.streaming=True", "docstrings")
     call = lambda: text_module("text", "data.streaming=True")  # noqa: E731
     refused(call, "data.streaming=True", "data.valid_path")
@@ -338,7 +338,7 @@ def test_a_held_out_fraction_is_one(text_module, fraction):
 
 def test_files_are_looked_for_before_anything_is_loaded(compose):
     config = compose("data=text_files", "data.path=/nowhere/*.txt")
-    validate = lambda: DataModule.validate_config(config, ("train",))  # noqa: E731
+    validate = lambda: check_splits(config, ("train",))  # noqa: E731
     refused(validate, "data.path='/nowhere/*.txt'", "no file")
 
 

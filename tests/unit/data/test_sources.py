@@ -13,6 +13,7 @@ from stand_ins import CONFIGS, SHARED, write_documents
 
 from data import sources
 from data.published import CORPORA, Source
+from data.registry import check_splits
 from data.sources import (
     check_published,
     documents_of,
@@ -21,7 +22,6 @@ from data.sources import (
     sources_of,
     stream_files,
 )
-from dataloader import DataModule
 
 
 @pytest.fixture
@@ -148,11 +148,11 @@ def test_the_same_documents_are_not_validated_on(config_of, documents):
     file = f"{documents}/train.jsonl"
     both = ("train", "valid")
     config = config_of("ptb", f"data.source={file}")
-    call = lambda: DataModule.validate_config(config, both)  # noqa: E731
+    call = lambda: check_splits(config, both)  # noqa: E731
     refused(call, f"data.source='{file}'", "data.valid_source")
-    DataModule.validate_config(config, ("valid",))
+    check_splits(config, ("valid",))
     config.data.valid_source = f"{documents}/test.jsonl"
-    DataModule.validate_config(config, both)
+    check_splits(config, both)
     assert "of the test set" in texts(config, "valid")[0]
 
 
@@ -168,15 +168,15 @@ def test_validation_of_another_set_has_a_source_of_its_own(config_of, documents)
 
 def test_keys_of_published_sets_are_refused_elsewhere(compose):
     config = compose("data.source=/somewhere")
-    call = lambda: DataModule.validate_config(config, ("train",))  # noqa: E731
+    call = lambda: check_splits(config, ("train",))  # noqa: E731
     refused(call, "data.source='/somewhere'", "synthetic")
 
 
 def test_a_set_without_a_split_to_train_on(config_of, documents):
     config = config_of("lambada", f"data.source={documents}")
-    call = lambda: DataModule.validate_config(config, ("train",))  # noqa: E731
+    call = lambda: check_splits(config, ("train",))  # noqa: E731
     refused(call, "data.train='lambada'", "no split to train on")
-    DataModule.validate_config(config, ("valid",))
+    check_splits(config, ("valid",))
 
 
 # ---------------------------------------------------------------- identity

@@ -16,9 +16,9 @@ from refusals import refused
 from data.documents import Listed
 from data.files import Txt, load_files
 from data.packing import Layout, lay_out, rows_of, tokenize
+from data.readers import Files
 from data.streaming import (
     FORMATS,
-    Files,
     Mark,
     Place,
     State,
