@@ -1,7 +1,8 @@
 """Golden tests: our numbers beside those of the reference implementation.
 
-The folder of cases is the environment variable GOLDEN_DIR, by default
-`../shared/golden` beside the repository. Without it every test here is skipped.
+The folder of cases is the environment variable GOLDEN_DIR; without it,
+`../shared/golden` beside the repository; without that, the cases that every clone has,
+`cases/`. Kinds that are not in the folder are skipped.
 """
 
 import pytest

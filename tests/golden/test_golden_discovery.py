@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import sys
 import pytest
 import torch
 from golden_cases import (
+    COMMITTED,
     EXACT,
     ROOT,
     Case,
@@ -44,21 +46,22 @@ def make_case(folder, name: str, **info) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", parameters(find_cases(golden_dir(), "dit", "logits")[:1], "dit*")
+    "case", parameters(find_cases(golden_dir(), "noise", "eps")[:1], "noise*")
 )
 def test_other_names_and_wrong_numbers(case, tmp_path):
     """In another folder, a case under another name runs and passes; a copy of it with
-    one wrong logit fails."""
-    for name in ("dit_other", "dit_wrong"):
+    one wrong number fails."""
+    for name in ("noise_other", "noise_wrong"):
         shutil.copytree(case.folder, tmp_path / name)
-    file = tmp_path / "dit_wrong" / "tensors.safetensors"
+    file = tmp_path / "noise_wrong" / "tensors.safetensors"
     tensors = load_file(file)
-    tensors["logits"][0, 0, 0] += 0.001 * tensors["logits"].abs().max()
+    tensors["alpha_f64_0"][0] += 0.001
     save_file(tensors, file)
-    done = run_pytest(tmp_path, HERE / "test_golden_dit.py", "-k", "test_logits")
+    tests = "test_signal_level and f64"
+    done = run_pytest(tmp_path, HERE / "test_golden_noise.py", "-k", tests)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "test_logits[dit_other] PASSED" in done.stdout
-    assert "test_logits[dit_wrong] FAILED" in done.stdout
+    assert "test_signal_level[noise_other-f64] PASSED" in done.stdout
+    assert "test_signal_level[noise_wrong-f64] FAILED" in done.stdout
     assert "1 failed, 1 passed" in done.stdout
 
 
@@ -105,14 +108,84 @@ def test_no_case_is_one_skip_with_its_reason(tmp_path):
         assert str(folder) in mark.kwargs["reason"]
 
 
-def test_folder_from_the_environment(monkeypatch, tmp_path):
-    """GOLDEN_DIR, absolute or relative to the repository; else ../shared/golden."""
+def test_folder_of_cases(monkeypatch, tmp_path):
+    """GOLDEN_DIR, absolute or relative to the repository; else ../shared/golden, if
+    there is one; else what every clone has."""
+    clone = tmp_path / "clone"
+    monkeypatch.setattr("golden_cases.ROOT", clone)
     monkeypatch.setenv("GOLDEN_DIR", str(tmp_path))
     assert golden_dir() == tmp_path
     monkeypatch.setenv("GOLDEN_DIR", "some/cases")
-    assert golden_dir() == ROOT / "some" / "cases"
+    assert golden_dir() == clone / "some" / "cases"
+    monkeypatch.setenv("GOLDEN_DIR", "")
+    assert golden_dir() == COMMITTED
     monkeypatch.delenv("GOLDEN_DIR")
-    assert golden_dir() == ROOT / "../shared/golden"
+    assert golden_dir() == COMMITTED
+    fuller = tmp_path / "shared" / "golden"
+    fuller.mkdir(parents=True)
+    assert golden_dir() == fuller
+
+
+# ---------------------------------------------------------------- the committed cases
+
+# Kinds of cases that are committed: the front of the name, and what is in them.
+KINDS = [
+    ("analytic", "t_dt"),
+    ("data_detokenizers", "cases"),
+    ("data_group_texts", "cases"),
+    ("data_samplers", "samplers"),
+    ("data_synthetic", "0/train"),
+    ("data_tokenizers", "text8"),
+    ("dimamba", "counts"),
+    ("dimo", "masked_count_of_length_and_ratio"),
+    ("distillation", "dt_schedules"),
+    ("duo", "n_series_terms"),
+    ("duo_curriculum", "step0_gamma_t"),
+    ("duo_tau", "schedules"),
+    ("duo_topk", "settings"),
+    ("image", "fid"),
+    ("integral", "file"),
+    ("integral", "index"),
+    ("loss", "eval_loss"),
+    ("loss", "raw_logits"),
+    ("mdlm_noise", "not_defined"),
+    ("metrics", "batches_nll_sum_and_tokens"),
+    ("noise", "eps"),
+    ("nucleus", "log_probs"),
+    ("optim", "halving"),
+    ("optim", "param0"),
+    ("posterior", "p_x0"),
+    ("sampling", "gumbel"),
+]
+LIMIT = 1_500_000  # bytes of all files and folders, as `du -sb` counts them
+
+
+def test_committed_cases_are_small():
+    """What every clone has to download."""
+    paths = [COMMITTED, *COMMITTED.rglob("*")]
+    assert sum(path.lstat().st_size for path in paths) < LIMIT
+
+
+@pytest.mark.parametrize(("kind", "holding"), KINDS)
+def test_every_kind_is_committed(kind, holding):
+    assert find_cases(COMMITTED, kind, holding, with_images=True)
+
+
+def test_every_committed_case_runs():
+    """Each is the argument of at least one test that is not skipped, unless it waits
+    for later work."""
+    done = run_pytest(COMMITTED, HERE, "--collect-only", "-q")
+    assert done.returncode == 0, done.stdout + done.stderr
+    cases = find_cases(COMMITTED, with_images=True)
+    assert len(cases) == len(KINDS)
+    for case in cases:
+        waits = f"test_case_that_waits[{case}]" in done.stdout
+        named = re.findall(rf"(test_\w+)\[(?:.*-)?{case}(?:-.*)?\]", done.stdout)
+        tests = set(named) - {"test_case_that_waits"}
+        assert bool(tests) != waits, f"{case}: waits {waits}, tests {tests}"
+
+
+# ---------------------------------------------------------------- comparing
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
+COMMITTED = ROOT / "tests" / "golden" / "cases"  # a part of the cases, in every clone
 FORWARD = {"rtol": 1e-5, "atol": 1e-5}  # float32 network, where a case states nothing
 EXACT = {"rtol": 0.0, "atol": 0.0}
 
 
 def golden_dir() -> Path:
-    """GOLDEN_DIR (relative paths from the repository), or `../shared/golden`."""
-    return ROOT / os.environ.get("GOLDEN_DIR", "../shared/golden")
+    """The folder of cases: `GOLDEN_DIR`, which may be relative to the repository, if
+    it is set; else `../shared/golden`, if that exists; else `tests/golden/cases`."""
+    if named := os.environ.get("GOLDEN_DIR"):
+        return ROOT / named
+    fuller = ROOT.parent / "shared" / "golden"
+    return fuller if fuller.is_dir() else COMMITTED
 
 
 class Case:
@@ -54,9 +59,13 @@ class Case:
         """The reference's settings, a fresh copy."""
         return OmegaConf.create(self.info.get("config", {}))
 
+    def setting(self, key: str, default: Any = None) -> Any:
+        """The value that the case's config states for a dotted key, or `default`."""
+        return OmegaConf.select(self.config, key, default=default)
+
     @property
     def needs_images(self) -> bool:
-        is_unet = OmegaConf.select(self.config, "model.type") == "unet"
+        is_unet = self.setting("model.type") == "unet"
         words = ("image", "unet", "guidance")
         return is_unet or any(word in self.name for word in words)
 
@@ -150,6 +159,11 @@ def parse_tolerance(text: str) -> dict[str, float]:
         assert text.startswith("exact"), f"a tolerance that is not understood: {text!r}"
         return EXACT
     return {kind: float(number) for kind, number in found.items()}
+
+
+def approx(golden: float, limits: dict[str, float]) -> Any:
+    """A recorded number with its tolerance, to be compared with ours by `==`."""
+    return pytest.approx(golden, rel=limits.get("rtol", 0), abs=limits.get("atol", 0))
 
 
 def close(
