@@ -4,44 +4,38 @@
 
 A mistake of the user's ends with one line and exit status 2, before any heavy work;
 anything else that raises is a fault of the code and keeps its traceback.
+
+Only Hydra and the config are imported here. What a mode needs is imported when it
+runs, so that a mistake, `--help` and `--cfg job` do not wait for torch.
 """
 
 import errno
-import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from checkpoints.about import describe
-from checkpoints.export import export
-from checkpoints.reading import read_checkpoint, read_evaluated
-from cli.checks import algorithm_class, prepare, settle
+from cli.checks import check
 from cli.commandline import arguments, explain, find_inputs
-from data.registry import packed_splits
-from data.tokenizers import get_tokenizer
-from dataloader import DataModule
-from evaluation.likelihood import ppl_eval, report_likelihood
-from evaluation.samples import load_judge, sample_eval
-from models.device import keep_freed_memory
-from report.console import report_files, report_lines, report_samples
-from report.mode import report
+from cli.environment import share_cores
 from report.sweep import REFUSED, is_sweep
-from training.callbacks import CheckpointFiles, RunEnd
-from training.loggers import build_loggers
-from training.resume import KEY, find_checkpoint
-from training.trainer import build_trainer
-from utils import ConfigError, RunStopped, choose, fail, one_line, register_resolvers
+from utils import (
+    ConfigError,
+    RunStopped,
+    choose,
+    fail,
+    imported,
+    one_line,
+    register_resolvers,
+)
 
-log = logging.getLogger(__name__)
-
+CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -50,7 +44,21 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def train(config: DictConfig) -> dict[str, float]:
     """Trains, resuming from `checkpointing.resume_ckpt_path` if it exists."""
-    algorithm = prepare(config, splits=("train", "valid"))
+    from lightning.pytorch.callbacks import LearningRateMonitor
+
+    from checkpoints.reading import read_checkpoint
+    from cli.settle import prepare
+    from data.tokenizers import get_tokenizer
+    from dataloader import DataModule
+    from evaluation.likelihood import report_likelihood
+    from evaluation.samples import load_judge
+    from report.console import report_files, report_samples
+    from training.callbacks import CheckpointFiles, RunEnd
+    from training.loggers import build_loggers
+    from training.resume import KEY, find_checkpoint
+    from training.trainer import build_trainer
+
+    algorithm = prepare(config)
     finetune = config.training.finetune_path
     resumed = find_checkpoint(config)
     if algorithm.needs_weights and not (finetune or resumed):
@@ -96,12 +104,17 @@ def train(config: DictConfig) -> dict[str, float]:
 
 def prepare_data(config: DictConfig) -> dict[str, Any]:
     """Packs the data set's splits into the cache and prints their fingerprints."""
-    splits = packed_splits(config)
-    prepare(config, splits)
+    from cli.settle import prepare
+    from data.registry import packed_splits
+    from data.tokenizers import get_tokenizer
+    from dataloader import DataModule
+    from report.console import report_lines
+
+    prepare(config)
     data = DataModule(config, get_tokenizer(config), mask_index=None)
     lines = {
         split: f"{config.data[split]}: {data.load(split).fingerprint().line()}"
-        for split in splits
+        for split in packed_splits(config)
     }
     report_lines(lines)
     return lines
@@ -109,6 +122,10 @@ def prepare_data(config: DictConfig) -> dict[str, Any]:
 
 def inspect(config: DictConfig) -> dict[str, str]:
     """Prints what a checkpoint is; builds nothing."""
+    from checkpoints.about import describe
+    from checkpoints.reading import read_evaluated
+    from report.console import report_lines
+
     path = config.eval.checkpoint_path
     lines = describe(read_evaluated(config))
     report_lines({"file": str(path), **lines})
@@ -117,35 +134,47 @@ def inspect(config: DictConfig) -> dict[str, str]:
 
 def export_folder(config: DictConfig) -> dict[str, str]:
     """Writes a checkpoint as a Hugging Face folder."""
+    from checkpoints.export import export
+    from cli.settle import algorithm_class
+    from report.console import report_lines
+
     lines = export(config, algorithm_class)
     report_lines(lines)
     return lines
 
 
-MODES = {
+def of_module(path: str) -> Callable[[DictConfig], Any]:
+    """A mode that is a function, whose module is imported when it runs."""
+    return lambda config: imported(path)(config)
+
+
+MODES: dict[str, Callable[[DictConfig], Any]] = {
     "train": train,
-    "ppl_eval": ppl_eval,
-    "sample_eval": sample_eval,
+    "ppl_eval": of_module("evaluation.likelihood.ppl_eval"),
+    "sample_eval": of_module("evaluation.samples.sample_eval"),
     "prepare_data": prepare_data,
     "inspect": inspect,
     "export": export_folder,
-    "report": report,
+    "report": of_module("report.mode.report"),
 }
 
 
 # ---------------------------------------------------------------- entry point
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="config")
+@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")
 def run(config: DictConfig) -> dict[str, Any] | None:
     """One job; what it returns is for the summary of a sweep."""
     try:
         mode = choose(MODES, config.mode, "mode")
         is_job = HydraConfig.initialized()
         find_inputs(config, HydraConfig.get().runtime.cwd if is_job else os.getcwd())
-        settle(config)
+        check(config)
+        imported("cli.settle.settle")(config)  # from here on with torch
         return mode(config)
     except RunStopped as error:
+        from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
         if rank_zero_only.rank:  # one rank says it
             sys.exit(error.status)
         return fail(str(error), error.status)
@@ -160,9 +189,10 @@ def run(config: DictConfig) -> dict[str, Any] | None:
 
 
 def main() -> Any:
+    """The command line: what every job of it shares, then the jobs."""
+    share_cores()
     sys.argv[1:] = arguments(sys.argv[1:])
     register_resolvers()
-    keep_freed_memory()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us
     try:
         return run()

@@ -20,7 +20,6 @@ from torch import Tensor
 from metrics.judge import GenerativePerplexity
 from metrics.likelihood import Likelihood
 from metrics.samples import sample_entropy
-from models import build_backbone
 from models.device import wide_dtype
 from models.ema import ExponentialMovingAverage
 from models.head import (
@@ -34,6 +33,7 @@ from models.head import (
     is_compiled,
     logits_of,
 )
+from models.registry import build_backbone
 from sampling.prompts import Given
 from sampling.registry import build_sampler
 from sampling.reverse_process import Samples

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from benchmarks import plain, plain_curriculum, plain_sampling
-from cli.checks import algorithm_class
+from cli.settle import algorithm_class
 from sampling import psi
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -33,7 +33,7 @@ from checkpoints.huggingface import (
 from checkpoints.keys import key_report
 from checkpoints.reading import read_checkpoint
 from data.tokenizers import get_tokenizer
-from models import build_backbone
+from models.registry import build_backbone
 from models.noise import SCHEDULES
 from utils import ConfigError, first_line, hub_answers
 

@@ -1,25 +1,19 @@
-"""What can be refused about a config before anything heavy starts, whatever the
-algorithm: numbers out of range, keys without effect, devices, batch sizes.
+"""What can be refused about a config before anything heavy is imported, whatever the
+algorithm: unknown names, numbers out of range, keys without effect, files that are not
+there.
 """
 
-import math
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-import hydra
-import lightning
-import torch
 from omegaconf import DictConfig, OmegaConf
 
-from checkpoints.about import adopt_network
-from data.registry import check_splits
-from models import validate_backbone
-from report.console import report_config
-from sampling.prompts import check_prompts
-from training.loggers import logger_names
-from utils import ConfigError, require, uses_cuda
-
-CONFIGS = Path(__file__).parents[1] / "configs"
+from checkpoints.locating import check_checkpoint_path
+from data.files import find_files
+from data.registry import check_splits, packed_splits
+from data.tokenizers import check_tokenizer
+from models.registry import validate_backbone
+from sampling.registry import ALIASES, SAMPLERS
+from utils import ConfigError, path_exists, require
 
 # Keys whose value must be a number: (type, smallest, largest).
 NUMBERS = {
@@ -89,19 +83,72 @@ CHOICES = {
     "trainer.profiler": (None, "simple", "advanced"),
 }
 
+# By mode: the splits of the data that it reads.
+SPLITS: dict[str, Callable[[DictConfig], tuple[str, ...]]] = {
+    "train": lambda config: ("train", "valid"),
+    "ppl_eval": lambda config: ("valid",),
+    "sample_eval": lambda config: ("train",) if config.eval.ngram_order else (),
+    "prepare_data": packed_splits,
+}
+EVALUATING = ("ppl_eval", "sample_eval", "inspect", "export")  # a checkpoint
+# Keys of files that are read where the key is not null: the mode, and further advice.
+FILES = {
+    "sampling.prompt_file": ("sample_eval", ""),
+    "algo.curriculum.integral_cache_path": (
+        "train",
+        " null needs none: the operator is then computed to machine precision.",
+    ),
+}
+
+
+def check(config: DictConfig) -> None:
+    """Refuses what no run of this mode can do, in a fraction of a second.
+
+    Args:
+        config: The composed config; values that need this machine may be missing.
+
+    Raises:
+        ConfigError: With the key, the value and the cure.
+    """
+    require(config.sampling.predictor, {**SAMPLERS, **ALIASES}, "sampling.predictor")
+    validate_backbone(config)
+    check_values(config)
+    check_inert_keys(config)
+    splits = SPLITS.get(config.mode)
+    if splits is not None:
+        check_tokenizer(config)
+        check_splits(config, splits(config))
+    check_files(config)
+
+
+def check_files(config: DictConfig) -> None:
+    """Refuses paths that lead to nothing."""
+    if config.mode in EVALUATING:
+        check_checkpoint_path(config.eval.checkpoint_path, "eval.checkpoint_path")
+    if config.mode == "train" and config.training.finetune_path:
+        path = config.training.finetune_path
+        check_checkpoint_path(path, "training.finetune_path")
+    if config.mode == "sample_eval" and config.eval.mauve_references is not None:
+        find_files(config.eval.mauve_references, "eval.mauve_references")
+    for key, (mode, advice) in FILES.items():
+        path = OmegaConf.select(config, key)
+        if config.mode == mode and path is not None and not path_exists(str(path)):
+            raise ConfigError(f"{key}={path!r}: there is no such file.{advice}")
+
 
 def check_values(config: DictConfig) -> None:
     """Refuses values of the wrong kind, key by key."""
     check_numbers(config)
     for key, choices in CHOICES.items():
-        require(OmegaConf.select(config, key), choices, key)
+        if _is_there(config, key):
+            require(OmegaConf.select(config, key), choices, key)
     check_loss_chunk(config)
 
 
 def check_numbers(config: DictConfig) -> None:
     """Refuses values that are no number, or out of range."""
     for key, (kind, low, high) in NUMBERS.items():
-        value = OmegaConf.select(config, key)
+        value = OmegaConf.select(config, key) if _is_there(config, key) else None
         is_number = type(value) is int or (kind is float and type(value) is float)
         in_range = is_number and value >= low and (high is None or value <= high)
         if value is not None and not in_range:
@@ -112,43 +159,12 @@ def check_numbers(config: DictConfig) -> None:
             )
 
 
-def check_devices(config: DictConfig) -> None:
-    """Refuses accelerators and strategies that this machine cannot run."""
-    accelerator = config.trainer.accelerator
-    require(accelerator, ("auto", "cpu", "cuda", "gpu", "mps"), "trainer.accelerator")
-    if accelerator in ("cuda", "gpu") and not torch.cuda.is_available():
-        raise ConfigError(
-            f"trainer.accelerator={accelerator!r}: no CUDA device is visible; "
-            "choose auto or cpu."
-        )
-    is_sharded = "fsdp" in config.strategy._target_.lower()
-    if is_sharded and config.mode == "sample_eval":
-        raise ConfigError(
-            "strategy=fsdp shards weights for training; mode=sample_eval splits "
-            "samples over devices: choose strategy=ddp."
-        )
-    if is_sharded and not uses_cuda(accelerator):
-        raise ConfigError(
-            "strategy=fsdp needs CUDA devices, and none is in use; choose strategy=ddp."
-        )
-
-
-def check_batches(config: DictConfig) -> None:
-    """Refuses batch sizes whose product is not the global batch."""
-    loader, trainer = config.loader, config.trainer
-    factors = {
-        "loader.batch_size": loader.batch_size,
-        "trainer.devices": trainer.devices,
-        "trainer.num_nodes": trainer.num_nodes,
-        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches,
-    }
-    product = math.prod(factors.values())
-    if product != loader.global_batch_size:
-        terms = " x ".join(f"{key}={value}" for key, value in factors.items())
-        raise ConfigError(
-            f"loader.global_batch_size={loader.global_batch_size} does not divide: "
-            f"{terms} is {product}."
-        )
+def _is_there(config: DictConfig, key: str) -> bool:
+    """Whether a key has a value already, not one that is made of others."""
+    group, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, group) if group else config
+    names = [] if node is None else list(node.keys())  # `in node` resolves values
+    return name in names and not OmegaConf.is_interpolation(node, name)
 
 
 def check_loss_chunk(config: DictConfig) -> None:
@@ -186,52 +202,3 @@ def check_inert_keys(config: DictConfig) -> None:
             raise ConfigError(
                 f"{key}={given!r} is not implemented; the only value is {value!r}."
             )
-
-
-def algorithm_class(config: DictConfig) -> type[Any]:
-    """The class that `algo=...` names, from here or from the user's own module.
-
-    Raises:
-        ConfigError: If there is no such class.
-    """
-    target = config.algo._target_
-    try:
-        return hydra.utils.get_class(target)
-    except Exception:  # hydra raises ImportError, ValueError and others
-        files = (CONFIGS / "algo").glob("*.yaml")
-        choices = ", ".join(sorted(OmegaConf.load(file)._target_ for file in files))
-        raise ConfigError(
-            f"algo={config.algo.name}: there is no class {target}. "
-            f"Classes in this version: {choices}."
-        ) from None
-
-
-# ---------------------------------------------------------------- checks
-
-
-def settle(config: DictConfig) -> None:
-    """Completes, checks and resolves the config, in place, and seeds the process."""
-    validate_backbone(config)
-    adopt_network(config)
-    check_values(config)
-    check_inert_keys(config)
-    OmegaConf.resolve(config)
-    lightning.seed_everything(config.seed, workers=True, verbose=False)
-
-
-def prepare(config: DictConfig, splits: tuple[str, ...]) -> type[Any]:
-    """The algorithm's class, once everything that can be refused early has been.
-
-    Args:
-        config: The run's config; printed and saved if nothing is wrong with it.
-        splits: Splits of the data that the mode reads.
-    """
-    algorithm = algorithm_class(config)
-    algorithm.validate_config(config)
-    check_splits(config, splits)
-    check_devices(config)
-    check_batches(config)
-    check_prompts(config, algorithm.is_autoregressive)
-    logger_names(config)
-    report_config(config)
-    return algorithm

@@ -2,6 +2,7 @@
 the vocabulary that a model makes of one.
 """
 
+import os
 import string
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,21 @@ def get_tokenizer(config: DictConfig) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     return tokenizer
+
+
+def check_tokenizer(config: DictConfig) -> None:
+    """Refuses, before anything is loaded, the path of a folder that is not there.
+
+    Raises:
+        ConfigError: If the name is a path, as no hub id can be, and leads to nothing.
+    """
+    name = str(config.data.tokenizer_name_or_path)
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if is_path and not os.path.exists(name):
+        raise ConfigError(
+            f"data.tokenizer_name_or_path={name!r}: there is no such folder. Choose "
+            f"{', '.join(TOKENIZERS)}, a local folder, or a hub id."
+        )
 
 
 def _pretrained_tokenizer(config: DictConfig) -> Any:

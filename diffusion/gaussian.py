@@ -25,7 +25,7 @@ from scipy.special import ndtr
 from torch import Tensor
 from torch.special import erfcx, log_ndtr, ndtri
 
-from models import SoftInput
+from models.registry import SoftInput
 from models.device import to_device, wide_dtype
 from models.head import chunk_size
 

@@ -22,8 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from checkpoints.about import adopt, setting
 from checkpoints.reading import read_checkpoint
-from cli.checks import algorithm_class, check_batches, check_devices, settle
 from cli.commandline import explain
+from cli.settle import algorithm_class, check_batches, check_devices, settle
 from data.tokenizers import get_tokenizer
 from evaluation.scoring import Request, Scorer
 from models.device import device_of, keep_freed_memory

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from checkpoints.reading import read_evaluated
-from cli.checks import prepare
+from cli.settle import prepare
 from data.fingerprints import known_fingerprint
 from data.published import published_documents
 from data.tokenizers import get_tokenizer
@@ -29,7 +29,7 @@ from utils import write_json
 def ppl_eval(config: DictConfig) -> dict[str, float]:
     """Prints val/nll, val/bpd and val/ppl of a checkpoint, with standard errors, and
     writes them to `eval.results_path`."""
-    algorithm = prepare(config, splits=("valid",))
+    algorithm = prepare(config)
     check_path(config.eval.results_path, "eval.results_path")
     checkpoint = read_evaluated(config)
     tokenizer = get_tokenizer(config)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from checkpoints.reading import read_evaluated
-from cli.checks import prepare
+from cli.settle import prepare
 from data.files import find_files, read_texts
 from data.tokenizers import get_tokenizer
 from dataloader import DataModule
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 def sample_eval(config: DictConfig) -> dict[str, Any]:
     """Draws samples from a checkpoint, judges them, writes them as JSON."""
     order = config.eval.ngram_order
-    algorithm = prepare(config, splits=("train",) if order else ())
+    algorithm = prepare(config)
     file = SampleFile(config.eval.generated_samples_path, settings_of(config))
     if num_done := file.check():
         log.info("going on with %s: %d batches are there", file.path, num_done)

@@ -23,8 +23,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models import SoftInput
 from models.attention import KERNELS, KVCache, attend, flash_is_installed
+from models.registry import SoftInput
 from utils import ConfigError, choose
 
 # New keys and values (B, l, H, D / H) -> those of all tokens so far.

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 import main
 from checkpoints.reading import Record, read_checkpoint
-from cli.checks import algorithm_class
+from cli.settle import algorithm_class
 from data.registry import DATASETS, DatasetSpec
 from data.rows import TokenRows
 from data.tokenizers import get_tokenizer

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from golden_cases import EXACT, FORWARD, Case, close, for_cases
-from golden_models import StubTokenizer, build, composed
+from golden_models import StubTokenizer, batch_sizes, build, composed
 from omegaconf import OmegaConf
 
-from cli.checks import algorithm_class
+from cli.settle import algorithm_class
 from diffusion.gaussian import Levels, pair_of
 from distillation.dcd import Noisy
 from distillation.teacher import Rounds
@@ -46,7 +46,6 @@ def model_at(replay, place, tmp_path):
     """model_at(case, prefix): student and teacher in training, at the step's times."""
 
     def make(case, prefix, draws_times=True):
-        n, B = len(case[f"{prefix}u_time"]), len(case["x0"])
         pt, path = case["table_pt"].numpy(), tmp_path / "table.npz"
         write_table(path, Table(**case.values["table"], pt=pt, grad_pt=0 * pt))
         model = build(
@@ -55,9 +54,7 @@ def model_at(replay, place, tmp_path):
             algo__compat="reference",
             algo__curriculum__integral_cache_path=str(path),
             training__loss_precision=case.values[f"{prefix}loss_precision"],
-            loader__global_batch_size=n,
-            loader__batch_size=B,
-            trainer__accumulate_grad_batches=n // B,
+            **batch_sizes(case, case[f"{prefix}u_time"], len(case["x0"])),
         )
         step = case.values[f"{prefix}global_step"]
         place(model, step=step)
@@ -229,11 +226,12 @@ def test_teacher(case, kind):
         case[f"{front}/{name}"] for name in ("updates", "student", "teacher")
     )
     (name,) = re.search(r"parameter (\S+)", case.meaning(f"{front}/initial")).groups()
-    sizes = {"n_heads": 2, "n_blocks": 1, "cond_dim": 8, "length": 4}
+    (block,) = re.search(r"blocks\.(\d+)\.", name).groups()
+    sizes = {"n_heads": 1, "n_blocks": int(block) + 1, "cond_dim": 8, "length": 4}
     every = rule["update_teacher_every"]
     settings = {
         "algo": {"update_teacher_every": every, "teacher_ema": kind == "ema"},
-        "model": {"hidden_size": len(initial), **sizes},
+        "model": {"hidden_size": min(initial.shape), **sizes},
         "training": {"ema": rule["ema_decay"]},
     }
     config = composed("algo=distillation", "model=tiny")

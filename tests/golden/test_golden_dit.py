@@ -7,15 +7,16 @@ from golden_models import composed
 from omegaconf import OmegaConf
 
 from diffusion.gaussian import TopLatents
-from models import build_backbone
 from models.dit import DIT
+from models.registry import build_backbone
 
 
 def backbone(case: Case) -> DIT:
     """The case's network with its weights, in evaluation mode."""
     theirs = case.config
     config = composed(f"algo={'ar' if theirs.causal_attention else 'mdlm'}")
-    config = OmegaConf.merge(config, {"model": theirs.model})
+    OmegaConf.set_struct(config, False)  # their config may have keys that ours lacks
+    config = OmegaConf.merge(config, theirs)
     network = build_backbone(config, theirs.vocab_size)
     network.load_state_dict(case.group("weights/"), strict=True)
     return network.eval()

@@ -73,9 +73,11 @@ def test_mistake_is_one_line(name, tmp_path):
 def test_samples_are_never_overwritten(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps("precious"))
+    (tmp_path / "last.ckpt").touch()  # the file is refused before this one is read
     done = run(
         *TINY,
         "mode=sample_eval",
+        "eval.checkpoint_path=last.ckpt",
         f"eval.generated_samples_path={path}",
         "hydra.run.dir=run",
         cwd=tmp_path,

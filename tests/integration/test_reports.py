@@ -12,7 +12,7 @@ from command_line import TINY, run
 from evaluated import likelihood, samples
 from nursery import nursery
 
-from cli.checks import algorithm_class
+from cli.settle import algorithm_class
 from data.tokenizers import get_tokenizer
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from command_line import TINY, command, run
 
-from cli.checks import algorithm_class
+from cli.settle import algorithm_class
 from data.tokenizers import get_tokenizer
 
 NUM_BATCHES, BATCH_SIZE = 40, 2

@@ -15,7 +15,7 @@ from command_line import ALGORITHMS
 from rich.console import Console
 
 import main
-from cli.checks import algorithm_class
+from cli.settle import algorithm_class
 from cli.commandline import quoted
 from data.tokenizers import bytes_tokenizer
 from report import console

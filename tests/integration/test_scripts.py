@@ -26,7 +26,7 @@ from recorder import (
 )
 from stand_ins import write_documents
 
-from cli.checks import check_batches
+from cli.settle import check_batches
 
 DATASETS = (
     "ag_news",

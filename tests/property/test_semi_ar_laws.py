@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tiny import SAMPLING, compose, tiny_model
 
-from cli.checks import algorithm_class
+from cli.settle import algorithm_class
 from sampling.autoregressive import SemiAutoRegressive
 from sampling.prompts import Given
 from utils import ConfigError

@@ -6,7 +6,7 @@ import torch
 from tiny import compose
 
 import main
-from cli.checks import algorithm_class
+from cli.settle import algorithm_class
 from data.tokenizers import get_tokenizer
 from trainer_base import TrainerBase
 

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from cli.checks import algorithm_class
+from cli.settle import algorithm_class
 from sampling.registry import SAMPLERS
 from trainer_base import TrainerBase
 from utils import register_resolvers
@@ -53,17 +53,28 @@ def composed(*overrides: str) -> DictConfig:
     return deepcopy(_composed(*overrides))
 
 
-def configured(case: Case, **settings: Any) -> DictConfig:
-    """Our config with the case's settings in it.
+# What `algo` says of the network, whichever algorithm uses it.
+NETWORK = ("backbone", "time_conditioning", "causal_attention")
+
+
+def configured(case: Case, algo: str | None = None, **settings: Any) -> DictConfig:
+    """Our config with everything in it that the case's states.
 
     Args:
         case: Its config names algo, and may name model, noise, training and so on.
+        algo: Which algorithm runs the case's network; None for the case's own. Of the
+            settings of another one only those of the network hold.
         settings: Dotted keys (`__` for the dot) that come last.
     """
     theirs = case.config
     lr_scheduler = theirs.pop("lr_scheduler", None)
-    config = composed(f"algo={theirs.algo.name}", "model=tiny")
+    if algo not in (None, theirs.algo.name):
+        theirs.algo = {key: theirs.algo[key] for key in NETWORK if key in theirs.algo}
+    config = composed(f"algo={algo or theirs.algo.name}", "model=tiny")
+    OmegaConf.set_struct(config, False)  # their config may have keys that ours lacks
     config = OmegaConf.merge(config, theirs)
+    config.trainer.accelerator = "cpu"
+    config.loader.num_workers = 0
     if lr_scheduler is not None:  # as a whole: schedulers do not share their keys
         config.lr_scheduler = lr_scheduler
     if config.sampling.predictor not in SAMPLERS:
@@ -71,6 +82,22 @@ def configured(case: Case, **settings: Any) -> DictConfig:
     for key, value in settings.items():
         OmegaConf.update(config, key.replace("__", "."), value)
     return config
+
+
+def batch_sizes(case: Case, u_time: Tensor, num_rows: int) -> dict[str, int]:
+    """Settings for `configured`: micro-batches of a global batch, on one device.
+
+    Args:
+        case: If its config states `loader`, that holds.
+        u_time: Recorded draws for the times of the whole global batch.
+        num_rows: Of a micro-batch.
+    """
+    if "loader" in case.config:
+        return {}
+    return {
+        "loader__global_batch_size": len(u_time),
+        "loader__batch_size": num_rows,
+    }
 
 
 def sizes_of(case: Case) -> tuple[int, int | None]:

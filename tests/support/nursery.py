@@ -105,7 +105,13 @@ def serve() -> None:
     import pyarrow.parquet  # noqa: F401
     import s3fs  # noqa: F401
 
+    import algo  # noqa: F401
+    import checkpoints.export  # noqa: F401
+    import distillation  # noqa: F401
+    import evaluation.likelihood
+    import evaluation.samples  # noqa: F401
     import main  # noqa: F401
+    import report.mode  # noqa: F401
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for line in iter(sys.stdin.readline, ""):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tiny import ALGORITHMS, CONFIGS
 
 from algo import pick, without_mask
-from cli.checks import algorithm_class
+from cli.settle import algorithm_class
 from models.attention import KVCache
 from sampling.prompts import Given
 from utils import ConfigError

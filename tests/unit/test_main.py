@@ -14,8 +14,9 @@ from rich.console import Console
 
 import main
 from algo import AR, MDLM
-from cli.checks import NUMBERS, check_batches, check_devices, check_numbers
+from cli.checks import NUMBERS, check_numbers
 from cli.commandline import arguments, quoted
+from cli.settle import check_batches, check_devices
 from evaluation import samples
 from evaluation.samples import load_judge, mauve_references
 from models.device import device_of
@@ -39,8 +40,8 @@ def test_no_space_is_one_line(compose, monkeypatch, capsys, number):
     def write(config):
         raise OSError(getattr(errno, number), "cannot write", "metrics.csv")
 
-    monkeypatch.setitem(main.MODES, "inspect", write)
-    config = compose("mode=inspect")
+    monkeypatch.setitem(main.MODES, "report", write)
+    config = compose("mode=report")
     with pytest.raises(PermissionError if number == "EACCES" else SystemExit) as error:
         main.run.__wrapped__(config)
     if number != "EACCES":

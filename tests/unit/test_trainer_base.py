@@ -7,7 +7,7 @@ import pytest
 import torch
 from refusals import refused
 
-from cli.checks import algorithm_class
+from cli.settle import algorithm_class
 from data.tokenizers import vocabulary_with_mask
 from utils import ConfigError
 

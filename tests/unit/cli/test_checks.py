@@ -7,7 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 from refusals import refused
 
-from cli.checks import FLAGS, INERT_KEYS, check_devices, check_inert_keys, check_values
+from cli.checks import FLAGS, INERT_KEYS, check_inert_keys, check_values
+from cli.settle import check_devices
 
 
 @pytest.mark.parametrize("value", [0, -3, "many", "", "7", 1.5, float("inf"), True])
@@ -54,7 +55,7 @@ def test_the_loss_is_compiled_or_not_or_auto(compose, value):
 
 def test_samples_are_not_drawn_from_shards(compose, monkeypatch):
     """Also where fsdp could train."""
-    monkeypatch.setattr("cli.checks.uses_cuda", lambda accelerator: True)
+    monkeypatch.setattr("cli.settle.uses_cuda", lambda accelerator: True)
     check_devices(compose("strategy=fsdp"))
     sharded = compose("strategy=fsdp", "mode=sample_eval")
     refused(partial(check_devices, sharded), "strategy=fsdp", "mode=sample_eval", "ddp")

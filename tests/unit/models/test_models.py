@@ -2,7 +2,7 @@
 
 import pytest
 
-from models import BACKBONES, build_backbone
+from models.registry import BACKBONES, build_backbone
 from models.dit import DIT
 from utils import ConfigError
 

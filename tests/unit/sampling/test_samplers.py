@@ -58,7 +58,7 @@ def test_a_sampler_that_does_not_fit_is_refused(predictor, algorithm):
 
 
 def test_at_most_one_sampler_of_a_name_fits(algo_name, compose):
-    from cli.checks import algorithm_class
+    from cli.settle import algorithm_class
 
     algorithm = algorithm_class(compose(f"algo={algo_name}"))
     for samplers in SAMPLERS.values():
