@@ -10,7 +10,6 @@ options that the pages give to lm_eval are run by `test_harness_runs.py`.
 import re
 import shlex
 import subprocess
-import sys
 
 import hydra
 import pytest
@@ -104,7 +103,7 @@ def small(line: str) -> list[str]:
     if "data.source=FILES" in line:
         added += ["data.tokenizer_name_or_path=bytes", "data.num_proc=1"]
         added.append("data.cache_dir=cache")
-    if mode in ("train", "ppl_eval", "sample_eval") and "--cfg" not in overrides:
+    if mode in ("train", "ppl_eval", "sample_eval"):
         added += SMALLER
         added += SHORT if mode == "train" else ["loader.eval_batch_size=16"]
         if mode == "sample_eval":
@@ -270,12 +269,9 @@ def test_packages_to_install_are_those_of_the_project():
 @pytest.mark.parametrize("line", commands("benchmark"))
 def test_a_benchmark_has_its_options(line):
     words = shlex.split(line)
+    code = (ROOT / words[1]).read_text()
     options = [word for word in words if word.startswith("--")]
-    done = subprocess.run(
-        [sys.executable, ROOT / words[1], "--help"], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert [option for option in options if option not in done.stdout] == []
+    assert [option for option in options if f'"{option}"' not in code] == []
 
 
 # ---------------------------------------------------------------- README's tables
