@@ -56,6 +56,7 @@ def train(config: DictConfig) -> dict[str, float]:
     from training.callbacks import CheckpointFiles, RunEnd
     from training.loggers import build_loggers
     from training.resume import KEY, find_checkpoint
+    from training.sample_logging import SampleLogging
     from training.trainer import build_trainer
 
     algorithm = prepare(config)
@@ -78,8 +79,8 @@ def train(config: DictConfig) -> dict[str, float]:
     data = DataModule(config, tokenizer, model.mask_index)
     data.load_training()
     data.load("valid")
-    if config.eval.compute_generative_perplexity:
-        model.judge = load_judge(config, algorithm)
+    is_judged = config.eval.compute_generative_perplexity
+    samples = SampleLogging(load_judge(config, algorithm) if is_judged else None)
     loggers = build_loggers(config)
     callbacks = [hydra.utils.instantiate(c) for c in config.callbacks.values()]
     if not loggers:  # this callback refuses to run without one
@@ -87,7 +88,7 @@ def train(config: DictConfig) -> dict[str, float]:
     last = f"{config.checkpointing.save_dir}/checkpoints/last.ckpt"
     trainer = build_trainer(
         config,
-        callbacks=[*callbacks, RunEnd(last)],
+        callbacks=[samples, *callbacks, RunEnd(last)],
         logger=loggers,
         plugins=[CheckpointFiles(resumed, trusted)],
     )
@@ -97,7 +98,7 @@ def train(config: DictConfig) -> dict[str, float]:
     if model.validation_due:  # the run was stopped in its last one
         trainer.validate(model, datamodule=data, verbose=False)
     report_likelihood(config, model, data)
-    report_samples(model.valid_texts[: config.sampling.num_sample_log])
+    report_samples(samples.texts[: config.sampling.num_sample_log])
     report_files(config, trainer)
     return model.valid_results
 

@@ -1,50 +1,36 @@
-"""The life cycle of every algorithm under Lightning: optimiser, EMA, randomness,
-logging, validation, samples, checkpoints. The diffusion skeleton is in
+"""The life cycle of every algorithm under Lightning: training, validation, checkpoints,
+samples. What it is made of is in `training/`, the diffusion skeleton in
 `diffusion/base.py`, the objectives in `algo.py`.
 
 Shapes: B batch, L length, K vocabulary, D hidden size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-import hydra
 import lightning
-import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 from torch import Tensor
 
-from metrics.judge import GenerativePerplexity
 from metrics.likelihood import Likelihood
-from metrics.samples import sample_entropy
-from models.device import wide_dtype
 from models.ema import ExponentialMovingAverage
-from models.head import (
-    Head,
-    Loss,
-    Precision,
-    TokenLoss,
-    TokenNLL,
-    chunk_size,
-    head_loss,
-    is_compiled,
-    logits_of,
-)
+from models.head import Loss, TokenNLL
 from models.registry import build_backbone
 from sampling.prompts import Given
 from sampling.registry import build_sampler
 from sampling.reverse_process import Samples
-from training.randomness import seed_all
+from training.losses import HeadLosses
+from training.optimization import Optimization
+from training.randomness import Randomness, seed_all
 from training.resume import Bookkeeping, is_validation_due
-from training.scorable import Stratum
+from training.scorable import Scorable
 from training.weights import Weights
-from utils import ConfigError, require, write_json
+from utils import ConfigError, require
 
 
-class TrainerBase(Weights):
+class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
     """Life cycle of every algorithm: optimiser, EMA, logging, validation, samples.
 
     A subclass gives `vocabulary` and `nll`. The class attributes below tell others
@@ -81,8 +67,6 @@ class TrainerBase(Weights):
         self.train_likelihood = Likelihood()
         self.valid_likelihood = Likelihood()
         self.valid_results: dict[str, float] = {}
-        self.valid_texts: list[str] = []
-        self.judge: GenerativePerplexity | None = None
         self.sampler = build_sampler(config, type(self))
         self.validation_due = False  # whether one was cut off where a run went on
         self._validating = ExitStack()
@@ -141,34 +125,6 @@ class TrainerBase(Weights):
         """
         raise NotImplementedError
 
-    def nll_given(self, x0: Tensor, known: Tensor, strata: Sequence[Stratum]) -> Tensor:
-        """-log p of unknown tokens given the known ones of their row, nats, (B, L).
-
-        Exact, or one draw of an upper bound, whose sum over a row is what counts; 0 at
-        known tokens. A row's numbers do not depend on the other rows.
-
-        Args:
-            x0: Clean ids, (B, L), of any L up to `model.length`.
-            known: (B, L) bool, on the host; the first token of each row is.
-            strata: Draw of each row; an exact likelihood needs none.
-        """
-        raise NotImplementedError
-
-    def regret_given(
-        self, x0: Tensor, known: Tensor, strata: Sequence[Stratum]
-    ) -> Tensor:
-        """max_y log p(y) - log p(x_0) of unknown tokens, nats, (B, L).
-
-        0 where the token is the model's first choice, and at known tokens. AR: given
-        all tokens to the left of it. Diffusion: at t = 1, where the known tokens are
-        clean and all others noise, in one evaluation of the network.
-
-        Args:
-            x0, known: As for `nll_given`.
-            strata: For the noise of each row.
-        """
-        raise NotImplementedError
-
     def prior_sample(
         self, num_samples: int, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -179,7 +135,7 @@ class TrainerBase(Weights):
         """Which positions of `nll` count, from the batch's mask (B, L)."""
         return attention_mask
 
-    # ---- loss
+    # ---- training
 
     def loss(self, batch: Mapping[str, Tensor], batch_idx: int = 0) -> Loss:
         """Loss of a batch of clean `input_ids` and `attention_mask`, each (B, L)."""
@@ -188,52 +144,6 @@ class TrainerBase(Weights):
         return Loss.reduce(
             self.nll(batch["input_ids"], weights, batch_idx), valid_tokens
         )
-
-    def head_loss(
-        self,
-        hidden: Tensor,
-        token_loss: TokenLoss,
-        weights: Tensor | None,
-        *,
-        others: Sequence[Head] = (),
-        scored: Tensor | None = None,
-        **inputs: Tensor,
-    ) -> TokenNLL:
-        """Losses of tokens from their hidden states, a chunk at a time.
-
-        Args:
-            hidden: (B, L, D).
-            token_loss: From logits (n, K), one of each head, and `inputs`, (n,) each,
-                to losses (n,).
-            weights: As for `nll`.
-            others: Further heads, with hidden states (B, L, D), in their own precision.
-            scored: Flat positions to score, (N,); the others lose 0. None is all.
-            inputs: (B, L) or (B, 1) each.
-        """
-        shape, device = hidden.shape[:2], hidden.device
-        if weights is None:
-            weights = torch.ones(shape, device=device)
-
-        def rows(x: Tensor) -> Tensor:
-            x = x.flatten(0, 1)
-            return x if scored is None else x.index_select(0, scored)
-
-        training = self.config.training
-        heads = [self._head(hidden), *others]
-        precision = self.loss_precision()
-        total, nll = head_loss(
-            [head._replace(hidden=rows(head.hidden)) for head in heads],
-            token_loss,
-            {name: rows(x.expand(shape)) for name, x in inputs.items()},
-            rows(weights),
-            precision=precision,
-            products=[precision.product, *(head.weight.dtype for head in others)],
-            chunk=chunk_size(training.loss_chunk, self.vocab_size, device.type),
-            compiled=is_compiled(training.loss_compile, device.type),
-        )
-        if scored is not None:
-            nll = nll.new_zeros(shape.numel()).index_copy(0, scored, nll)
-        return TokenNLL(total, nll.unflatten(0, shape))
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         losses = self.loss(batch, batch_idx)
@@ -265,32 +175,6 @@ class TrainerBase(Weights):
         results = self.train_likelihood.compute()
         return {f"train/{k}": results[k] for k in ("nll", "bpd", "ppl")}
 
-    # ---- randomness: a pure function of the seed and the position in the run
-
-    def seed(self, purpose: str, *position: int) -> int:
-        """A seed that depends on the run's, on `purpose` and `position` only."""
-        entropy = [self.config.seed, *purpose.encode(), *position]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
-        return seed % 2**63
-
-    def generator(
-        self, purpose: str, *position: int, device: torch.device | str | None = None
-    ) -> torch.Generator:
-        """A generator with that seed."""
-        generator = torch.Generator(device or self.device)
-        return generator.manual_seed(self.seed(purpose, *position))
-
-    def _batch_generator(
-        self, purpose: str, batch_idx: int, device: torch.device | str | None = None
-    ) -> torch.Generator:
-        """Draws for one batch of one rank. Those of validation do not depend on the
-        step, so that every validation of a run sees the same noise."""
-        if self.training:
-            position = (self.global_step, batch_idx, self.global_rank)
-            return self.generator(f"train/{purpose}", *position, device=device)
-        position = (batch_idx, self.global_rank)
-        return self.generator(f"valid/{purpose}", *position, device=device)
-
     def on_train_start(self) -> None:
         if self.ema is None and self.config.training.ema > 0:
             self.ema = self.make_ema()
@@ -305,64 +189,6 @@ class TrainerBase(Weights):
         """Dropout and whatever else draws from torch's, numpy's or Python's state."""
         position = (self.global_step, batch_idx, self.global_rank)
         seed_all(self.seed("train/global", *position))
-
-    # ---- optimiser and EMA
-
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW over all parameters, in one kernel.
-
-        With float16 gradients Lightning unscales and clips them between backward and
-        step, which a fused optimiser does not allow.
-        """
-        optim = self.config.optim
-        return torch.optim.AdamW(
-            self.parameters(),
-            lr=optim.lr,
-            betas=(optim.beta1, optim.beta2),
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            fused=str(self.config.trainer.precision) not in ("16", "16-mixed"),
-        )
-
-    def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = self.make_optimizer()
-        scheduler = hydra.utils.instantiate(
-            self.config.lr_scheduler, optimizer=optimizer
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {
-                "scheduler": scheduler,
-                "interval": "step",
-                "name": "trainer/lr",
-            },
-        }
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.update(self.parameters())
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clips the total norm; sharded gradients need their own wrapper's method.
-
-        Not through Lightning, which refuses to clip for a fused optimiser under any
-        mixed precision, although only float16 gradients are scaled.
-        """
-        if not gradient_clip_val:
-            return
-        sharded = getattr(self.trainer.model, "clip_grad_norm_", None)
-        if gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-        elif sharded is not None:
-            sharded(gradient_clip_val)
-        else:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     # ---- what else of training is in a checkpoint; `Bookkeeping` asks for it
 
@@ -402,7 +228,6 @@ class TrainerBase(Weights):
             self.valid_results = {name: float(x) for name, x in results.items()}
             results = {f"val/{name}": x for name, x in results.items()}
             self.log_dict(results, sync_dist=True)
-            self._log_samples()
         finally:
             self.leave_validation()  # before callbacks write checkpoints
         self._validated_step = self.global_step
@@ -412,48 +237,6 @@ class TrainerBase(Weights):
         """Raw weights are back, if those of the validation were in their place."""
         self._validating.close()
 
-    def _log_samples(self) -> None:
-        """Samples of a validation during training: a file, and the loggers."""
-        config, trainer = self.config, self.trainer
-        wanted = config.eval.generate_samples or (
-            config.eval.compute_generative_perplexity
-        )
-        skipped = trainer.sanity_checking and not (
-            config.eval.compute_perplexity_on_sanity
-        )
-        num_batches = config.sampling.num_sample_batches
-        is_training = trainer.state.fn == "fit" or self.validation_due
-        if not is_training or skipped or not wanted or not num_batches:
-            return
-        texts, entropies = [], []
-        for index in range(num_batches):
-            position = (self.global_step, index, self.global_rank)
-            x = self.generate_samples(
-                config.loader.eval_batch_size, self.generator("samples", *position)
-            )
-            texts += self.tokenizer.batch_decode(x.tokens)
-            entropies.append(sample_entropy(x.tokens))
-        results = {"sample_entropy": torch.cat(entropies).mean()}
-        if self.judge is not None:
-            results["gen_ppl"] = torch.tensor(self.judge(texts) or float("nan"))
-        self.log_dict({f"val/{k}": x for k, x in results.items()}, sync_dist=True)
-        self.valid_texts = texts
-        self._save_samples(texts, {k: float(x) for k, x in results.items()})
-
-    @rank_zero_only
-    def _save_samples(self, texts: list[str], numbers: dict[str, float]) -> None:
-        config, step = self.config, self.global_step
-        path = f"{config.checkpointing.save_dir}/samples/step_{step}.json"
-        write_json(path, numbers | {"generated_seqs": texts})
-        for logger in self.loggers:
-            if hasattr(logger, "log_table"):  # wandb
-                shown = [[text] for text in texts[: config.sampling.num_sample_log]]
-                logger.log_table(
-                    f"samples@global_step{step}",
-                    columns=["Generated Samples"],
-                    data=shown,
-                )
-
     def generate_samples(
         self,
         num_samples: int,
@@ -462,7 +245,7 @@ class TrainerBase(Weights):
         given: Given | None = None,
         show_progress: bool = False,
     ) -> Samples:
-        """Draws samples with the configured sampler; see `samplers.Sampler`."""
+        """Draws samples with the configured sampler; see `sampling.sampler.Sampler`."""
         with self.autocast(), self.whole_weights():
             return self.sampler(
                 self,
@@ -472,23 +255,3 @@ class TrainerBase(Weights):
                 generator=generator,
                 show_progress=show_progress,
             )
-
-    def autocast(self) -> torch.autocast:
-        """The precision of `trainer.precision`, also outside of a Lightning trainer."""
-        half = {"bf16": torch.bfloat16, "16": torch.float16}
-        dtype = half.get(str(self.config.trainer.precision).removesuffix("-mixed"))
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
-
-    def logits_for_loss(self, hidden: Tensor) -> Tensor:
-        """The head in the precision that `training.loss_precision` asks for."""
-        return logits_of(self._head(hidden), self.loss_precision())
-
-    def _head(self, hidden: Tensor) -> Head:
-        linear = self.backbone.output_embedding
-        return Head(hidden, linear.weight, linear.bias)
-
-    def loss_precision(self) -> Precision:
-        weight = self.backbone.output_embedding.weight
-        return Precision.of(
-            self.config.training.loss_precision, weight, wide_dtype(weight.device)
-        )

@@ -1,0 +1,81 @@
+"""Samples on the way: what a validation during training writes and logs of them."""
+
+import lightning
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from metrics.judge import GenerativePerplexity
+from metrics.samples import sample_entropy
+from utils import write_json
+
+
+class SampleLogging(lightning.Callback):
+    """Draws samples at the end of a validation of a run that trains.
+
+    They go to samples/step_N.json of `checkpointing.save_dir` and to loggers that have
+    tables; their entropy, and their generative perplexity where there is a judge, are
+    logged as val/sample_entropy (nats) and val/gen_ppl.
+
+    Args:
+        judge: Scores samples, or None.
+    """
+
+    def __init__(self, judge: GenerativePerplexity | None = None) -> None:
+        self.judge = judge
+        self.texts: list[str] = []  # of the last validation
+
+    def on_validation_epoch_end(
+        self, trainer: lightning.Trainer, model: lightning.LightningModule
+    ) -> None:
+        """With the weights of the validation still in place."""
+        if not self._are_wanted(trainer, model):
+            return
+        config = model.config
+        texts, entropies = [], []
+        for index in range(config.sampling.num_sample_batches):
+            position = (model.global_step, index, model.global_rank)
+            x = model.generate_samples(
+                config.loader.eval_batch_size, model.generator("samples", *position)
+            )
+            texts += model.tokenizer.batch_decode(x.tokens)
+            entropies.append(sample_entropy(x.tokens))
+        results = {"sample_entropy": torch.cat(entropies).mean()}
+        if self.judge is not None:
+            results["gen_ppl"] = torch.tensor(self.judge(texts) or float("nan"))
+        model.log_dict({f"val/{k}": x for k, x in results.items()}, sync_dist=True)
+        self.texts = texts
+        self._save(trainer, model, {k: float(x) for k, x in results.items()})
+
+    @staticmethod
+    def _are_wanted(
+        trainer: lightning.Trainer, model: lightning.LightningModule
+    ) -> bool:
+        config = model.config
+        is_training = trainer.state.fn == "fit" or model.validation_due
+        is_skipped = trainer.sanity_checking and not (
+            config.eval.compute_perplexity_on_sanity
+        )
+        wanted = (
+            config.eval.generate_samples or config.eval.compute_generative_perplexity
+        )
+        num_batches = config.sampling.num_sample_batches
+        return bool(is_training and not is_skipped and wanted and num_batches)
+
+    @rank_zero_only
+    def _save(
+        self,
+        trainer: lightning.Trainer,
+        model: lightning.LightningModule,
+        numbers: dict[str, float],
+    ) -> None:
+        config, step = model.config, model.global_step
+        path = f"{config.checkpointing.save_dir}/samples/step_{step}.json"
+        write_json(path, numbers | {"generated_seqs": self.texts})
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_table"):  # wandb
+                shown = [[x] for x in self.texts[: config.sampling.num_sample_log]]
+                logger.log_table(
+                    f"samples@global_step{step}",
+                    columns=["Generated Samples"],
+                    data=shown,
+                )
