@@ -226,8 +226,9 @@ def test_teacher(case, kind):
         case[f"{front}/{name}"] for name in ("updates", "student", "teacher")
     )
     (name,) = re.search(r"parameter (\S+)", case.meaning(f"{front}/initial")).groups()
-    (block,) = re.search(r"blocks\.(\d+)\.", name).groups()
-    sizes = {"n_heads": 1, "n_blocks": int(block) + 1, "cond_dim": 8, "length": 4}
+    block = re.match(r"blocks\.(\d+)\.", name)
+    n_blocks = 1 + (int(block[1]) if block else 0)
+    sizes = {"n_heads": 1, "n_blocks": n_blocks, "cond_dim": 8, "length": 4}
     every = rule["update_teacher_every"]
     settings = {
         "algo": {"update_teacher_every": every, "teacher_ema": kind == "ema"},

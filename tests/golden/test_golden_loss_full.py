@@ -17,7 +17,7 @@ import re
 import pytest
 import torch
 from golden_cases import EXACT, Case, close, for_cases
-from golden_models import build, derivative_factor
+from golden_models import batch_sizes, build, derivative_factor
 
 CORRECTED = "alpha_s_corrected_"
 LEVELS = {"rtol": 0.0, "atol": 1e-6}  # alpha_t, for which the case states nothing
@@ -45,6 +45,8 @@ def run(case, prefix, replay, monkeypatch, **settings):
     Returns:
         The model, its Loss, and the results of sample_t, corrupt and nll by name.
     """
+    if f"{prefix}u_time" in case:
+        settings |= batch_sizes(case, case[f"{prefix}u_time"], len(case["x0"]))
     model = build(case, **settings).train(prefix != "eval_")
     names = ("u_time", "u_move")
     replay.uniforms = [case[prefix + n] for n in names if prefix + n in case]

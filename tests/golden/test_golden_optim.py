@@ -8,14 +8,13 @@ import lightning
 import pytest
 import torch
 from golden_cases import Case, close, for_cases
-from golden_models import build, composed
+from golden_models import batch_sizes, build, composed
 from torch import nn
 from torch.utils.data import DataLoader
 
 from models.ema import ExponentialMovingAverage
 
 DRAWS = ("u_time", "u_move")
-CLIP_NORM = 1.0
 
 
 # ---------------------------------------------------------------- training updates
@@ -38,6 +37,12 @@ class Recorder(lightning.Callback):
         self.losses.append(float(outputs["loss"]))
 
 
+def clip_norm(case: Case) -> float:
+    """The largest total norm of the gradients; the description has it in words."""
+    words = re.search(r"clip the total norm to ([\d.]+)", case.info["description"])
+    return case.setting("trainer.gradient_clip_val") or float(words[1])
+
+
 def batches(case: Case) -> list[dict[str, torch.Tensor]]:
     """The recorded batch of each update; all tokens are valid unless a mask says so."""
     return [
@@ -58,13 +63,13 @@ def batches(case: Case) -> list[dict[str, torch.Tensor]]:
 def test_training(case, replay, tmp_path):
     """The recorded updates through a Lightning trainer, draws replayed.
 
-    An update is loss, backward, clipping of the total norm to 1, optimiser, schedule,
+    An update is loss, backward, clipping of the total norm, optimiser, schedule,
     average. The rate is that of the schedule before its step, so 0 at first under a
     warm-up from 0.
     """
     updates, data = case.values["updates"], batches(case)
-    batch_size = len(data[0]["input_ids"])
-    sizes = {"loader__global_batch_size": batch_size, "loader__batch_size": batch_size}
+    x0 = data[0]["input_ids"]
+    sizes = batch_sizes(case, case.tensors.get("0/u_time", x0), len(x0))
     model = build(case, weights="initial/", **sizes)
     for k in range(len(updates)):
         replay.uniforms += [case[f"{k}/{n}"] for n in DRAWS if f"{k}/{n}" in case]
@@ -75,7 +80,7 @@ def test_training(case, replay, tmp_path):
         accelerator="cpu",
         devices=1,
         max_steps=len(updates),
-        gradient_clip_val=CLIP_NORM,
+        gradient_clip_val=clip_norm(case),
         callbacks=[recorder],
         logger=False,
         enable_checkpointing=False,
@@ -90,7 +95,8 @@ def test_training(case, replay, tmp_path):
 
     limits = case.tolerance("loss")
     close(torch.tensor(recorder.losses), recorded("loss"), "losses", **limits)
-    norms = recorded("grad_norm_before_clipping")
+    norms = recorded(name := "grad_norm_before_clipping")
+    limits = case.tolerance(name, limits)
     close(torch.tensor(recorder.norms), norms, "gradient norms", **limits)
     assert recorder.rates == pytest.approx([update["lr"] for update in updates])
     for name, ours in model.state_dict().items():
@@ -144,7 +150,9 @@ def runs(case: Case) -> list[tuple[str, float, bool, dict]]:
     """(suffix of the tensors, decay, whether it ramps up, final state) of each run."""
     found = []
     for name, state in case.values.items():
-        decay, warm = re.fullmatch(r"state_decay(.+)_warm([01])", name).groups()
+        if not (match := re.fullmatch(r"state_decay(.+)_warm([01])", name)):
+            continue
+        decay, warm = match.groups()
         suffix = f"decay{decay}_warm{warm}"
         found.append((suffix, float(decay), warm == "1", state))
     assert found
@@ -242,16 +250,19 @@ def test_constant_after_warmup(case):
 
 @for_cases("optim", holding="cosine_decay_with_warmup")
 def test_cosine_after_warmup(case):
-    """lr_scheduler=cosine_decay_warmup, its lengths taken from trainer.max_steps."""
+    """lr_scheduler=cosine_decay_warmup; its lengths are those of the run, which are
+    ours for its trainer.max_steps if a tenth of the run is warm-up."""
+    lengths, limits = ("warmup_t", "t_initial"), ("warmup_lr_init", "lr_min")
     for run in case.values["cosine_decay_with_warmup"]:
-        config = composed(
-            "lr_scheduler=cosine_decay_warmup",
-            f"trainer.max_steps={run['max_steps']}",
-            f"lr_scheduler.warmup_lr_init={run['warmup_lr_init']}",
-            f"lr_scheduler.lr_min={run['lr_min']}",
-        )
-        assert config.lr_scheduler.warmup_t == pytest.approx(run["warmup_t"])
-        assert config.lr_scheduler.t_initial == pytest.approx(run["t_initial"])
+        chosen = ["lr_scheduler=cosine_decay_warmup"]
+        chosen += [f"trainer.max_steps={run['max_steps']}"]
+        chosen += [f"lr_scheduler.{name}={run[name]}" for name in limits]
+        config = composed(*chosen)
+        if run["warmup_t"] == pytest.approx(run["max_steps"] / 10):
+            for name in lengths:
+                assert config.lr_scheduler[name] == pytest.approx(run[name])
+        chosen += [f"lr_scheduler.{name}={run[name]}" for name in lengths]
+        config = composed(*chosen)
         golden = run["lr_used_at_update"]
         ours = rates(config.lr_scheduler, run["lr"], len(golden))
         check_rates(case, "cosine_decay_with_warmup", ours, golden)

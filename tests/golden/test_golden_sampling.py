@@ -10,9 +10,10 @@ Known errors of the reference, and how its runs replay:
   revealed tokens stay;
 * psi's max-rescale-ETA multiplies by ETA twice: `algo.compat=reference`;
 * psi's time profiles `...-inv` use an inverse schedule that ignores eps: its formula
-  takes the place of ours.
+  takes the place of ours;
+* autoregressive sampling ignores `p_nucleus`, which ours does not: it is 1 here.
 
-What ours does instead of the last two is in `test_golden_schedules.py`.
+What ours does instead of the second and third is in `test_golden_schedules.py`.
 """
 
 import re
@@ -22,7 +23,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_cases import Case, close, find_cases, for_cases, golden_dir, parameters
-from golden_models import build, inverse_of_reference, sizes_of
+from golden_models import build, composed, inverse_of_reference, sizes_of
 from golden_replay import Replay
 from torch import Tensor
 
@@ -196,9 +197,8 @@ def played_run(
 ) -> tuple[Tensor, Playback, Sampler, int]:
     """Our run with the recorded draws: ids, notes, sampler, network calls."""
     run = case.values["runs"][index]
-    for key in ("predictor", "noise_removal", "steps", "p_nucleus", "psi"):
-        if key in run:
-            settings[f"sampling__{key}"] = run[key]
+    ours = composed(f"algo={case.config.algo.name}").sampling
+    settings |= {f"sampling__{key}": run[key] for key in ours if key in run}
     model = build(case, **settings)
     if run.get("psi", {}).get("time_profile", "").endswith("-inv"):
         inverse = inverse_of_reference(case.config.noise.type)
@@ -208,7 +208,7 @@ def played_run(
     played = Playback(model.sampler, case[f"{index}/u"], replay, monkeypatch)
     calls: list[int] = []
     model.backbone.blocks[0].register_forward_hook(lambda *call: calls.append(1))
-    samples = model.generate_samples(case.values["batch"])
+    samples = model.generate_samples(case[f"{index}/u"].shape[1])
     assert int(samples.evaluations.max()) <= len(calls)
     return samples.tokens, played, model.sampler, len(calls)
 
@@ -270,12 +270,13 @@ def test_d3pm_keeps_revealed_tokens(run, replay, monkeypatch):
     """With algo.compat=paper a token stays once it is there, which is what the
     posterior says; the recorded run changes some."""
     case, index = run
-    x, played, *_ = played_run(case, index, replay, monkeypatch)
+    x, played, *_ = played_run(case, index, replay, monkeypatch, algo__compat="paper")
     mask = case.values["mask_index"]
     assert not changed([*played.after, x], mask)
     if case.values["runs"][index]["noise_removal"] != "none":
         assert (x != mask).all()
-    assert changed(list(case[f"{index}/x_steps"]), mask)
+    if not changed(list(case[f"{index}/x_steps"]), mask):
+        pytest.skip(f"{case}: run {index} happens to change no revealed token")
 
 
 def changed(x_steps: list[Tensor], mask: int) -> bool:
@@ -290,7 +291,7 @@ def test_autoregressive_run(case, replay):
     """
     gumbel = case["gumbel"].double()
     replay.uniforms = list(torch.exp(-torch.exp(-gumbel)).unbind(dim=1))
-    model = build(case)
+    model = build(case, sampling__p_nucleus=1.0)
     model.sampler.is_lean, model.sampler.draw = False, exponential_race
     samples = model.generate_samples(len(gumbel))
     x, steps = samples.tokens, gumbel.shape[1]

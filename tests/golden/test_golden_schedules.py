@@ -59,22 +59,29 @@ def times(row: Row, noise: Noise) -> Tensor:
     return schedule(row, PLAIN).times(noise, row["steps"], row["eps"])
 
 
-def as_reference(row: Row) -> Noise:
+def noise_of(case: Case, row: Row) -> Noise:
+    """The row's schedule; its eps is the published one if the case states none."""
+    return SCHEDULES[row["noise"]](case.setting("noise.eps", 1e-3))
+
+
+def as_reference(case: Case, row: Row) -> Noise:
     """The row's schedule, with the reference's inverse."""
-    noise = SCHEDULES[row["noise"]]()
+    noise = noise_of(case, row)
     noise.inverse = inverse_of_reference(row["noise"])
     return noise
 
 
-def alphas_of(row: Row) -> Tensor:
+def alphas_of(case: Case, row: Row) -> Tensor:
     """Signal levels of the row's time grid, (steps + 1,) float64."""
-    noise = as_reference(row)
+    noise = as_reference(case, row)
     return noise(times(row, noise)).alpha_t
 
 
-def kappas(row: Row, modes: list[str], rescales_twice: bool = True) -> Tensor:
+def kappas(
+    case: Case, row: Row, modes: list[str], rescales_twice: bool = True
+) -> Tensor:
     """Our kappas at the row's times, (steps + 1,) float64."""
-    found = schedule(row, modes, rescales_twice).kappas(alphas_of(row))
+    found = schedule(row, modes, rescales_twice).kappas(alphas_of(case, row))
     return torch.tensor(found, dtype=torch.float64)
 
 
@@ -85,7 +92,7 @@ def kappas(row: Row, modes: list[str], rescales_twice: bool = True) -> Tensor:
 def test_times(case):
     """Every recorded time grid, given the reference's inverse schedule."""
     for row in rows_of(case):
-        ours = times(row, as_reference(row))
+        ours = times(row, as_reference(case, row))
         assert ours.dtype == torch.float64
         case.check(f"{row['id']}/t", ours)
 
@@ -95,7 +102,7 @@ def test_times_of_exact_inverse(case):
     """With our inverse a plateau given as a signal level has just that level; its
     recorded time is (1 - eps) times ours. Other profiles do not ask for the inverse."""
     for row in rows_of(case):
-        noise = SCHEDULES[row["noise"]]()
+        noise = noise_of(case, row)
         name, ours = f"{row['id']}/t", times(row, noise)
         profile, is_inverse, _ = row["time_profile"].partition("-inv")
         if not is_inverse:
@@ -107,7 +114,7 @@ def test_times_of_exact_inverse(case):
         close(noise(plateau).alpha_t, level, f"{case}: {name}", atol=1e-12)
         limits = case.tolerance(name)
         close(plateau, golden / (1 - noise.eps), f"{case}: {name}", **limits)
-        if (plateau * noise.eps > 2 * limits["atol"]).any():
+        if (plateau * noise.eps > 2 * limits.get("atol", 0)).any():
             with pytest.raises(AssertionError):
                 case.check(name, ours)
 
@@ -126,7 +133,7 @@ def test_kappas(case):
     checked = 0
     for row in rows_of(case):
         for modes, name in sequences(row):
-            ours, golden = kappas(row, modes), case[name]
+            ours, golden = kappas(case, row, modes), case[name]
             what = f"{case}: {name}, {modes}"
             limits = case.tolerance(name)
             close(ours, golden, what, **limits)
@@ -140,9 +147,9 @@ def test_rescaling_of_the_paper(case):
     """max-rescale-ETA of our default is kappa = 1 - sigma_t / (1 - alpha_s) with
     sigma_t = ETA min(1, (1 - alpha_s) / alpha_t); recorded is the same with ETA in
     place of the 1 inside, and they differ."""
-    differing = 0
+    found, differing = 0, 0
     for row in rows_of(case):
-        alphas = alphas_of(row)
+        alphas = alphas_of(case, row)
         for modes, name in sequences(row):
             if len(set(modes)) > 1 or not modes[0].startswith("max-rescale"):
                 continue
@@ -151,13 +158,16 @@ def test_rescaling_of_the_paper(case):
             limits = case.tolerance(name)
             for largest, twice in ((1.0, False), (eta, True)):
                 phases = (rescaled(x, eta, largest) for x in alphas.split(sizes))
-                law, ours = torch.cat(list(phases)), kappas(row, modes, twice)
+                law, ours = torch.cat(list(phases)), kappas(case, row, modes, twice)
                 close(ours, law, f"{case}: {name}, {modes}", atol=1e-12)
                 if twice:
                     close(law, case[name], f"{case}: {name}, {modes}", **limits)
                 else:
                     off = (ours - case[name].double()).abs().max()
-                    differing += bool(off > 10 * limits["atol"])
+                    found += 1
+                    differing += bool(off > 10 * limits.get("atol", 0))
+    if not found:
+        pytest.skip(f"{case} has no sequence of max-rescale alone")
     assert differing
 
 
@@ -176,7 +186,7 @@ def test_phase_of_one_time(case):
     for row in rows_of(case):
         for modes, _ in sequences(row, fails=True):
             sizes = schedule(row, modes).phase_sizes(row["steps"])
-            ours = kappas(row, modes)
+            ours = kappas(case, row, modes)
             assert len(ours) == row["steps"] + 1
             plain = list(modes)
             for phase, kappa in enumerate(ours.split(sizes)):
@@ -185,4 +195,4 @@ def test_phase_of_one_time(case):
                     assert float(kappa) == 1
                     plain[phase] = PLAIN[phase]
             assert plain != modes, f"row {row['id']}: {modes} fails for another reason"
-            assert torch.equal(ours, kappas(row, plain))
+            assert torch.equal(ours, kappas(case, row, plain))
