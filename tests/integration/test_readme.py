@@ -93,13 +93,12 @@ def test_every_command_of_main_is_in_a_group():
 
 def small(line: str) -> list[str]:
     """What makes a command quick, in a folder of its own."""
-    overrides = overrides_of(line)
-    mode = mode_of(line)
-    added = (
-        [] if "hydra.run.dir" in line else [f"hydra.run.dir=run{OTHERS.index(line)}"]
-    )
+    overrides, mode, number = overrides_of(line), mode_of(line), OTHERS.index(line)
+    if "--cfg" in overrides:
+        return []
+    added = [] if "hydra.run.dir" in line else [f"hydra.run.dir=run{number}"]
     if "-m" in overrides:
-        added.append(f"hydra.sweep.dir=sweep{OTHERS.index(line)}")
+        added.append(f"hydra.sweep.dir=sweep{number}")
     if "data.source=FILES" in line:
         added += ["data.tokenizer_name_or_path=bytes", "data.num_proc=1"]
         added.append("data.cache_dir=cache")
