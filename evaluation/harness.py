@@ -4,7 +4,7 @@
 
 The command line is lm_eval's own, with `--model discrete_diffusion` put in. lm_eval is
 optional and imported only here, when a command runs. What is computed is in
-`scoring.py` and docs/harness.md.
+`scoring.py` and docs/downstream_tasks.md.
 """
 
 import logging

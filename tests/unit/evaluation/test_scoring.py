@@ -232,7 +232,7 @@ def test_long_prompts_share_the_length_with_what_is_written(
 
 
 def test_without_a_tail_an_exact_model_writes_greedily(make_model):
-    """sampling.p_nucleus=0, as docs/harness.md says."""
+    """sampling.p_nucleus=0, as docs/downstream_tasks.md says."""
     model = make_model("algo=ar", "sampling.p_nucleus=0", tokenizer=text8_tokenizer())
     scorer = Scorer(model)
     prompt = (model.tokenizer.bos_token_id, *scorer.encode("ab"))
