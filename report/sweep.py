@@ -54,7 +54,7 @@ class Summary(Callback):
         rows = [json.loads(path.read_text()) for path in folder.glob(f"**/{ROW}")]
         rows.sort(key=lambda row: row["job"])
         if rows:
-            summarise(rows, folder)
+            write_summary(rows, folder)
         if any(REFUSED in row["numbers"] for row in rows):
             sys.exit(2)
 
@@ -67,7 +67,7 @@ def _overrides(hydra: DictConfig) -> dict[str, str]:
     return {key.lstrip("+~"): value for key, *rest in pairs for value in rest}
 
 
-def summarise(jobs: list[dict[str, Any]], folder: Path) -> None:
+def write_summary(jobs: list[dict[str, Any]], folder: Path) -> None:
     """Prints a table of jobs and writes summary.csv and summary.png.
 
     Args:

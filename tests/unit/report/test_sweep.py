@@ -12,7 +12,7 @@ from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
 from report import sweep
-from report.sweep import ROW, Summary, plot, summarise
+from report.sweep import ROW, Summary, plot, write_summary
 
 NUMBERS = {
     "generative_ppl": 30.0,
@@ -73,7 +73,7 @@ def test_columns_are_what_was_swept_and_what_came_out(tmp_path, capsys):
         job(0, NUMBERS, sampling__steps="8", seed="1"),
         job(1, other, sampling__steps="16", seed="1"),
     ]
-    summarise(jobs, tmp_path)
+    write_summary(jobs, tmp_path)
     rows = rows_of(tmp_path)
     assert list(rows[0]) == ["job", "sampling.steps", *NUMBERS]
     assert [row["sampling.steps"] for row in rows] == ["8", "16"]
@@ -92,7 +92,9 @@ def test_columns_are_what_was_swept_and_what_came_out(tmp_path, capsys):
 def test_numbers_that_no_job_has_are_no_column(tmp_path, capsys):
     """Without a judge there is no perplexity to show."""
     unjudged = NUMBERS | {"generative_ppl": None, "generative_ppl_stderr": None}
-    summarise([job(i, unjudged, sampling__steps=str(i + 1)) for i in (0, 1)], tmp_path)
+    write_summary(
+        [job(i, unjudged, sampling__steps=str(i + 1)) for i in (0, 1)], tmp_path
+    )
     assert "generative_ppl" not in rows_of(tmp_path)[0]
     assert "generative_ppl" not in capsys.readouterr().out
     assert (tmp_path / "summary.png").read_bytes().startswith(PNG)
@@ -100,7 +102,7 @@ def test_numbers_that_no_job_has_are_no_column(tmp_path, capsys):
 
 def test_a_number_that_some_jobs_lack_is_empty(tmp_path, capsys):
     partly = [job(0, NUMBERS, seed="1"), job(1, {"entropy": 4.0}, seed="2")]
-    summarise(partly, tmp_path)
+    write_summary(partly, tmp_path)
     assert [row["generative_ppl"] for row in rows_of(tmp_path)] == ["30.0", ""]
     assert " - " in capsys.readouterr().out
 
@@ -111,7 +113,7 @@ def test_likelihoods_have_a_table_and_no_plot(tmp_path, capsys):
         job(i, {"nll": 1.5, "nll_stderr": 0.25, "ppl": 4.5, "bpd": 2.2}, seed=str(i))
         for i in (0, 1)
     ]
-    summarise(jobs, tmp_path)
+    write_summary(jobs, tmp_path)
     out = capsys.readouterr().out
     assert "1.5 ± 0.25" in out
     assert "ppl" in out
@@ -122,7 +124,7 @@ def test_likelihoods_have_a_table_and_no_plot(tmp_path, capsys):
 
 def test_values_with_commas_stay_one_cell(tmp_path):
     jobs = [job(i, NUMBERS, sampling__prompt=f'a, "{i}"') for i in (0, 1)]
-    summarise(jobs, tmp_path)
+    write_summary(jobs, tmp_path)
     assert [row["sampling.prompt"] for row in rows_of(tmp_path)] == ['a, "0"', 'a, "1"']
 
 
