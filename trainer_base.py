@@ -21,10 +21,11 @@ from models.registry import build_backbone
 from sampling.prompts import Given
 from sampling.registry import build_sampler
 from sampling.reverse_process import Samples
+from training.lightning_state import is_validation_due, validate_before_training
 from training.losses import HeadLosses
 from training.optimization import Optimization
 from training.randomness import Randomness, seed_all
-from training.resume import Bookkeeping, is_validation_due
+from training.resume import Bookkeeping
 from training.scorable import Scorable
 from training.weights import Weights
 from utils import ConfigError, require
@@ -179,11 +180,7 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         if self.ema is None and self.config.training.ema > 0:
             self.ema = self.make_ema()
         if self.validation_due:
-            loop = self.trainer.fit_loop.epoch_loop.val_loop
-            loop.restarting = False  # from its first batch
-            self.trainer.validating = True
-            loop.run()
-            self.trainer.training = True
+            validate_before_training(self.trainer)
 
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Dropout and whatever else draws from torch's, numpy's or Python's state."""

@@ -1,5 +1,5 @@
-"""What a checkpoint is and how it fits a run: values of its own config, lines that
-describe it, where it disagrees with the command line.
+"""What a checkpoint is and how it fits a run: lines that describe it, where it differs
+from the command line, and what a config takes over from it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -7,7 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from checkpoints.huggingface import is_hub, read_about
+from checkpoints.checkpoint import Checkpoint
+from checkpoints.huggingface import read_about
+from checkpoints.locating import is_folder_or_hub_id
 from checkpoints.reading import read_checkpoint
 from utils import ConfigError
 
@@ -25,29 +27,16 @@ COMPARED = (
 )
 
 
-def setting(checkpoint: Mapping[str, Any], key: str) -> Any:
-    """A value of the config in a checkpoint; None if it does not say."""
-    settings = checkpoint.get("hyper_parameters")
-    node = settings.get("config") if isinstance(settings, dict) else None
-    for name in key.split("."):
-        if not isinstance(node, dict):
-            return None
-        node = node.get(name)
-    return node
-
-
-def adopt(
-    config: DictConfig, checkpoint: Mapping[str, Any], keys: Iterable[str]
-) -> None:
+def adopt(config: DictConfig, checkpoint: Checkpoint, keys: Iterable[str]) -> None:
     """Gives keys of a run's config the values that a checkpoint states.
 
     Args:
         config: Changed in place.
-        checkpoint: As for `setting`.
+        checkpoint: One that may state them.
         keys: Those that the checkpoint does not state stay as they are.
     """
     for key in keys:
-        value = setting(checkpoint, key)
+        value = checkpoint.setting(key)
         is_reference = isinstance(value, str) and "${" in value
         if value is not None and not is_reference:
             OmegaConf.update(config, key, value, force_add=True)
@@ -87,10 +76,10 @@ def adopt_network(config: DictConfig) -> None:
             "a Hugging Face folder or hub id, or use algo.backbone=dit."
         )
     trusted = config.checkpointing.trusted_classes
-    is_folder = is_hub(path)
+    is_folder = is_folder_or_hub_id(path)
     about = read_about(path, key) if is_folder else read_checkpoint(path, key, trusted)
     adopt(config, about, NETWORK)
-    causal = setting(about, "algo.causal_attention")
+    causal = about.setting("algo.causal_attention")
     if causal not in (None, config.algo.causal_attention):
         raise ConfigError(
             f"{key}={path!r} is of a network with causal={causal}, which "
@@ -98,31 +87,30 @@ def adopt_network(config: DictConfig) -> None:
         )
 
 
-def describe(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+def describe(checkpoint: Checkpoint) -> dict[str, str]:
     """What a checkpoint is, as lines of a table."""
-    weights = checkpoint.get("state_dict", {})
+    weights = checkpoint.weights or {}
     embedding = weights.get("backbone.vocab_embed.embedding")
     buffers = ("inv_freq",)
     sizes = [x.numel() for name, x in weights.items() if not name.endswith(buffers)]
-    ema = checkpoint.get("ema")
-    algo = setting(checkpoint, "algo.name")
-    teacher = checkpoint.get("teacher")
+    ema, teacher = checkpoint.ema, checkpoint.teacher
+    algo = checkpoint.setting("algo.name")
     lines = {
-        "format": checkpoint.get("format"),
+        "format": checkpoint.format,
         "algorithm": algo,
-        "likelihood": checkpoint.get("likelihood") or likelihood(algo),
-        "tokenizer": setting(checkpoint, "data.tokenizer_name_or_path"),
-        "training data": setting(checkpoint, "data.train"),
-        "length": setting(checkpoint, "model.length"),
+        "likelihood": checkpoint.likelihood or likelihood(algo),
+        "tokenizer": checkpoint.setting("data.tokenizer_name_or_path"),
+        "training data": checkpoint.setting("data.train"),
+        "length": checkpoint.setting("model.length"),
         "vocabulary": None if embedding is None else len(embedding),
         "parameters": f"{sum(sizes):,}" if sizes else None,
-        "step": checkpoint.get("global_step"),
-        "epoch": checkpoint.get("epoch"),
+        "step": checkpoint.step,
+        "epoch": checkpoint.epoch,
         "EMA": "none" if ema is None else _ema(ema),
-        "weights": checkpoint.get("weights"),
+        "weights": checkpoint.weights_kind,
         "distillation round": teacher.get("round") if teacher else None,
-        "optimiser state": "yes" if checkpoint.get("optimizer_states") else "no",
-        "lightning": checkpoint.get("pytorch-lightning_version"),
+        "optimiser state": "yes" if checkpoint.optimizer_states else "no",
+        "lightning": checkpoint.lightning_version,
     }
     always = ("algorithm", "tokenizer", "length", "vocabulary", "parameters", "step")
     return {
@@ -145,7 +133,7 @@ def _ema(ema: Mapping[str, Any]) -> str:
     return f"decay {ema['decay']}, {ema['num_updates']} updates"
 
 
-def disagreements(checkpoint: Mapping[str, Any], config: DictConfig) -> list[str]:
+def disagreements(checkpoint: Checkpoint, config: DictConfig) -> list[str]:
     """Where a checkpoint's own config says other things than a run's, one line each.
 
     Args:
@@ -154,13 +142,13 @@ def disagreements(checkpoint: Mapping[str, Any], config: DictConfig) -> list[str
     """
     lines = []
     for key in COMPARED:
-        theirs, ours = setting(checkpoint, key), OmegaConf.select(config, key)
+        theirs, ours = checkpoint.setting(key), OmegaConf.select(config, key)
         alike = theirs == ours or any({theirs, ours} <= names for names in ALIKE)
-        alike |= ours == checkpoint.get("source")  # the tokenizer in its folder
+        alike |= ours == checkpoint.source  # the tokenizer in its folder
         if theirs is not None and not alike:
             shown = key.removesuffix(".name")
             lines.append(f"the file was made with {shown}={theirs}, not {ours}")
-    distilled = setting(checkpoint, "algo.name") in DISTILLED
+    distilled = checkpoint.setting("algo.name") in DISTILLED
     if distilled and config.mode == "ppl_eval":
         lines.append(
             "the file is of a distilled model, whose likelihood is not comparable with "

@@ -1,8 +1,7 @@
 """`mode=export`: a checkpoint as a Hugging Face folder, for us and for `transformers`.
 
 The folder is a function of the checkpoint and of the files in `checkpoints/modeling`
-alone, so
-that exporting what was exported gives the same bytes.
+alone, so that exporting what was exported gives the same bytes.
 """
 
 import json
@@ -19,7 +18,8 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from checkpoints.about import NETWORK, adopt, likelihood, setting
+from checkpoints.about import NETWORK, adopt, likelihood
+from checkpoints.checkpoint import Checkpoint
 from checkpoints.huggingface import (
     CONFIG,
     OWN,
@@ -28,13 +28,13 @@ from checkpoints.huggingface import (
     TOKENIZER_FILES,
     VALUES,
     WEIGHTS,
-    is_hub_id,
 )
 from checkpoints.keys import key_report
+from checkpoints.locating import is_hub_id
 from checkpoints.reading import read_checkpoint
 from data.tokenizers import get_tokenizer
-from models.registry import build_backbone
 from models.noise import SCHEDULES
+from models.registry import build_backbone
 from utils import ConfigError, first_line, hub_answers
 
 log = logging.getLogger(__name__)
@@ -88,12 +88,12 @@ def export(
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        "step": checkpoint.get("global_step"),
+        "step": checkpoint.step,
         "weights": weights,
-        "likelihood": checkpoint.get("likelihood") or likelihood(config.algo.name),
+        "likelihood": checkpoint.likelihood or likelihood(config.algo.name),
     }
     with _whole_folder(folder) as partial:
-        _write_json(partial / CONFIG, fields)
+        _write_fields(partial / CONFIG, fields)
         _save_weights(model, partial / WEIGHTS)
         _save_tokenizer(tokenizer, tokenizer_folder, partial)
         for name in (MODELLING, CONFIGURATION):
@@ -145,9 +145,9 @@ def _check_repository(name: str | None) -> None:
 # ---------------------------------------------------------------- what is exported
 
 
-def _take_what_is_stated(config: DictConfig, checkpoint: Mapping[str, Any]) -> None:
+def _take_what_is_stated(config: DictConfig, checkpoint: Checkpoint) -> None:
     """Makes the config that of the checkpoint, as far as that tells."""
-    name = setting(checkpoint, "algo.name")
+    name = checkpoint.setting("algo.name")
     if name is None:
         log.warning(
             "%s does not tell its algorithm; taken for algo=%s, as on the command line",
@@ -157,9 +157,9 @@ def _take_what_is_stated(config: DictConfig, checkpoint: Mapping[str, Any]) -> N
     elif name != config.algo.name:
         config.algo = _algo_config(name)
     keys = set(STATED)
-    if setting(checkpoint, "noise.type") not in SCHEDULES:
+    if checkpoint.setting("noise.type") not in SCHEDULES:
         keys -= {"noise.type", "noise.eps"}
-    tokenizer = setting(checkpoint, TOKENIZER)
+    tokenizer = checkpoint.setting(TOKENIZER)
     if tokenizer and os.path.isabs(tokenizer) and not os.path.exists(tokenizer):
         keys.remove(TOKENIZER)  # a folder on the machine of the training
     adopt(config, checkpoint, keys)
@@ -178,29 +178,27 @@ def _algo_config(name: str) -> DictConfig:
     return OmegaConf.merge(*map(_algo_config, parents), node)
 
 
-def _tokenizer(
-    config: DictConfig, checkpoint: Mapping[str, Any]
-) -> tuple[Any, Path | None]:
+def _tokenizer(config: DictConfig, checkpoint: Checkpoint) -> tuple[Any, Path | None]:
     """The tokenizer, and the folder of the checkpoint if it has one of its own."""
-    folder = Path(checkpoint.get("folder", ""))
-    if "folder" not in checkpoint or not (folder / "tokenizer_config.json").exists():
+    folder = checkpoint.folder
+    if folder is None or not (folder / "tokenizer_config.json").exists():
         return get_tokenizer(config), None
     own = OmegaConf.create({"data": {"tokenizer_name_or_path": str(folder)}})
     return get_tokenizer(own), folder
 
 
 def _network(
-    config: DictConfig, checkpoint: Mapping[str, Any], vocab_size: int
+    config: DictConfig, checkpoint: Checkpoint, vocab_size: int
 ) -> tuple[nn.Module, str]:
     """The network under its name in checkpoints, and whether its weights are EMA."""
     model = nn.ModuleDict({"backbone": build_backbone(config, vocab_size)})
     where = f"{CHECKPOINT}={config.eval.checkpoint_path!r}"
-    weights = checkpoint.get("state_dict", {})
+    weights = checkpoint.weights or {}
     key_report(model, weights).raise_if_any(where)
     model.load_state_dict(weights)
-    ema = checkpoint.get("ema")
+    ema = checkpoint.ema
     if ema is None or config.eval.disable_ema:
-        return model, checkpoint.get("weights") or "raw"
+        return model, checkpoint.weights_kind or "raw"
     parameters, shadow = list(model.parameters()), ema["shadow_params"]
     if [p.shape for p in parameters] != [x.shape for x in shadow]:
         raise ConfigError(
@@ -229,14 +227,14 @@ def _hub_fields(algorithm: type[Any]) -> dict[str, Any]:
     }
 
 
-def _stated_fields(config: DictConfig, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def _stated_fields(config: DictConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     """Fields that are values of our config."""
     keys = {**SIZES, **VALUES, **OWN_VALUES}
     fields = {name: OmegaConf.select(config, key) for name, key in keys.items() if key}
     # Not what a default says; and a path is of no use elsewhere.
-    fields["training_data"] = setting(checkpoint, "data.train")
-    if "folder" in checkpoint:
-        fields["tokenizer"] = setting(checkpoint, TOKENIZER)
+    fields["training_data"] = checkpoint.setting("data.train")
+    if checkpoint.folder is not None:
+        fields["tokenizer"] = checkpoint.setting(TOKENIZER)
     elif os.path.isabs(fields["tokenizer"]):
         fields["tokenizer"] = None
     return fields
@@ -258,7 +256,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_fields(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
@@ -284,7 +282,7 @@ def _save_tokenizer(tokenizer: Any, source: Path | None, folder: Path) -> None:
     for name in ("backend", "is_local", "local_files_only", "name_or_path"):
         settings.pop(name, None)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    _write_json(folder / "tokenizer_config.json", settings)
+    _write_fields(folder / "tokenizer_config.json", settings)
     content = json.loads(core.read_text(encoding="utf-8"))
     merges = content["model"].get("merges")
     if merges and not any(" " in part for pair in merges for part in pair):

@@ -7,12 +7,14 @@ Nothing of it is executed: modelling files are not even downloaded, pickles are 
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from utils import ConfigError, first_line, hub_options, path_exists
+from checkpoints.checkpoint import Checkpoint
+from utils import ConfigError, first_line, hub_options
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -55,8 +57,8 @@ OWN_VALUES = {
     "tokenizer": "data.tokenizer_name_or_path",
     "training_data": "data.train",
 }
-# Entry of the checkpoint -> field, likewise.
-OWN_ABOUT = {"global_step": "step", "weights": "weights", "likelihood": "likelihood"}
+# Field of `Checkpoint` -> field of config.json, likewise.
+OWN_ABOUT = {"step": "step", "weights_kind": "weights", "likelihood": "likelihood"}
 
 
 class Format(NamedTuple):
@@ -64,7 +66,7 @@ class Format(NamedTuple):
 
     fields: dict[str, str]  # field -> key of our config
     known: dict[str, Any]  # key of our config -> value
-    about: dict[str, Any]  # further entries of the checkpoint
+    likelihood: str | None = None  # what it is worth, where the algorithm does not say
 
 
 OWN = "discrete_diffusion"
@@ -73,56 +75,36 @@ FORMATS = {
     "DUO": Format(
         VALUES,
         _BIDIRECTIONAL | {"algo.name": "duo", "algo.time_conditioning": True},
-        {"likelihood": "comparable unless distilled, which the folder does not say"},
+        "comparable unless distilled, which the folder does not say",
     ),
-    "mdlm": Format(VALUES, _BIDIRECTIONAL | {"algo.name": "mdlm"}, {}),
-    OWN: Format(VALUES | OWN_VALUES, {}, {}),
+    "mdlm": Format(VALUES, _BIDIRECTIONAL | {"algo.name": "mdlm"}),
+    OWN: Format(VALUES | OWN_VALUES, {}),
 }
 # Where a format does not tell, but the id does.
 DISTILLED_IDS = ("s-sahoo/duo-distilled",)
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
-
-def is_hub(name_or_path: str) -> bool:
-    """Whether this is a folder, or what can only be a hub id ("owner/name")."""
-    if os.path.isdir(name_or_path):
-        return True
-    is_id = is_hub_id(name_or_path) and not name_or_path.endswith(_FILES)
-    return is_id and not path_exists(name_or_path)
-
-
-def is_hub_id(name: str) -> bool:
-    return _HUB_ID.fullmatch(name) is not None
-
-
-def read_hub(name_or_path: str, key: str) -> dict[str, Any]:
-    """Reads a folder or hub id to the CPU, in the form of a Lightning checkpoint.
+def read_hub(name_or_path: str, key: str) -> Checkpoint:
+    """Reads a folder or hub id to the CPU.
 
     Args:
         name_or_path: Local folder or hub id.
         key: Config key that held it, for messages.
 
-    Returns:
-        `state_dict` with names `backbone....`, and what `read_about` gives.
-
     Raises:
         ConfigError: If it cannot be had, or is not of a known format.
     """
-    about = read_about(name_or_path, key)
-    weights = _read_weights(Path(about["folder"]), key)
-    return {"state_dict": {own_name(k): x for k, x in weights.items()}} | about
+    folder = downloaded_folder(name_or_path, key)
+    about, weights = _about(folder, name_or_path, key), _read_weights(folder, key)
+    return replace(about, weights={own_name(k): x for k, x in weights.items()})
 
 
-def read_about(name_or_path: str, key: str) -> dict[str, Any]:
-    """`read_hub` without the weights: what config.json says.
+def read_about(name_or_path: str, key: str) -> Checkpoint:
+    """Reads what config.json says, and no weights; otherwise as `read_hub`."""
+    return _about(downloaded_folder(name_or_path, key), name_or_path, key)
 
-    Returns:
-        `hyper_parameters` with a nested config, `format`, `source` (the argument),
-        `folder` (a local path), and for exports of ours what `OWN_ABOUT` lists.
-    """
-    folder = local_folder(name_or_path, key)
+
+def _about(folder: Path, name_or_path: str, key: str) -> Checkpoint:
     fields = _read_json(folder / CONFIG, key)
     kind = fields.get("model_type")
     if kind not in FORMATS:
@@ -134,21 +116,23 @@ def read_about(name_or_path: str, key: str) -> dict[str, Any]:
     where = f"{key}={name_or_path!r}: {CONFIG}"
     form = FORMATS[kind]
     values = form.known | _sizes(fields, where) | _values(fields, form, where)
-    about = {
-        "format": f"Hugging Face, model_type {kind}",
-        "source": name_or_path,
-        "folder": str(folder),
-        **form.about,
-    }
-    if name_or_path in DISTILLED_IDS:
+    is_distilled = name_or_path in DISTILLED_IDS
+    if is_distilled:
         values["algo.name"] = "distillation"
-        del about["likelihood"]
+    about = Checkpoint(
+        config=_nested(values),
+        format=f"Hugging Face, model_type {kind}",
+        source=name_or_path,
+        folder=folder,
+        likelihood=None if is_distilled else form.likelihood,
+    )
     if kind == OWN:
-        about |= {name: fields.get(field) for name, field in OWN_ABOUT.items()}
-    return about | {"hyper_parameters": {"config": _nested(values)}}
+        stated = {name: fields.get(field) for name, field in OWN_ABOUT.items()}
+        about = replace(about, **stated)
+    return about
 
 
-def local_folder(name_or_path: str, key: str) -> Path:
+def downloaded_folder(name_or_path: str, key: str) -> Path:
     """The folder itself, or where a hub id was downloaded to.
 
     Raises:

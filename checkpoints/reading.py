@@ -16,8 +16,10 @@ import torch
 from omegaconf import DictConfig
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from checkpoints.huggingface import is_hub, own_name, read_hub
-from utils import ConfigError, first_line, path_exists
+from checkpoints.checkpoint import Checkpoint
+from checkpoints.huggingface import own_name, read_hub
+from checkpoints.locating import check_checkpoint_path, is_folder_or_hub_id
+from utils import ConfigError, first_line
 
 # Where classes may come from whose objects are read as records.
 KNOWN = (
@@ -64,9 +66,7 @@ class Record:
         self.state = state
 
 
-def read_checkpoint(
-    path: str, key: str, trusted: Collection[str] = ()
-) -> dict[str, Any]:
+def read_checkpoint(path: str, key: str, trusted: Collection[str] = ()) -> Checkpoint:
     """Reads a checkpoint to the CPU.
 
     Args:
@@ -76,26 +76,22 @@ def read_checkpoint(
             records, too.
 
     Returns:
-        What the file holds. A config among its hyper-parameters is plain data, a
-        teacher's weights are left out.
+        What the file holds. Its config is plain data, a teacher's weights are left out.
 
     Raises:
         ConfigError: If there is no such file, it is damaged, or it holds objects of
             other classes.
     """
-    if not path:
-        raise ConfigError(f"{key} is empty: give the path of a checkpoint.")
-    if is_hub(path):
+    check_checkpoint_path(path, key)
+    if is_folder_or_hub_id(path):
         return read_hub(path, key)
-    if not path_exists(path):
-        raise ConfigError(f"{key}={path!r}: there is no such file.")
     try:
         with fsspec.open(path, "rb") as file:
             _check_sums(file)
             stand_ins = [_stand_in(name, trusted) for name in _globals_of(file)]
             file.seek(0)
             with safe_globals(stand_ins), warnings.catch_warnings(action="ignore"):
-                checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's text tells to read it without care
         raise ConfigError(
             f"{key}={path!r} cannot be read safely: it is no checkpoint, or it asks "
@@ -104,19 +100,19 @@ def read_checkpoint(
     except Exception as error:  # a broken file may raise anything
         reason = first_line(error)
         raise ConfigError(f"{key}={path!r} cannot be read safely: {reason}") from None
-    if not isinstance(checkpoint, dict):
-        kind = type(checkpoint).__name__
+    if not isinstance(content, dict):
+        kind = type(content).__name__
         raise ConfigError(f"{key}={path!r} is no checkpoint: it holds a {kind}.")
-    settings = checkpoint.get("hyper_parameters")
+    settings = content.get("hyper_parameters")
     if isinstance(settings, dict) and "config" in settings:
         settings["config"] = plain(settings["config"])
-    weights = checkpoint.get("state_dict")
+    weights = content.get("state_dict")
     if isinstance(weights, dict):
         kept = {k: x for k, x in weights.items() if not k.startswith("teacher")}
         if any(name.startswith("backbone.backbone.") for name in kept):
             kept = {own_name(k): x for k, x in kept.items()}  # of algo.backbone=hf_dit
-        checkpoint["state_dict"] = kept
-    return checkpoint
+        content["state_dict"] = kept
+    return Checkpoint.of_lightning(content)
 
 
 def _check_sums(file: Any) -> None:
@@ -171,7 +167,7 @@ def plain(node: Any) -> Any:
 # ---------------------------------------------------------------- building blocks
 
 
-def read_evaluated(config: DictConfig) -> dict[str, Any]:
+def read_evaluated(config: DictConfig) -> Checkpoint:
     """The checkpoint that `eval.checkpoint_path` names."""
     trusted = config.checkpointing.trusted_classes
     return read_checkpoint(config.eval.checkpoint_path, "eval.checkpoint_path", trusted)

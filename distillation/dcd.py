@@ -6,31 +6,27 @@ Reference: DUO (arXiv:2506.10892), discrete consistency distillation (DCD).
 Shapes: B batch, L length, K vocabulary.
 """
 
-import copy
-import posixpath
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from typing import Any, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Tensor
 
 from algo import DUO_BASE
-from checkpoints.reading import read_checkpoint
 from diffusion.base import is_first
 from diffusion.curriculum import check_operator
 from diffusion.gaussian import Levels, argmax_pair
 from distillation.divergences import DIVERGENCES
-from distillation.teacher import Rounds, digest
+from distillation.student import Student
+from distillation.teacher import Rounds, Teacher
 from integral.registry import Settings, build_operator
 from integral.transform import gauss_levels
 from metrics.likelihood import Likelihood
 from models.device import widened
 from models.head import Head, Loss, TokenNLL
-from training.resume import TEACHER
-from utils import ConfigError, copy_file, path_exists, require
+from utils import ConfigError, require
 
 # Keys of `algo.curriculum` for soft inputs, of which there are none here.
 _NO_CURRICULUM = (
@@ -49,7 +45,7 @@ class Noisy(NamedTuple):
     sigma: Tensor  # -log(alpha_t), (B, 1)
 
 
-class Distillation(DUO_BASE):
+class Distillation(Student, DUO_BASE):
     """The student's belief at x_t is drawn to the teacher's at a less noisy x_s.
 
         t <- min(t + dt, 1),  s = t - dt
@@ -64,20 +60,17 @@ class Distillation(DUO_BASE):
     """
 
     is_discrete_time = True  # algo.T sets the time gap
-    needs_weights = True
     loss_types = ("kl-fwd", "kl-bwd")
 
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)
         self.T = 0  # the bound is that of continuous time
         self.rounds = Rounds(config)
+        use_ema = config.algo.teacher_ema
+        self.teacher = Teacher(self.backbone, config, use_ema=use_ema)
         self.operator = build_operator(Settings.of(config, self.vocab_size))
         self.divergence = DIVERGENCES[config.algo.loss_type]
         self.valid_distillation = Likelihood()
-        self._teacher: list[nn.Module] = []  # a list: neither trained nor saved
-        self._round: int | None = None
-        self._digest = ""
-        self._saved: Mapping[str, Any] = {}
 
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:
@@ -93,11 +86,6 @@ class Distillation(DUO_BASE):
         require(config.algo.teacher_ema, (True, False), "algo.teacher_ema")
         if config.algo.teacher_ema and config.training.ema == 0:
             raise ConfigError("algo.teacher_ema=True needs training.ema above 0.")
-        if "fsdp" in config.strategy._target_.lower():
-            raise ConfigError(
-                f"strategy=fsdp cannot hold the teacher of algo={config.algo.name}; "
-                "choose strategy=ddp."
-            )
 
     # ---- loss
 
@@ -148,103 +136,14 @@ class Distillation(DUO_BASE):
         later, earlier = map(Noisy, ids, sigmas)
         return later, earlier
 
-    @torch.no_grad()
     def teacher_head(self, xs: Tensor, sigma: Tensor) -> Head:
         """Hidden states of the teacher with its head, in float32."""
-        (teacher,) = self._teacher
-        with torch.autocast(xs.device.type, enabled=False):
-            hidden = teacher.trunk(xs, self.condition(sigma))
-        linear = teacher.output_embedding
-        return Head(hidden, linear.weight, linear.bias)
+        return self.teacher.head(xs, self.condition(sigma))
 
-    # ---- the teacher
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves to devices and types take the teacher along."""
-        for teacher in self._teacher:
-            teacher._apply(fn, recurse)
-        return super()._apply(fn, recurse)
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        number = self.rounds.number(self.global_step)
-        if self.global_step > self.rounds.start(number):  # resumed within a round
-            self._read_teacher(number)
-
-    def on_validation_epoch_start(self) -> None:
-        if self.validation_due:  # of an interrupted run, whose last step counts
-            self._read_teacher(self.rounds.number(self.global_step - 1))
-        super().on_validation_epoch_start()
-
-    def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        """A new teacher for a new round, once, before its first micro-batch."""
-        super().on_train_batch_start(batch, batch_idx)
-        number = self.rounds.number(self.global_step)
-        if number == self._round:
-            return
-        use_ema = self.config.algo.teacher_ema and self.ema is not None
-        with self.ema.applied(self.parameters()) if use_ema else nullcontext():
-            self.set_teacher(self.backbone.state_dict(), number)
-        self.trainer.save_checkpoint(self._path(number), weights_only=True)
+    def renew_teacher(self, number: int) -> None:
+        super().renew_teacher(number)
         gap = self.rounds.gap(self.global_step)
         rank_zero_info("distillation round %d: time gap %.4g", number, gap)
-
-    def set_teacher(self, weights: Mapping[str, Tensor], number: int) -> None:
-        """Takes over the weights of a backbone as those of round `number`."""
-        if not self._teacher:
-            teacher = copy.deepcopy(self.backbone)  # draws nothing, unlike a new one
-            if self.config.training.compile:
-                teacher.compile_blocks()
-            self._teacher = [teacher.eval().requires_grad_(False)]
-        (teacher,) = self._teacher
-        teacher.load_state_dict(weights)
-        self._round, self._digest = number, digest(teacher)
-
-    def _read_teacher(self, number: int) -> None:
-        """The teacher that the interrupted run had in a round."""
-        if number == self._round:
-            return
-        name = posixpath.basename(self._path(number))
-        resumed = posixpath.dirname(self.config.checkpointing.resume_ckpt_path)
-        places = [self._path(number), posixpath.join(resumed, name)]
-        path = next((path for path in places if path_exists(path)), None)
-        key = "checkpointing.resume_ckpt_path"
-        if path is None:
-            raise ConfigError(
-                f"{key}: resuming at step {self.global_step} needs the teacher of "
-                f"round {number}, {places[0]}, which is not there."
-            )
-        trusted = self.config.checkpointing.trusted_classes
-        checkpoint = read_checkpoint(path, key, trusted)
-        prefix = "backbone."
-        weights = {
-            name.removeprefix(prefix): value
-            for name, value in checkpoint["state_dict"].items()
-            if name.startswith(prefix)
-        }
-        if self.config.algo.teacher_ema:
-            names = [name for name, _ in self.backbone.named_parameters()]
-            shadow = checkpoint["ema"]["shadow_params"]
-            weights |= dict(zip(names, shadow, strict=True))
-        self.set_teacher(weights, number)
-        if self._saved.get("sha256", self._digest) != self._digest:
-            raise ConfigError(
-                f"{key}: {path} is not the teacher of the run that is resumed."
-            )
-        if path != places[0]:
-            rank_zero_only(copy_file)(path, places[0])
-
-    def _path(self, number: int) -> str:
-        folder = f"{self.config.checkpointing.save_dir}/checkpoints"
-        return f"{folder}/{TEACHER}{number}.ckpt"
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["teacher"] = {"round": self._round, "sha256": self._digest}
-
-    def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self._saved = checkpoint.get("teacher", {})
 
     # ---- logging
 
@@ -256,7 +155,7 @@ class Distillation(DUO_BASE):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
-        if self._teacher:
+        if self.teacher.is_there:
             valid_tokens = self.valid_tokens(batch["attention_mask"])
             weights = Loss.weights(valid_tokens)
             nll = self.consistency(batch["input_ids"], weights, batch_idx)
@@ -264,7 +163,7 @@ class Distillation(DUO_BASE):
             self.valid_distillation.update(losses.nlls, losses.num_tokens)
 
     def on_validation_epoch_end(self) -> None:
-        if self._teacher:
+        if self.teacher.is_there:
             loss = self.valid_distillation.compute()["nll"]
             self.log("val/distillation_loss", loss, sync_dist=True)
             self.valid_distillation.reset()

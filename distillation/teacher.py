@@ -1,14 +1,37 @@
-"""When a round of distillation begins, how large its time gap is, and which network its
-teacher is.
+"""The teacher of a distillation: where its weights live, and how a run that goes on has
+it again; and when a round with a new teacher begins.
 """
 
+import copy
 import hashlib
+import posixpath
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
+import lightning
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
-from utils import ConfigError, require
+from checkpoints.checkpoint import Checkpoint
+from checkpoints.keys import key_report
+from checkpoints.reading import read_checkpoint
+from models.head import Head
+from training.resume import KEY, TEACHER_PREFIX
+from utils import ConfigError, copy_file, path_exists, require
+
+# ---------------------------------------------------------------- rounds
+
+
+class RoundCounter(Protocol):
+    """In which round a step lies; every round has a teacher of its own."""
+
+    def number(self, step: int) -> int:
+        """The round of a step, from 0."""
+
+    def start(self, number: int) -> int:
+        """The first step of a round."""
 
 
 class Rounds:
@@ -57,6 +80,173 @@ class Rounds:
             low, high = self.bounds
             return min(low + step / self.max_steps * (high - low), high)
         return 2 ** self.number(step) / self.T
+
+
+# ---------------------------------------------------------------- the network
+
+
+class Teacher:
+    """The network that a student learns from: the student's own with other weights.
+
+    It is never trained. No state dict and no list of the student's parameters has its
+    weights: optimiser, EMA, DDP and checkpoints of the student do not see them. What a
+    checkpoint of the student says of the teacher is `state`: its round and a
+    fingerprint. The weights themselves are in a file of each round, round_N.ckpt, which
+    is a checkpoint of the student as it was when the round began.
+
+    Weights are taken over from a state dict (`take`) or from a checkpoint, whichever
+    run has written it (`take_checkpoint`).
+
+    Args:
+        student: The student's network, which is copied with the first weights.
+        config: The run's config: where its files are, and whether it compiles networks.
+        use_ema: Whether the EMA weights of a checkpoint are the teacher's, and not the
+            raw ones.
+    """
+
+    def __init__(
+        self, student: nn.Module, config: DictConfig, *, use_ema: bool = False
+    ) -> None:
+        self.use_ema = use_ema
+        self.round: int | None = None
+        self._student = student
+        self._config = config
+        self._network: nn.Module | None = None
+        self._digest = ""
+        self._expected = ""  # digest in the checkpoint from which the run goes on
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it has weights."""
+        return self._network is not None
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, in evaluation mode; a RuntimeError if it has no weights yet."""
+        if self._network is None:
+            raise RuntimeError("the teacher has no weights yet")
+        return self._network
+
+    @torch.no_grad()
+    def head(self, ids: Tensor, condition: Tensor | None = None) -> Head:
+        """Hidden states (B, L, D) with the head, in float32 whatever the student has.
+
+        Args:
+            ids: What the teacher sees, (B, L).
+            condition: What its network is told of the noise, as the student's is.
+        """
+        with torch.autocast(ids.device.type, enabled=False):
+            hidden = self.network.trunk(ids, condition)
+        linear = self.network.output_embedding
+        return Head(hidden, linear.weight, linear.bias)
+
+    def move(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> None:
+        """Takes it along to another device or type, as `nn.Module._apply` does."""
+        if self._network is not None:
+            self._network._apply(fn, recurse)
+
+    # ---- where its weights come from
+
+    def take(self, weights: Mapping[str, Tensor], number: int) -> None:
+        """Makes weights of the student's network those of the teacher of a round."""
+        if self._network is None:
+            network = copy.deepcopy(self._student)  # draws nothing, unlike a new one
+            if self._config.training.compile:
+                network.compile_blocks()
+            self._network = network.eval().requires_grad_(False)
+        self._network.load_state_dict(weights)
+        self.round, self._digest = number, digest(self._network)
+
+    def take_checkpoint(self, checkpoint: Checkpoint, number: int, where: str) -> None:
+        """Makes the weights of a checkpoint those of the teacher of a round.
+
+        Args:
+            checkpoint: Of a network like the student's.
+            number: The round.
+            where: What the checkpoint is called in messages.
+
+        Raises:
+            ConfigError: If it does not fit the student's network, has no EMA weights
+                where those are asked for, or has other weights than the teacher of the
+                run that goes on.
+        """
+        prefix = "backbone."
+        weights = {
+            name.removeprefix(prefix): value
+            for name, value in (checkpoint.weights or {}).items()
+            if name.startswith(prefix)
+        }
+        if self.use_ema:
+            names = [name for name, _ in self._student.named_parameters()]
+            shadow = (checkpoint.ema or {}).get("shadow_params", ())
+            if len(names) != len(shadow):
+                raise ConfigError(
+                    f"{where} has no EMA weights of this network, which its teacher "
+                    "takes; give a checkpoint that has them."
+                )
+            weights |= dict(zip(names, shadow, strict=True))
+        key_report(self._student, weights).raise_if_any(where)
+        self.take(weights, number)
+        if self._expected not in ("", self._digest):
+            raise ConfigError(f"{where} is not the teacher of the run that is resumed.")
+
+    # ---- files of its rounds
+
+    def path(self, number: int) -> str:
+        """The file of a round."""
+        folder = f"{self._config.checkpointing.save_dir}/checkpoints"
+        return f"{folder}/{TEACHER_PREFIX}{number}.ckpt"
+
+    def write(self, trainer: lightning.Trainer) -> None:
+        """Writes the file of its round; all ranks call this when the round begins.
+
+        Args:
+            trainer: Of the student, whose weights are the teacher's now.
+        """
+        trainer.save_checkpoint(self.path(self.round), weights_only=True)
+
+    def restore(self, number: int, step: int) -> None:
+        """Reads the teacher of a round in which a run was interrupted.
+
+        The file is that of this run, or else the one beside the checkpoint from which
+        the run goes on, which is then copied.
+
+        Args:
+            number: The round.
+            step: At which the run goes on, for messages.
+
+        Raises:
+            ConfigError: If there is no such file, or it is not the teacher's.
+        """
+        if number == self.round:
+            return
+        checkpointing, own = self._config.checkpointing, self.path(number)
+        beside = posixpath.dirname(checkpointing.resume_ckpt_path)
+        places = [own, posixpath.join(beside, posixpath.basename(own))]
+        path = next((path for path in places if path_exists(path)), None)
+        if path is None:
+            raise ConfigError(
+                f"{KEY}: resuming at step {step} needs the teacher of round {number}, "
+                f"{own}, which is not there."
+            )
+        checkpoint = read_checkpoint(path, KEY, checkpointing.trusted_classes)
+        self.take_checkpoint(checkpoint, number, f"{KEY}: {path}")
+        if path != own:
+            rank_zero_only(copy_file)(path, own)
+
+    # ---- what the student's checkpoints say of it
+
+    def state(self) -> dict[str, Any]:
+        """Its round and the fingerprint of its weights, as plain data."""
+        return {"round": self.round, "sha256": self._digest}
+
+    def expect(self, state: Mapping[str, Any]) -> None:
+        """Notes a `state`: weights that are read from now on must be those.
+
+        Args:
+            state: Of the checkpoint from which a run goes on; empty if it has none.
+        """
+        self._expected = state.get("sha256", "")
 
 
 def digest(network: nn.Module) -> str:

@@ -20,7 +20,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from checkpoints.about import adopt, setting
+from checkpoints.about import adopt
+from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_checkpoint
 from cli.commandline import explain
 from cli.settle import algorithm_class, check_batches, check_devices, settle
@@ -174,7 +175,7 @@ def compose(overrides: list[str]) -> DictConfig:
         raise ConfigError(f"overrides={given!r}: {reason}") from None
 
 
-def complete(overrides: list[str], checkpoint: Mapping[str, Any]) -> DictConfig:
+def complete(overrides: list[str], checkpoint: Checkpoint) -> DictConfig:
     """The config with what the checkpoint says, where overrides do not.
 
     Raises:
@@ -182,7 +183,7 @@ def complete(overrides: list[str], checkpoint: Mapping[str, Any]) -> DictConfig:
     """
     given = _keys(overrides)
     if "algo" not in given:
-        name = setting(checkpoint, "algo.name")
+        name = checkpoint.setting("algo.name")
         if not (CONFIGS / "algo" / f"{name}.yaml").exists():
             what = "no algorithm" if name is None else f"algo={name}, which is not here"
             raise ConfigError(
@@ -192,7 +193,7 @@ def complete(overrides: list[str], checkpoint: Mapping[str, Any]) -> DictConfig:
     config = compose(overrides)
     keys = list(STATED)
     for group in STATED_GROUPS:
-        values = setting(checkpoint, group)
+        values = checkpoint.setting(group)
         if isinstance(values, dict):
             plain = [name for name, x in values.items() if not isinstance(x, dict)]
             keys += [f"{group}.{name}" for name in plain]

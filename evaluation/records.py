@@ -7,12 +7,11 @@ from typing import Any
 import fsspec
 from omegaconf import DictConfig
 
-from checkpoints.about import DISTILLED, likelihood, setting
+from checkpoints.about import DISTILLED, likelihood
+from checkpoints.checkpoint import Checkpoint
 from data.fingerprints import Fingerprint
 from report.runs import NUMBERS
 from utils import ConfigError, first_line
-
-# ---------------------------------------------------------------- writing
 
 
 def check_path(path: Any, key: str) -> None:
@@ -32,37 +31,35 @@ def check_path(path: Any, key: str) -> None:
     raise ConfigError(f"{key}={path!r} cannot be written: {reason}.")
 
 
-def origin(
-    config: DictConfig, checkpoint: Mapping[str, Any], has_ema: bool
-) -> dict[str, Any]:
+def origin(config: DictConfig, checkpoint: Checkpoint, has_ema: bool) -> dict[str, Any]:
     """What the evaluated weights are, as plain data; None where a file does not say.
 
     Args:
         config: The run's config.
-        checkpoint: From `checkpoints.read_checkpoint`.
+        checkpoint: The one that was evaluated.
         has_ema: Whether the model took EMA weights from it.
     """
-    algo = setting(checkpoint, "algo.name")
-    says = checkpoint.get("likelihood")  # a folder may not know
+    algo = checkpoint.setting("algo.name")
+    says = checkpoint.likelihood  # a folder may not know
     is_known = isinstance(algo, str) and says in (None, likelihood(algo))
     values = {
         "path": config.eval.checkpoint_path,
         "algo": algo,
         "distilled": algo in DISTILLED if is_known else None,
-        "step": checkpoint.get("global_step"),
-        "update_teacher_every": setting(checkpoint, "algo.update_teacher_every"),
-        "teacher_ema": setting(checkpoint, "algo.teacher_ema"),
+        "step": checkpoint.step,
+        "update_teacher_every": checkpoint.setting("algo.update_teacher_every"),
+        "teacher_ema": checkpoint.setting("algo.teacher_ema"),
         "weights": _weights(config, checkpoint, has_ema),
     }
     plain = (bool, int, str)
     return {key: x if isinstance(x, plain) else None for key, x in values.items()}
 
 
-def _weights(config: DictConfig, checkpoint: Mapping[str, Any], has_ema: bool) -> Any:
+def _weights(config: DictConfig, checkpoint: Checkpoint, has_ema: bool) -> Any:
     """EMA or raw; of a Hugging Face folder what it says of itself."""
     if has_ema:
         return "raw" if config.eval.disable_ema else "EMA"
-    return checkpoint.get("weights") if "format" in checkpoint else "raw"
+    return checkpoint.weights_kind if checkpoint.format is not None else "raw"
 
 
 def likelihood_record(

@@ -18,11 +18,12 @@ import lightning
 import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor
 
 from checkpoints.reading import read_checkpoint
+from training.lightning_state import meet_saving_ranks
 from training.resume import KEY, Resumed
 from utils import PARTIAL, STOP_SIGNALS, RunStopped, copy_file, first_line, whole_file
 
@@ -51,7 +52,7 @@ class CheckpointFiles(CheckpointIO):
         Raises:
             RunStopped: If it cannot; what was there is still there.
         """
-        with writing(str(path)), whole_file(str(path)) as file:
+        with write_or_stop(str(path)), whole_file(str(path)) as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(
@@ -59,8 +60,8 @@ class CheckpointFiles(CheckpointIO):
     ) -> dict[str, Any]:
         resumed, self._resumed = self._resumed, None  # memory is free afterwards
         if resumed is not None and resumed.path == str(path):
-            return resumed.checkpoint
-        return read_checkpoint(str(path), KEY, self._trusted)
+            return resumed.checkpoint.lightning
+        return read_checkpoint(str(path), KEY, self._trusted).lightning
 
     def remove_checkpoint(self, path: Any) -> None:
         filesystem, inner = fsspec.core.url_to_fs(str(path))
@@ -69,7 +70,7 @@ class CheckpointFiles(CheckpointIO):
 
 
 @contextmanager
-def writing(path: str) -> Iterator[None]:
+def write_or_stop(path: str) -> Iterator[None]:
     """Turns a failure to write into one line.
 
     Raises:
@@ -90,7 +91,7 @@ def writing(path: str) -> Iterator[None]:
         ) from None
 
 
-def save(trainer: lightning.Trainer, path: str, *copies: str) -> None:
+def save_checkpoint(trainer: lightning.Trainer, path: str, *copies: str) -> None:
     """Writes a checkpoint, and copies of it. All ranks call this.
 
     Raises:
@@ -101,11 +102,11 @@ def save(trainer: lightning.Trainer, path: str, *copies: str) -> None:
         trainer.save_checkpoint(path, weights_only=False)
     except RunStopped as error:
         problem = str(error)
-        trainer.strategy.barrier("Trainer.save_checkpoint")  # where other ranks are
+        meet_saving_ranks(trainer)
     if problem is None:
         try:
             for copy in copies:
-                with writing(copy):
+                with write_or_stop(copy):
                     rank_zero_only(copy_file)(path, copy)
         except RunStopped as error:
             problem = str(error)
@@ -113,7 +114,7 @@ def save(trainer: lightning.Trainer, path: str, *copies: str) -> None:
         raise RunStopped(problem)
 
 
-class CheckpointEveryNSteps(Checkpoint):
+class CheckpointEveryNSteps(CheckpointCallback):
     """Writes EPOCH-STEP.ckpt and last.ckpt every so many updates.
 
     Args:
@@ -164,7 +165,7 @@ class CheckpointEveryNSteps(Checkpoint):
         if self.save_top_k != 0:
             self._written = [x for x in self._written if x != name] + [name]
         if names:
-            save(trainer, *(f"{self.dirpath}/{x}" for x in names))
+            save_checkpoint(trainer, *(f"{self.dirpath}/{x}" for x in names))
         if self.save_top_k > 0:
             for old in self._written[: -self.save_top_k]:
                 trainer.strategy.remove_checkpoint(f"{self.dirpath}/{old}")
@@ -189,7 +190,7 @@ class CheckpointEveryNSteps(Checkpoint):
         self._written = list(state["written"])
 
 
-class RunEnd(Checkpoint):
+class RunEnd(CheckpointCallback):
     """Writes last.ckpt where a run ends: after its last update, or where a signal
     asks it to end, after an update or a batch of a validation.
 
@@ -288,7 +289,7 @@ class RunEnd(Checkpoint):
             self._stop(trainer, number)
 
     def _save(self, trainer: lightning.Trainer) -> None:
-        save(trainer, self.path)
+        save_checkpoint(trainer, self.path)
         self._saved = trainer.global_step
 
     def _stop(self, trainer: lightning.Trainer, number: int) -> None:

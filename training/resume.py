@@ -1,7 +1,5 @@
 """What a run takes up from an earlier one: which file, and how its state fits a config
 that may have changed since.
-
-Shapes of state: a checkpoint is what `checkpoints.read_checkpoint` gives, plain data.
 """
 
 import logging
@@ -14,16 +12,26 @@ import lightning
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
-from checkpoints.about import setting
+from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_checkpoint
+from training.lightning_state import (
+    batches_of_epoch,
+    begin_epoch,
+    data_position,
+    epochs_done,
+    is_epoch_over,
+    recount_batches,
+    set_batches,
+    set_data_position,
+)
 from utils import ConfigError, one_line, path_exists
 
 log = logging.getLogger(__name__)
 warn = rank_zero_only(log.warning)
 
 KEY = "checkpointing.resume_ckpt_path"
-TEACHER = "round_"  # how the names of a distillation's teachers begin
-# What training cannot go on without.
+TEACHER_PREFIX = "round_"  # of the names of files that hold a distillation's teachers
+# What training cannot go on without, as Lightning names it.
 NEEDED = ("state_dict", "optimizer_states", "loops", "global_step")
 
 
@@ -31,7 +39,7 @@ class Resumed(NamedTuple):
     """Where training goes on."""
 
     path: str
-    checkpoint: dict[str, Any]
+    checkpoint: Checkpoint
 
 
 def find_checkpoint(config: DictConfig) -> Resumed | None:
@@ -60,7 +68,7 @@ def find_checkpoint(config: DictConfig) -> Resumed | None:
     folder = posixpath.dirname(wanted)
     if own_files and not _is_same(folder, own):
         found = newest_valid(own_files, trusted)
-        if setting(found.checkpoint, KEY) != wanted:
+        if found.checkpoint.setting(KEY) != wanted:
             raise ConfigError(
                 f"{KEY}={wanted!r}: {found.path} is of another run and would be "
                 "overwritten; give another checkpointing.save_dir."
@@ -96,8 +104,7 @@ def newest_valid(paths: Sequence[str], trusted: Iterable[str] = ()) -> Resumed:
         for reason in reasons:
             warn("%s", reason)
         if reasons:
-            step = checkpoint["global_step"]
-            warn("going on from %s (step %d) instead", path, step)
+            warn("going on from %s (step %d) instead", path, checkpoint.step)
         return Resumed(path, checkpoint)
     others = f" Of {len(paths) - 1} files beside it none can be." if paths[1:] else ""
     raise ConfigError(
@@ -105,9 +112,9 @@ def newest_valid(paths: Sequence[str], trusted: Iterable[str] = ()) -> Resumed:
     )
 
 
-def _check_resumable(path: str, checkpoint: Mapping[str, Any]) -> None:
+def _check_resumable(path: str, checkpoint: Checkpoint) -> None:
     for name in NEEDED:
-        if not checkpoint.get(name):
+        if not checkpoint.lightning.get(name):
             raise ConfigError(
                 f"{KEY}={path!r} cannot be resumed: no {name} in it. Its weights can "
                 "be fine-tuned: training.finetune_path."
@@ -122,7 +129,11 @@ def checkpoint_files(folder: str) -> list[str]:
     names = [x for x in filesystem.ls(inner, detail=False) if x.endswith(".ckpt")]
     names.sort(key=lambda x: (filesystem.modified(x), x), reverse=True)
     paths = [f"{folder}/{posixpath.basename(name)}" for name in names]
-    return [path for path in paths if not posixpath.basename(path).startswith(TEACHER)]
+    return [
+        path
+        for path in paths
+        if not posixpath.basename(path).startswith(TEACHER_PREFIX)
+    ]
 
 
 def _is_same(path: str, other: str) -> bool:
@@ -180,7 +191,7 @@ def adapt(
     of AdamW, the size of micro-batches. Where nothing has changed, nothing does.
 
     Args:
-        checkpoint: To be restored by Lightning.
+        checkpoint: What a file holds, for Lightning to restore.
         config: The run's.
         groups: Parameter groups of a new optimiser of the run.
     """
@@ -219,72 +230,30 @@ def _adapt_position(checkpoint: dict[str, Any], config: DictConfig) -> None:
     NOTE(compat): files of the published code do not tell its order of the data, so
     for them an epoch of ours starts.
     """
-    loop = checkpoint["loops"]["fit_loop"]
-    progress = loop["epoch_loop.batch_progress"]
-    epochs = loop["epoch_progress"]
-    accumulate = config.trainer.accumulate_grad_batches
+    step = checkpoint["global_step"]
     ours = rows_per_batch(config.loader, config.trainer)
     rows = 0
     if "training" not in checkpoint:
-        _count(progress["current"], 0)
-        _count(progress["total"], checkpoint["global_step"] * accumulate)
+        batches = step * config.trainer.accumulate_grad_batches
+        set_batches(checkpoint, of_epoch=0, of_run=batches)
     else:
         settings = checkpoint["hyper_parameters"]["config"]
         theirs = rows_per_batch(settings["loader"], settings["trainer"])
         if ours != theirs:
             warn("batches of %d rows hold, %d of the checkpoint do not", ours, theirs)
-            for counts in (progress["current"], progress["total"]):
-                _count(counts, counts["ready"] * theirs // ours)
-        if progress["is_last_batch"]:
-            _begin_epoch(loop, checkpoint["global_step"], config)
+            recount_batches(checkpoint, theirs, ours)
+        if is_epoch_over(checkpoint):
+            every = config.trainer.val_check_interval
+            begin_epoch(checkpoint, type(every) is int and step % every == 0)
         else:
-            rows = progress["current"]["ready"] * ours
-    epoch = epochs["current"]["processed"]
-    position = {"epoch": epoch, "rows": rows}
-    loop["state_dict"]["combined_loader"] = [_stream(loop) | position]
-
-
-def _stream(loop: Mapping[str, Any]) -> dict[str, Any]:
-    """The position in data that are streamed, which no number of rows tells."""
-    (saved, *_) = loop["state_dict"].get("combined_loader") or [{}]
-    return {name: saved[name] for name in ("stream", "next") if name in saved}
-
-
-def _begin_epoch(loop: dict[str, Any], step: int, config: DictConfig) -> None:
-    """Makes the state after an epoch's last batch that before the next one's first.
-
-    Lightning goes on from the former, too, but then counts an epoch too few.
-    """
-    for counts in loop["epoch_progress"].values():
-        counts |= dict.fromkeys(counts, counts["ready"])
-    progress = loop["epoch_loop.batch_progress"]
-    progress["total"] |= dict.fromkeys(progress["total"], progress["total"]["ready"])
-    progress["current"] |= dict.fromkeys(progress["current"], 0)
-    progress["is_last_batch"] = False
-    # Lightning counts this step itself where a validation belongs to it.
-    every = config.trainer.val_check_interval
-    validates = type(every) is int and step % every == 0
-    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = step - validates
-
-
-def _count(counts: dict[str, int], batches: int) -> None:
-    """Sets Lightning's counters of batches; one that was not completed stays so."""
-    unfinished = counts["processed"] - counts["completed"]
-    counts |= dict.fromkeys(counts, batches)
-    counts["completed"] -= unfinished
+            rows = batches_of_epoch(checkpoint) * ours
+    # The position in data that are streamed, which no number of rows tells.
+    saved = data_position(checkpoint)
+    stream = {name: saved[name] for name in ("stream", "next") if name in saved}
+    position = {"epoch": epochs_done(checkpoint), "rows": rows}
+    set_data_position(checkpoint, stream | position)
 
 
 def rows_per_batch(loader: Mapping[str, Any], trainer: Mapping[str, Any]) -> int:
     """Rows of one micro-batch of all ranks."""
     return loader["batch_size"] * trainer["devices"] * trainer["num_nodes"]
-
-
-def is_validation_due(trainer: Any) -> bool:
-    """Whether Lightning validates after the training batch that has just ended."""
-    every, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
-    if not every or every == float("inf") or not trainer.limit_val_batches:
-        return False
-    if epochs is None:
-        return (trainer.fit_loop.total_batch_idx + 1) % every == 0
-    in_epoch = (trainer.current_epoch + 1) % epochs == 0
-    return in_epoch and (trainer.fit_loop.batch_idx + 1) % every == 0

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from checkpoints.about import disagreements
+from checkpoints.checkpoint import Checkpoint
 from checkpoints.keys import key_report
 from models.ema import ExponentialMovingAverage
 from utils import ConfigError
@@ -75,7 +76,10 @@ class Weights(lightning.LightningModule):
             checkpoint["ema"] |= {"shadow_params": whole}
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        state = checkpoint.get("ema")
+        self._load_ema(checkpoint.get("ema"))
+
+    def _load_ema(self, state: Mapping[str, Any] | None) -> None:
+        """Takes EMA weights over, unless there are none or the run has none."""
         if state is None or self.config.training.ema == 0:
             return
         with self.whole_weights(writeback=True):  # sharded: raw weights step aside
@@ -94,25 +98,31 @@ class Weights(lightning.LightningModule):
         for parameter, value in zip(self.parameters(), values, strict=True):
             parameter.copy_(value)
 
-    def load_weights(self, checkpoint: Mapping[str, Any], key: str) -> None:
-        """Takes weights and EMA from what `checkpoints.read_checkpoint` read.
+    def load_weights(self, checkpoint: Checkpoint, key: str) -> None:
+        """Takes weights and EMA over from a checkpoint.
 
         Args:
-            checkpoint: As Lightning writes it.
+            checkpoint: One that has been read, of this algorithm or another one.
             key: Config key that named the file, for messages.
 
         Raises:
             ConfigError: If any weight is missing, unexpected or of another shape.
         """
-        self.check_weights(checkpoint, key)
-        self.load_state_dict(checkpoint["state_dict"])
-        self.on_load_checkpoint(checkpoint)
+        self.load_state_dict(self.check_weights(checkpoint, key))
+        self._load_ema(checkpoint.ema)
 
-    def check_weights(self, checkpoint: Mapping[str, Any], key: str) -> None:
-        """Compares names and shapes, warns of disagreements; as for `load_weights`."""
+    def check_weights(self, checkpoint: Checkpoint, key: str) -> Mapping[str, Tensor]:
+        """Compares names and shapes, and warns of what the config says otherwise.
+
+        Arguments and errors are those of `load_weights`.
+
+        Returns:
+            The weights of the checkpoint, which fit.
+        """
         where = f"{key}={OmegaConf.select(self.config, key)!r}"
-        if "state_dict" not in checkpoint:
+        if checkpoint.weights is None:
             raise ConfigError(f"{where} is not a Lightning checkpoint: no state_dict.")
-        key_report(self, checkpoint["state_dict"]).raise_if_any(where)
+        key_report(self, checkpoint.weights).raise_if_any(where)
         for line in disagreements(checkpoint, self.config):
             rank_zero_warn(f"{where}: {line}.")
+        return checkpoint.weights

@@ -1,7 +1,6 @@
 """Checkpoints that the reference wrote: read without executing code, and fine-tuned."""
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from golden_models import composed, configured, derivative_factor
 from omegaconf import DictConfig, OmegaConf
 
 import main
+from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import Record, read_checkpoint
 from cli.settle import algorithm_class
 from data.registry import DATASETS, DatasetSpec
@@ -72,11 +72,11 @@ def test_probe(case, weights, replay):
 def test_file_is_plain_data(case):
     """The config is dicts and values; of other objects there are records."""
     checkpoint = read_checkpoint(path_of(case), KEY)
-    assert checkpoint["global_step"] == case.values["global_step"]
-    settings = checkpoint["hyper_parameters"]
-    assert settings["config"]["algo"]["name"] == case.config.algo.name
+    assert checkpoint.step == case.values["global_step"]
+    settings = checkpoint.lightning["hyper_parameters"]
+    assert checkpoint.setting("algo.name") == case.config.algo.name
     theirs = case.config.model
-    ours = OmegaConf.create(settings["config"]).model
+    ours = OmegaConf.create(checkpoint.config).model
     assert {k: ours[k] for k in theirs} == dict(theirs)
     assert isinstance(settings["tokenizer"], Record)
     *_, kind = settings["tokenizer"].name.split(".")
@@ -172,18 +172,18 @@ def test_training_resumes(case, tmp_path, monkeypatch):
     recorded = case.values["validation"]["ema"]["nll_mean"] * loss_factor(config)
     assert results["nll"] < recorded + 4 * results["nll_stderr"]  # not from scratch
     after = read_checkpoint(str(tmp_path / "checkpoints" / "last.ckpt"), KEY)
-    assert after["global_step"] == steps
-    assert after["ema"]["num_updates"] == before["ema"]["num_updates"] + NUM_UPDATES
-    moments = [x["optimizer_states"][0]["state"][0]["step"] for x in (before, after)]
+    assert after.step == steps
+    assert after.ema["num_updates"] == before.ema["num_updates"] + NUM_UPDATES
+    moments = [x.optimizer_states[0]["state"][0]["step"] for x in (before, after)]
     assert moments[1] == moments[0] + NUM_UPDATES
-    assert after["lr_schedulers"][0]["last_epoch"] == steps
+    assert after.lightning["lr_schedulers"][0]["last_epoch"] == steps
     check_moved(before, after, 4 * NUM_UPDATES * config.optim.lr)
 
 
-def check_moved(before: Mapping, after: Mapping, atol: float) -> None:
+def check_moved(before: Checkpoint, after: Checkpoint, atol: float) -> None:
     """No weight moved by more than `atol`: Adam takes steps of about its rate."""
-    for name, value in before["state_dict"].items():
-        torch.testing.assert_close(after["state_dict"][name], value, atol=atol, rtol=0)
+    for name, value in before.weights.items():
+        torch.testing.assert_close(after.weights[name], value, atol=atol, rtol=0)
 
 
 def is_uniform(case: Case) -> bool:
@@ -196,7 +196,7 @@ def test_fine_tuning(case, algo, tmp_path, monkeypatch):
     """Second stage and distillation start from the file; `training.ema` holds."""
     monkeypatch.chdir(tmp_path)
     before = read_checkpoint(path_of(case), KEY)
-    ema = before["ema"]["decay"] / 2
+    ema = before.ema["decay"] / 2
     synthetic = {"train": "synthetic", "tokenizer_name_or_path": "synthetic"}
     sizes = {"vocab_size": num_embeddings(case), "num_train": 16, "num_valid": 8}
     batches = {"global_batch_size": 4, "batch_size": 4, "eval_batch_size": 4}
@@ -217,6 +217,6 @@ def test_fine_tuning(case, algo, tmp_path, monkeypatch):
         config.algo.curriculum.integral_cache_path = None
     main.train(config)
     after = read_checkpoint(str(tmp_path / "checkpoints" / "last.ckpt"), KEY)
-    assert after["ema"]["decay"] == ema
-    assert after["ema"]["num_updates"] == before["ema"]["num_updates"] + 2
+    assert after.ema["decay"] == ema
+    assert after.ema["num_updates"] == before.ema["num_updates"] + 2
     check_moved(before, after, 4 * 2 * config.optim.lr)

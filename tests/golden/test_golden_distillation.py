@@ -59,7 +59,7 @@ def model_at(replay, place, tmp_path):
         step = case.values[f"{prefix}global_step"]
         place(model, step=step)
         model.backbone.load_state_dict(case.group("student/"), strict=True)
-        model.set_teacher(case.group("teacher/"), model.rounds.number(step))
+        model.teacher.take(case.group("teacher/"), model.rounds.number(step))
         if draws_times:
             replay.uniforms = [case[f"{prefix}u_time"]]
         return model.train()
@@ -159,8 +159,7 @@ def test_loss_and_gradients(case, model_at, monkeypatch):
         for name in recorded:
             rtol = {"rtol": limits["rtol"]}  # and an atol by the gradient's size
             case.check(f"{prefix}grad/{name}", gradients[name], default=rtol)
-        (teacher,) = model._teacher
-        assert all(p.grad is None for p in teacher.parameters())
+        assert all(p.grad is None for p in model.teacher.network.parameters())
 
 
 @for_cases("distillation", holding="student/*", where=of_losses)
@@ -254,8 +253,7 @@ def test_teacher(case, kind):
         limits = case.tolerance("teacher")
         close(student, students[step], f"{case}: {front} student", **limits)
         model.on_train_batch_start(None, 0)
-        (teacher,) = model._teacher
-        ours = teacher.get_parameter(name)
+        ours = model.teacher.network.get_parameter(name)
         close(ours, teachers[step], f"{case}: {front} at {step}", **limits)
         with torch.no_grad():
             student += update

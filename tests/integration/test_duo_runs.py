@@ -11,6 +11,7 @@ from command_line import logged, run
 from tiny import compose
 
 import main
+from distillation import Distillation
 from utils import ConfigError
 
 # Overrides of the published scripts, but for the paths.
@@ -227,16 +228,14 @@ def test_without_its_teacher_a_run_does_not_go_on(start, parent, tmp_path):
 
 
 def test_gradient_accumulation_takes_one_teacher_a_round(start, parent, monkeypatch):
-    from distillation.dcd import Distillation
-
     taken = []
-    set_teacher = Distillation.set_teacher
+    renew_teacher = Distillation.renew_teacher
 
-    def watched(self, weights, number):
+    def watched(self, number):
         taken.append((self.global_step, number))
-        return set_teacher(self, weights, number)
+        return renew_teacher(self, number)
 
-    monkeypatch.setattr(Distillation, "set_teacher", watched)
+    monkeypatch.setattr(Distillation, "renew_teacher", watched)
     start(
         *DISTIL,
         f"training.finetune_path={parent}",

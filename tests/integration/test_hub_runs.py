@@ -89,7 +89,7 @@ def test_fine_tuning_starts_from_the_released_weights(folders, tmp_path, monkeyp
     more = ("optim.lr=0", "trainer.max_steps=1", "trainer.val_check_interval=1")
     in_process(tmp_path, monkeypatch, *QUIET, *more, "algo=mdlm", HF_DIT, start)
     last = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
-    given = read_checkpoint(f"{folders}/owner/mdlm", "x")["state_dict"]
+    given = read_checkpoint(f"{folders}/owner/mdlm", "x").weights
     for name, value in given.items():
         assert torch.equal(value, last["state_dict"][name])
 
@@ -161,7 +161,7 @@ def test_the_export_of_a_released_folder(folders, tmp_path):
     export(folders / "owner/duo", tmp_path / "once", *overrides)
     export(tmp_path / "once", tmp_path / "again")
     one, two = (
-        read_checkpoint(str(path), "x")["state_dict"]
+        read_checkpoint(str(path), "x").weights
         for path in (folders / "owner/duo", tmp_path / "again")
     )
     assert all(torch.equal(one[name], two[name]) for name in one.keys() | two.keys())

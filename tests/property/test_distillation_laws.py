@@ -175,4 +175,4 @@ def test_the_teacher_is_in_neither_weights_nor_parameters(make_model):
     assert not teacher.hidden.requires_grad
     model.double()
     assert model.teacher_head(torch.zeros(1, L).long(), torch.ones(1, 1)).weight.dtype
-    assert model._teacher[0].vocab_embed.embedding.dtype == torch.float64
+    assert model.teacher.network.vocab_embed.embedding.dtype == torch.float64

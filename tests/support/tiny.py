@@ -90,12 +90,12 @@ def tiny_model(*overrides: str, tokenizer: StubTokenizer | None = None):
         for parameter in model.parameters():
             if not parameter.any():
                 parameter.normal_(std=0.5)
-    if hasattr(model, "set_teacher"):  # another network, so that there is a loss
+    if hasattr(model, "teacher"):  # another network, so that there is a loss
         weights = model.backbone.state_dict()
         scale = torch.Generator().manual_seed(1)
         for name, x in weights.items():
             weights[name] = x + 0.1 * torch.randn(x.shape, generator=scale)
-        model.set_teacher(weights, 0)
+        model.teacher.take(weights, 0)
     return model.eval()
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from refusals import refused
 
+from checkpoints.checkpoint import Checkpoint
 from cli.settle import algorithm_class
 from data.tokenizers import vocabulary_with_mask
 from utils import ConfigError
@@ -236,7 +237,7 @@ def test_weights_and_ema_come_back(model, make_model):
     other = make_model("algo=mdlm", "training.ema=0.5")
     with torch.no_grad():
         other.backbone.vocab_embed.embedding.zero_()
-    other.load_weights(saved(model), "eval.checkpoint_path")
+    other.load_weights(Checkpoint.of_lightning(saved(model)), "eval.checkpoint_path")
     assert torch.equal(weight(other), weight(model))
     shadows = zip(other.ema.shadow_params, model.ema.shadow_params, strict=True)
     assert all(torch.equal(a, b) for a, b in shadows)
@@ -245,7 +246,7 @@ def test_weights_and_ema_come_back(model, make_model):
 
 def test_without_ema_in_the_config_none_is_loaded(model, make_model):
     other = make_model("algo=mdlm", "training.ema=0")
-    other.load_weights(saved(model), "eval.checkpoint_path")
+    other.load_weights(Checkpoint.of_lightning(saved(model)), "eval.checkpoint_path")
     assert other.ema is None
 
 
@@ -262,7 +263,9 @@ def test_weights_that_do_not_fit_are_refused(model, make_model, override, part):
     other = make_model("algo=mdlm", override, "eval.checkpoint_path=runs/last.ckpt")
     before = weight(other)
     with pytest.raises(ConfigError) as error:
-        other.load_weights(saved(model), "eval.checkpoint_path")
+        other.load_weights(
+            Checkpoint.of_lightning(saved(model)), "eval.checkpoint_path"
+        )
     text = str(error.value)
     assert "\n" not in text
     assert "eval.checkpoint_path='runs/last.ckpt'" in text
@@ -272,7 +275,7 @@ def test_weights_that_do_not_fit_are_refused(model, make_model, override, part):
 
 def test_a_file_without_weights_is_refused(model):
     with pytest.raises(ConfigError, match="no state_dict"):
-        model.load_weights({"model": {}}, "training.finetune_path")
+        model.load_weights(Checkpoint(), "training.finetune_path")
 
 
 def test_optimiser_and_schedule_are_the_configured_ones(make_model):

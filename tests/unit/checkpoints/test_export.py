@@ -84,7 +84,7 @@ def test_the_folder(source, tmp_path):
 
 def test_ema_weights_unless_disabled(source, tmp_path):
     saved = read_checkpoint(str(source), "x")
-    raw, ema = saved["state_dict"], saved["ema"]["shadow_params"]
+    raw, ema = saved.weights, saved.ema["shadow_params"]
     export(source, tmp_path / "ema")
     lines = export(source, tmp_path / "raw", "eval.disable_ema=True")
     assert lines["weights"] == "raw"
@@ -164,13 +164,14 @@ def test_a_published_tokenizer(pretrained, tmp_path):
 
 @pytest.mark.parametrize("taken", ["file", "folder"])
 def test_nothing_is_overwritten(taken, tmp_path, capsys):
-    """Found out before the checkpoint is looked for."""
+    """Found out before the checkpoint is read, which is none."""
+    (tmp_path / "a.ckpt").write_text("no checkpoint")
     if taken == "file":
         (tmp_path / "out").write_text("precious")
     else:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "a").write_text("precious")
-    line = refused(capsys, "/no/such.ckpt", tmp_path / "out")
+    line = refused(capsys, tmp_path / "a.ckpt", tmp_path / "out")
     assert f"export.path='{tmp_path}/out' exists" in line
 
 
@@ -257,7 +258,8 @@ def test_a_refusal_of_the_hub_is_one_line(hub, source, tmp_path, capsys, monkeyp
 
 def test_what_the_hub_cannot_take_is_refused_first(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(exporter, "hub_answers", lambda: False)
-    nothing = ("/no/such.ckpt", tmp_path / "out")
+    (tmp_path / "a.ckpt").write_text("no checkpoint")
+    nothing = (tmp_path / "a.ckpt", tmp_path / "out")
     line = refused(capsys, *nothing, "export.push_to_hub=me/mine")
     assert "export.push_to_hub='me/mine'" in line
     assert "out of reach" in line

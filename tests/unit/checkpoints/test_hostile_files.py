@@ -217,7 +217,7 @@ def test_nothing_runs_of_classes_that_are_trusted(tmp_path, name, kind):
     path = hostile(tmp_path, attacks(marker)[name], kind=kind)
     try:
         with ended():
-            found = read_checkpoint(path, KEY, TRUSTED)["x"]
+            found = read_checkpoint(path, KEY, TRUSTED).lightning["x"]
     except ConfigError as error:
         assert "\n" not in str(error)  # noqa: PT017
     else:
@@ -230,7 +230,7 @@ def test_a_trusted_class_is_a_record(tmp_path):
     path = hostile(tmp_path, attacks(marker)["Popen"])
     hint = "checkpointing.trusted_classes=[subprocess.Popen]"
     refused(lambda: read_checkpoint(path, KEY), hint)
-    found = read_checkpoint(path, KEY, ["subprocess.Popen"])["x"]
+    found = read_checkpoint(path, KEY, ["subprocess.Popen"]).lightning["x"]
     command = ["sh", "-c", f"touch {marker}"]
     assert (found.name, found.args) == ("subprocess.Popen", (command,))
     assert not marker.exists()

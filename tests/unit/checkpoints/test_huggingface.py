@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 import main
 import utils
 from checkpoints import huggingface
-from checkpoints.about import adopt, adopt_network, disagreements, setting
-from checkpoints.huggingface import DOWNLOADED, INDEX, is_hub, read_hub
+from checkpoints.about import adopt, adopt_network, describe, disagreements
+from checkpoints.checkpoint import Checkpoint
+from checkpoints.huggingface import DOWNLOADED, INDEX, read_hub
+from checkpoints.locating import is_folder_or_hub_id
 from checkpoints.reading import read_checkpoint
 
 KEY = "eval.checkpoint_path"
@@ -48,8 +50,8 @@ def change(folder, **fields) -> str:
 def test_a_released_folder(tmp_path, kind, algo, told):
     weights = write_released(tmp_path / "a", kind, vocab_size=7, length=8)
     found = read_checkpoint(str(tmp_path / "a"), KEY)
-    assert same(found["state_dict"], weights)
-    assert found["hyper_parameters"]["config"] == {
+    assert same(found.weights, weights)
+    assert found.config == {
         "algo": {"name": algo, "causal_attention": False, "time_conditioning": told},
         "model": {
             "length": 8,
@@ -68,7 +70,7 @@ def test_names_with_another_prefix(folder, prefix):
     weights = random_weights(7)
     renamed = {prefix + k.removeprefix("backbone."): x for k, x in weights.items()}
     save_file(renamed, folder / "model.safetensors")
-    assert same(read_hub(str(folder), KEY)["state_dict"], weights)
+    assert same(read_hub(str(folder), KEY).weights, weights)
 
 
 def test_weights_in_several_files(folder):
@@ -80,7 +82,7 @@ def test_weights_in_several_files(folder):
         part = {name: x for name, x in weights.items() if places[name] == file}
         save_file(part, folder / file)
     (folder / INDEX).write_text(json.dumps({"weight_map": places}))
-    assert same(read_hub(str(folder), KEY)["state_dict"], weights)
+    assert same(read_hub(str(folder), KEY).weights, weights)
     (folder / files[1]).unlink()
     refused(lambda: read_hub(str(folder), KEY), KEY, files[1], "cannot be read")
 
@@ -122,7 +124,7 @@ def test_other_fields_are_of_their_type(folder, name):
 
 def test_the_width_of_the_conditioning_is_the_files(folder):
     """The default of the published class, 129, is a misprint."""
-    assert setting(read_hub(str(folder), KEY), "model.cond_dim") == 12
+    assert read_hub(str(folder), KEY).setting("model.cond_dim") == 12
 
 
 def test_folders_of_others_are_refused(folder, tmp_path):
@@ -150,13 +152,13 @@ def test_other_shapes_are_reported(folder, make_model):
 
 def test_what_is_a_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert is_hub("kuleshov-group/mdlm-no_flashattn-fp32-owt")
+    assert is_folder_or_hub_id("kuleshov-group/mdlm-no_flashattn-fp32-owt")
     for path in ("gpt2", "/no/such.ckpt", "runs/last.ckpt", "a/b/c", "memory://a/b"):
-        assert not is_hub(path)
+        assert not is_folder_or_hub_id(path)
     (tmp_path / "owner").mkdir()
     (tmp_path / "owner" / "file").touch()
-    assert not is_hub("owner/file")
-    assert is_hub("owner")
+    assert not is_folder_or_hub_id("owner/file")
+    assert is_folder_or_hub_id("owner")
 
 
 def test_a_hub_id_out_of_reach_is_one_line_at_once(monkeypatch):
@@ -182,7 +184,7 @@ def test_code_and_pickles_are_not_downloaded(folder, monkeypatch):
         huggingface, "hub_options", lambda _: {"local_files_only": False}
     )
     found = read_checkpoint("owner/name", KEY)
-    assert setting(found, "algo.name") == "mdlm"
+    assert found.setting("algo.name") == "mdlm"
     assert asked == {
         "name": "owner/name",
         "allow_patterns": DOWNLOADED,
@@ -194,13 +196,11 @@ def test_code_and_pickles_are_not_downloaded(folder, monkeypatch):
 def test_the_distilled_model_is_known_by_its_id(tmp_path, monkeypatch):
     """Its config.json is that of the other one."""
     write_released(tmp_path / "a", "DUO", vocab_size=7, length=8)
-    monkeypatch.setattr(huggingface, "local_folder", lambda *_: tmp_path / "a")
-    lines = main.describe(read_hub("s-sahoo/duo-distilled", KEY))
+    monkeypatch.setattr(huggingface, "downloaded_folder", lambda *_: tmp_path / "a")
+    lines = describe(read_hub("s-sahoo/duo-distilled", KEY))
     assert lines["algorithm"] == "distillation"
     assert "not comparable" in lines["likelihood"]
-    assert (
-        "unless distilled" in main.describe(read_hub("s-sahoo/duo", KEY))["likelihood"]
-    )
+    assert "unless distilled" in describe(read_hub("s-sahoo/duo", KEY))["likelihood"]
 
 
 # ---------------------------------------------------------------- in a run
@@ -259,9 +259,9 @@ def test_attention_of_the_other_kind_is_refused(folder, compose):
 
 def test_adopting_creates_keys(compose):
     config = compose("algo=mdlm", "data=text8")
-    adopt(config, {"hyper_parameters": {"config": {"data": {"vocab_size": 9}}}}, [])
+    stated = Checkpoint(config={"data": {"vocab_size": 9}})
+    adopt(config, stated, [])
     assert "vocab_size" not in config.data
-    stated = {"hyper_parameters": {"config": {"data": {"vocab_size": 9}}}}
     adopt(config, stated, ["data.vocab_size", "model.length"])
     assert (config.data.vocab_size, config.model.length) == (9, 8)
 
@@ -278,7 +278,7 @@ def test_checkpoints_of_published_hf_dit_runs(tmp_path):
     weights = random_weights(7)
     state = {f"backbone.{name}": x for name, x in weights.items()}
     torch.save({"state_dict": state}, tmp_path / "a.ckpt")
-    assert same(read_checkpoint(f"{tmp_path}/a.ckpt", KEY)["state_dict"], weights)
+    assert same(read_checkpoint(f"{tmp_path}/a.ckpt", KEY).weights, weights)
 
 
 def test_inspecting_a_folder(folder, compose, capsys):

@@ -10,6 +10,7 @@ from refusals import refused
 
 import main
 from checkpoints.about import describe, disagreements
+from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import Record, read_checkpoint
 
 KEY = "training.finetune_path"
@@ -69,7 +70,7 @@ def test_functions_of_known_modules_do_not_run(tmp_path, monkeypatch):
     path = save(tmp_path, {"hyper_parameters": {"x": Runs(spy, 1, "a")}})
     torch.load(path, weights_only=False)
     assert spy.calls == [(1, "a")]
-    found = read_checkpoint(path, KEY)["hyper_parameters"]["x"]
+    found = read_checkpoint(path, KEY).lightning["hyper_parameters"]["x"]
     assert len(spy.calls) == 1
     assert (found.name, found.args) == ("omegaconf.spy", (1, "a"))
 
@@ -82,7 +83,7 @@ def test_a_config_becomes_plain_data(tmp_path):
     }
     config = OmegaConf.create(content)
     path = save(tmp_path, {"hyper_parameters": {"config": config, "k": 3}})
-    settings = read_checkpoint(path, KEY)["hyper_parameters"]
+    settings = read_checkpoint(path, KEY).lightning["hyper_parameters"]
     assert settings == {"config": content, "k": 3}
     assert type(settings["config"]["a"]["b"]) is list
 
@@ -92,7 +93,7 @@ def test_a_tokenizer_becomes_a_record(tmp_path, monkeypatch):
     tokenizer = Text8Tokenizer()
     tokenizer.size = 35
     path = save(tmp_path, {"hyper_parameters": {"tokenizer": tokenizer}})
-    found = read_checkpoint(path, KEY)["hyper_parameters"]["tokenizer"]
+    found = read_checkpoint(path, KEY).lightning["hyper_parameters"]["tokenizer"]
     assert isinstance(found, Record)
     assert found.name == "dataloader.Text8Tokenizer"
     assert found.state == {"size": 35}
@@ -101,7 +102,7 @@ def test_a_tokenizer_becomes_a_record(tmp_path, monkeypatch):
 def test_a_teacher_is_left_out(tmp_path):
     weights = {"backbone.w": torch.ones(1), "teacher.w": torch.zeros(1)}
     path = save(tmp_path, {"state_dict": weights})
-    assert list(read_checkpoint(path, KEY)["state_dict"]) == ["backbone.w"]
+    assert list(read_checkpoint(path, KEY).weights) == ["backbone.w"]
 
 
 def test_classes_elsewhere_are_refused_by_name(tmp_path):
@@ -114,7 +115,7 @@ def test_classes_elsewhere_are_refused_by_name(tmp_path):
 # ---------------------------------------------------------------- what a file is
 
 
-def of(algo: str, **more) -> dict:
+def of(algo: str, **more) -> Checkpoint:
     """A checkpoint of a run with an algorithm."""
     settings = {
         "algo": {"name": algo},
@@ -126,7 +127,7 @@ def of(algo: str, **more) -> dict:
         "backbone.rotary_emb.inv_freq": torch.zeros(2),
     }
     content = {"hyper_parameters": {"config": settings}, "state_dict": weights}
-    return content | {"global_step": 7, "epoch": 1} | more
+    return Checkpoint.of_lightning(content | {"global_step": 7, "epoch": 1} | more)
 
 
 def test_description():
@@ -152,14 +153,14 @@ def test_description():
 
 
 def test_description_of_what_says_little():
-    lines = describe({"state_dict": {}})
+    lines = describe(Checkpoint(weights={}))
     assert lines["algorithm"] == lines["parameters"] == "not stated"
     assert lines["EMA"] == "none"
     assert "likelihood" not in lines
 
 
 def test_inspect_prints_it(compose, tmp_path, capsys):
-    path = save(tmp_path, of("distillation"))
+    path = save(tmp_path, of("distillation").lightning)
     config = compose("mode=inspect", f"eval.checkpoint_path={path}")
     assert main.MODES["inspect"](config)["algorithm"] == "distillation"
     assert "not comparable" in capsys.readouterr().out.replace("\n", " ")
@@ -198,4 +199,4 @@ def test_loading_warns(make_model, compose):
 
 
 def test_a_file_that_says_nothing_disagrees_with_nothing(compose):
-    assert disagreements({"state_dict": {}}, compose("algo=mdlm")) == []
+    assert disagreements(Checkpoint(weights={}), compose("algo=mdlm")) == []

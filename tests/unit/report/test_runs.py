@@ -11,6 +11,7 @@ from evaluated import likelihood, read, samples, write
 from refusals import refused
 
 from checkpoints.about import likelihood as worth
+from checkpoints.checkpoint import Checkpoint
 from data.fingerprints import Fingerprint
 from evaluation.records import check_path, likelihood_record, origin
 from report import jobs
@@ -81,7 +82,7 @@ def test_nothing_there(tmp_path):
 def test_likelihood_is_written_as_it_is_read(compose):
     """The standard error of one row is NaN, which is null."""
     config = compose("algo=mdlm", "eval.checkpoint_path=x.ckpt")
-    about = origin(config, {"global_step": 7}, has_ema=True)
+    about = origin(config, Checkpoint(step=7), has_ema=True)
     numbers = {"nll": 1.0, "bpd": 1.4, "ppl": 2.7}
     results = numbers | {f"{name}_stderr": float("nan") for name in numbers}
     prints = Fingerprint(1, 8, "ef" * 32)
@@ -109,8 +110,8 @@ def test_a_path_that_can_be_written_is_none_of_these(tmp_path):
     check_path("memory://likelihood.json", "eval.results_path")
 
 
-def checkpoint_of(algo, **other) -> dict:
-    return {"hyper_parameters": {"config": {"algo": {"name": algo}}}, **other}
+def checkpoint_of(algo, **other) -> Checkpoint:
+    return Checkpoint(config={"algo": {"name": algo}}, **other)
 
 
 ORIGINS = [
@@ -123,10 +124,10 @@ ORIGINS = [
     ),
     (checkpoint_of("duo", likelihood="comparable unless"), "distilled", None),
     (checkpoint_of(["duo"]), "algo", None),
-    (checkpoint_of("duo", global_step=SimpleNamespace()), "step", None),
+    (checkpoint_of("duo", step=SimpleNamespace()), "step", None),
     (checkpoint_of("duo"), "weights", "raw"),
     (checkpoint_of("duo", format="duo"), "weights", None),
-    (checkpoint_of("duo", format="ours", weights="EMA"), "weights", "EMA"),
+    (checkpoint_of("duo", format="ours", weights_kind="EMA"), "weights", "EMA"),
 ]
 
 
@@ -139,7 +140,7 @@ def test_what_a_checkpoint_says_of_itself(compose, checkpoint, name, expected):
 
 def test_ema_weights_that_are_switched_off_are_raw(compose):
     config = compose("eval.disable_ema=True")
-    assert origin(config, {}, has_ema=True)["weights"] == "raw"
+    assert origin(config, Checkpoint(), has_ema=True)["weights"] == "raw"
 
 
 # ---------------------------------------------------------------- jobs

@@ -16,13 +16,14 @@ from fsspec.implementations.local import LocalFileSystem
 from tiny import compose
 
 import main
+from checkpoints.checkpoint import Checkpoint
 from training import callbacks
 from training.callbacks import (
     CheckpointEveryNSteps,
     CheckpointFiles,
     RunEnd,
     requeue,
-    writing,
+    write_or_stop,
 )
 from training.resume import Resumed
 from utils import STOP_SIGNALS, RunStopped, copy_file
@@ -137,9 +138,9 @@ def test_a_path_that_cannot_be_written(tmp_path):
 
 
 def test_faults_of_the_code_keep_their_traceback():
-    with pytest.raises(RuntimeError, match="a fault"), writing("a.ckpt"):
+    with pytest.raises(RuntimeError, match="a fault"), write_or_stop("a.ckpt"):
         raise RuntimeError("a fault")
-    with pytest.raises(KeyError), writing("a.ckpt"):
+    with pytest.raises(KeyError), write_or_stop("a.ckpt"):
         raise KeyError("x")
 
 
@@ -173,10 +174,11 @@ def test_what_has_been_read_is_not_read_again(tmp_path):
     path = tmp_path / "a.ckpt"
     CheckpointFiles().save_checkpoint(content(1), path)
     given = content(7)
-    files = CheckpointFiles(Resumed(str(path), given))
+    read = Checkpoint.of_lightning(given)
+    files = CheckpointFiles(Resumed(str(path), read))
     assert files.load_checkpoint(path) is given
     assert files.load_checkpoint(path)["global_step"] == 1
-    files = CheckpointFiles(Resumed("other.ckpt", given))
+    files = CheckpointFiles(Resumed("other.ckpt", read))
     assert files.load_checkpoint(path)["global_step"] == 1
 
 

@@ -4,7 +4,6 @@ import copy
 import csv
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning
 import pytest
@@ -19,7 +18,6 @@ from training.resume import (
     adapt,
     checkpoint_files,
     find_checkpoint,
-    is_validation_due,
     newest_valid,
     rows_per_batch,
 )
@@ -83,7 +81,7 @@ def lines(caplog) -> list[str]:
 
 def test_the_last_one(run, caplog):
     found = find_checkpoint(config_of(run.parent))
-    assert (found.path, found.checkpoint["global_step"]) == (f"{run}/last.ckpt", 6)
+    assert (found.path, found.checkpoint.step) == (f"{run}/last.ckpt", 6)
     assert lines(caplog) == []
 
 
@@ -153,7 +151,7 @@ def test_a_path_that_is_missing(tmp_path, caplog):
 def test_a_path_in_another_folder(run, tmp_path):
     path = f"{run}/0-2.ckpt"
     found = find_checkpoint(config_of(tmp_path / "new", f"{KEY}={path}"))
-    assert (found.path, found.checkpoint["global_step"]) == (path, 2)
+    assert (found.path, found.checkpoint.step) == (path, 2)
 
 
 def test_own_files_of_the_same_command_are_used(run, tmp_path):
@@ -183,7 +181,7 @@ def test_the_same_folder_by_another_name(run, monkeypatch):
     monkeypatch.chdir(run.parent)
     path = "checkpoints/../checkpoints/last.ckpt"
     found = find_checkpoint(config_of(run.parent, f"{KEY}={path}"))
-    assert found.checkpoint["global_step"] == 6
+    assert found.checkpoint.step == 6
 
 
 @pytest.mark.parametrize("name", ["optimizer_states", "loops", "global_step"])
@@ -363,27 +361,3 @@ def test_positions_are_in_batches_of_the_run(saved, make_model, caplog):
 def test_rows_per_batch():
     loader, trainer = {"batch_size": 3}, {"devices": 2, "num_nodes": 4}
     assert rows_per_batch(loader, trainer) == 24
-
-
-@pytest.mark.parametrize(
-    ("every", "epochs", "total", "in_epoch", "limit", "expected"),
-    [
-        (10, None, 9, 0, 1, True),
-        (10, None, 10, 1, 1, False),
-        (10, None, 9, 0, 0, False),
-        (0, None, 9, 0, 1, False),
-        (float("inf"), None, 9, 0, 1, False),
-        (5, 1, 33, 4, 1, True),
-        (5, 1, 34, 5, 1, False),
-        (5, 2, 33, 4, 1, False),
-    ],
-)
-def test_is_validation_due(every, epochs, total, in_epoch, limit, expected):
-    trainer = SimpleNamespace(
-        val_check_batch=every,
-        check_val_every_n_epoch=epochs,
-        limit_val_batches=limit,
-        current_epoch=0,
-        fit_loop=SimpleNamespace(total_batch_idx=total, batch_idx=in_epoch),
-    )
-    assert is_validation_due(trainer) == expected

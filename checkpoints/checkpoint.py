@@ -1,0 +1,66 @@
+"""A checkpoint that has been read: its weights, and what it says of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint:
+    """What a file or a Hugging Face folder holds, as plain data on the CPU.
+
+    A field is None where the file or folder does not say. The values of a file are
+    those that somebody wrote into it, and they may be of another type.
+    """
+
+    weights: Mapping[str, Tensor] | None = None  # names begin with `backbone.`
+    config: dict[str, Any] | None = None  # of the run that wrote it, nested
+    ema: Mapping[str, Any] | None = None  # decay, num_updates, shadow_params
+    step: int | None = None  # updates of the weights
+    epoch: int | None = None
+    teacher: Mapping[str, Any] | None = None  # round and sha256 of a distillation's
+    optimizer_states: list[Any] | None = None
+    lightning_version: str | None = None
+    # All of a file, for Lightning to restore a run from; empty of a folder.
+    lightning: dict[str, Any] = field(default_factory=dict)
+
+    # Of folders only.
+    format: str | None = None
+    source: str | None = None  # the path or hub id that was asked for
+    folder: Path | None = None  # where its files are on this machine
+    weights_kind: str | None = None  # EMA or raw
+    likelihood: str | None = None  # what the model's likelihood is worth
+
+    @classmethod
+    def of_lightning(cls, content: dict[str, Any]) -> Self:
+        """The checkpoint in what Lightning writes to a file.
+
+        Args:
+            content: Of the file; its config is plain data. It becomes `lightning`.
+        """
+        weights = content.get("state_dict")
+        settings = content.get("hyper_parameters")
+        config = settings.get("config") if isinstance(settings, dict) else None
+        return cls(
+            weights=weights if isinstance(weights, dict) else None,
+            config=config if isinstance(config, dict) else None,
+            ema=content.get("ema"),
+            step=content.get("global_step"),
+            epoch=content.get("epoch"),
+            teacher=content.get("teacher"),
+            optimizer_states=content.get("optimizer_states"),
+            lightning_version=content.get("pytorch-lightning_version"),
+            lightning=content,
+        )
+
+    def setting(self, key: str) -> Any:
+        """A value of its config by a dotted key; None if it does not say."""
+        node: Any = self.config
+        for name in key.split("."):
+            if not isinstance(node, dict):
+                return None
+            node = node.get(name)
+        return node

@@ -1,0 +1,131 @@
+"""What is known of Lightning's private state, and that it is known in one file."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from training import lightning_state
+from training.lightning_state import (
+    batches_of_epoch,
+    begin_epoch,
+    data_position,
+    epochs_done,
+    is_epoch_over,
+    is_validation_due,
+    recount_batches,
+    set_batches,
+    set_data_position,
+)
+
+ROOT = Path(__file__).parents[3]
+# Of the loops' state and attributes, and of the barrier in which ranks wait.
+NAMES = re.compile(
+    r"fit_loop|epoch_loop|val_loop|batch_progress|epoch_progress|_batches_that_stepped"
+    r"|combined_loader|is_last_batch|val_check_batch|Trainer\.save_checkpoint"
+)
+
+
+def test_it_is_in_one_file():
+    files = [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]
+    found = {path.name for path in files if NAMES.search(path.read_text())}
+    assert found == {"lightning_state.py"}
+
+
+def test_the_tested_version_is_the_pinned_one():
+    """A new pin asks for a look at the file, whose head names it."""
+    pins = (ROOT / "requirements.txt").read_text()
+    (version,) = re.findall(r"^lightning==([\d.]+)", pins, re.MULTILINE)
+    assert f"It was tested with lightning {version}." in lightning_state.__doc__
+
+
+def counts(ready: int, unfinished: int = 0) -> dict[str, int]:
+    names = ("ready", "started", "processed")
+    return dict.fromkeys(names, ready) | {"completed": ready - unfinished}
+
+
+def content(**more) -> dict:
+    """Of a file after five batches of an epoch and fifteen of the run; the last one was
+    saved before it was completed."""
+    loop = {
+        "epoch_progress": {"current": counts(1), "total": counts(1)},
+        "epoch_loop.batch_progress": {
+            "current": counts(5, unfinished=1),
+            "total": counts(15, unfinished=1),
+            "is_last_batch": False,
+        },
+        "epoch_loop.state_dict": {"_batches_that_stepped": 15},
+        "state_dict": {},
+    }
+    return {"loops": {"fit_loop": loop | more}, "global_step": 15}
+
+
+def test_where_a_run_is():
+    found = content()
+    assert (epochs_done(found), batches_of_epoch(found)) == (1, 5)
+    assert not is_epoch_over(found)
+
+
+def test_a_batch_that_is_not_completed_stays_so():
+    found = content()
+    set_batches(found, of_epoch=0, of_run=7)
+    progress = found["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert progress["current"] == counts(0, unfinished=1)
+    assert progress["total"] == counts(7, unfinished=1)
+
+
+def test_batches_of_another_size():
+    found = content()
+    recount_batches(found, theirs=4, ours=2)
+    progress = found["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert progress["current"] == counts(10, unfinished=1)
+    assert progress["total"] == counts(30, unfinished=1)
+
+
+@pytest.mark.parametrize(("validates", "steps"), [(False, 15), (True, 14)])
+def test_the_next_epoch(validates, steps):
+    found = content(epoch_progress={"current": counts(2, 1), "total": counts(2, 1)})
+    loop = found["loops"]["fit_loop"]
+    loop["epoch_loop.batch_progress"]["is_last_batch"] = True
+    assert is_epoch_over(found)
+    begin_epoch(found, validates)
+    assert loop["epoch_progress"] == {"current": counts(2), "total": counts(2)}
+    progress = loop["epoch_loop.batch_progress"]
+    assert progress["current"] == counts(0)
+    assert progress["total"] == counts(15)
+    assert loop["epoch_loop.state_dict"] == {"_batches_that_stepped": steps}
+    assert not is_epoch_over(found)
+
+
+def test_the_position_in_the_data():
+    found = content()
+    assert data_position(found) == {}
+    set_data_position(found, {"epoch": 1, "rows": 20})
+    assert data_position(found) == {"epoch": 1, "rows": 20}
+    empty = content(state_dict={"combined_loader": []})
+    assert data_position(empty) == {}
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "total", "in_epoch", "limit", "expected"),
+    [
+        (10, None, 9, 0, 1, True),
+        (10, None, 10, 1, 1, False),
+        (10, None, 9, 0, 0, False),
+        (0, None, 9, 0, 1, False),
+        (float("inf"), None, 9, 0, 1, False),
+        (5, 1, 33, 4, 1, True),
+        (5, 1, 34, 5, 1, False),
+        (5, 2, 33, 4, 1, False),
+    ],
+)
+def test_is_validation_due(every, epochs, total, in_epoch, limit, expected):
+    trainer = SimpleNamespace(
+        val_check_batch=every,
+        check_val_every_n_epoch=epochs,
+        limit_val_batches=limit,
+        current_epoch=0,
+        fit_loop=SimpleNamespace(total_batch_idx=total, batch_idx=in_epoch),
+    )
+    assert is_validation_due(trainer) == expected
