@@ -8,6 +8,7 @@ from collections.abc import Callable
 from omegaconf import DictConfig, OmegaConf
 
 from checkpoints.locating import check_checkpoint_path
+from cli.older_keys import refuse_older_keys
 from data.files import find_files
 from data.registry import check_splits, packed_splits
 from data.tokenizers import check_tokenizer
@@ -110,6 +111,7 @@ def check(config: DictConfig) -> None:
     Raises:
         ConfigError: With the key, the value and the cure.
     """
+    refuse_older_keys(config)
     require(config.sampling.predictor, {**SAMPLERS, **ALIASES}, "sampling.predictor")
     validate_backbone(config)
     check_values(config)

@@ -12,13 +12,14 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from cli.older_keys import translated
 from utils import did_you_mean, hydra_quoted, unknown_value
 
 
 def explain(error: HydraException) -> str:
     """Hydra's complaint about the command line as one line with the choices."""
     configs = Path(__file__).parents[1] / "configs"
-    if found := re.search(r"Could not find '([^']+)/([^'/]+)'", str(error)):
+    if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", str(error)):
         group, value = found.groups()
         names = (path.stem for path in (configs / group).glob("*.yaml"))
         choices = [name for name in names if not name.startswith("_")]
@@ -67,10 +68,11 @@ def quoted(argument: str) -> str:
 
 
 def arguments(argv: list[str]) -> list[str]:
-    """The command line as Hydra wants it: a sweep's flag in front, prompts quoted."""
+    """The command line as Hydra wants it: a sweep's flag in front, prompts quoted, and
+    keys in their newer spelling."""
     flags = [argument for argument in argv if argument in ("-m", "--multirun")]
     rest = [argument for argument in argv if argument not in flags]
-    return flags[:1] + [quoted(argument) for argument in rest]
+    return flags[:1] + [quoted(argument) for argument in translated(rest)]
 
 
 # ---------------------------------------------------------------- files

@@ -1,41 +1,72 @@
 """The loggers that `logger` and the command line ask for."""
 
+import functools
 import logging
 import os
 import re
+from pathlib import Path
+from typing import Any
 
+import hydra
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from lightning.pytorch.loggers import Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
 
-from utils import require
+from utils import ConfigError
 
 log = logging.getLogger(__name__)
 
+WANDB = Path(__file__).parents[1] / "configs" / "logger" / "wandb.yaml"
+
 
 def build_loggers(config: DictConfig) -> list[Logger]:
-    """The loggers that `logger` and the command line ask for."""
-    return [LOGGERS[name](config) for name in logger_names(config)]
+    """Builds the loggers that `logger` and the command line ask for.
+
+    Args:
+        config: The run's config; `logger` has a node with a `_target_` for each. A
+            node with `_partial_` gets this config as the argument `config`.
+    """
+    return [_build(node, config) for node in _nodes(config).values()]
 
 
 def logger_names(config: DictConfig) -> list[str]:
-    """Names of `logger`; giving any wandb key on the command line adds wandb."""
-    names = config.logger if isinstance(config.logger, ListConfig) else [config.logger]
-    names = [name for name in names if name not in (None, "none")]
-    for name in names:
-        require(name, LOGGERS, "logger")
+    """Names of the loggers that `build_loggers` would build.
+
+    Raises:
+        ConfigError: If `logger` holds something that is not a logger's node.
+    """
+    return list(_nodes(config))
+
+
+def _nodes(config: DictConfig) -> dict[str, DictConfig]:
+    """Node of each logger, by name; a wandb key on the command line adds wandb."""
+    chosen = OmegaConf.select(config, "logger", default={})  # logger=[] has no node
+    if isinstance(chosen, str):
+        raise ConfigError(
+            f"logger={chosen!r} in a config file is a value, and loggers are a group: "
+            f"write `override /logger: {chosen}` into its defaults."
+        )
+    nodes = dict(chosen.items())
+    for name, node in nodes.items():
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise ConfigError(f"logger.{name}={node} has no _target_ to build it from.")
     overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-    asked = any(re.match(r"\+*wandb\.", override) for override in overrides)
-    return names + ["wandb"] * (asked and "wandb" not in names)
+    is_asked_for = any(re.match(r"\+*wandb\.", override) for override in overrides)
+    if is_asked_for and "wandb" not in nodes:
+        nodes["wandb"] = OmegaConf.load(WANDB).wandb
+    return nodes
 
 
-def csv_logger(config: DictConfig) -> Logger:
-    """CSV files under `checkpointing.save_dir`/csv."""
-    return CSVLogger(config.checkpointing.save_dir, name="csv")
+def _build(node: DictConfig, config: DictConfig) -> Logger:
+    built: Any = hydra.utils.instantiate(node)
+    return built(config=config) if isinstance(built, functools.partial) else built
 
 
-def wandb_logger(config: DictConfig) -> Logger:
-    """Weights & Biases; offline if asked to, or if this machine has no account."""
+def wandb_logger(config: DictConfig) -> WandbLogger:
+    """A logger to Weights & Biases, as `wandb` of the config says.
+
+    It is offline if it is asked to be, or if this machine has no account.
+    """
     import wandb
 
     settings = OmegaConf.to_container(config.wandb, resolve=True)
@@ -51,6 +82,3 @@ def wandb_logger(config: DictConfig) -> Logger:
         offline=offline,
         **settings,
     )
-
-
-LOGGERS = {"csv": csv_logger, "wandb": wandb_logger}

@@ -85,7 +85,7 @@ def test_a_clean_teacher_makes_the_student_the_posterior(beliefs, generator):
         return seen["logits"]
 
     # From the first step on dt is 1, so s = 0 for all.
-    more = ("algo.T=1", "algo.loss_type=kl-fwd", "algo.gamma_max=0")
+    more = ("algo.T=1", "algo.loss_type=kl-fwd", "algo.curriculum.gamma_max=0")
     model = beliefs(student, sure, *more)
     x0 = torch.multinomial(prior, B * L, replacement=True, generator=generator)
     x0 = x0.view(-1, L)

@@ -17,10 +17,11 @@ SOURCES = [
 ]
 INERT = ROOT / "tests" / "inert_keys.txt"
 # Nodes that are handed over whole: to a class, to Hydra, or to wandb.
-HANDED_OVER = ("callbacks", "lr_scheduler", "strategy", "trainer", "hydra", "wandb")
+HANDED_OVER = ("callbacks", "logger", "lr_scheduler", "strategy", "trainer")
+HANDED_OVER += ("hydra", "wandb")
 GROUPS = sorted(
-    (path.parent.name, path.stem)
-    for path in CONFIGS.glob("*/*.yaml")
+    tuple(str(path.relative_to(CONFIGS).with_suffix("")).split("/", maxsplit=1))
+    for path in CONFIGS.glob("*/**/*.yaml")
     if not path.stem.startswith("_")
 )
 
@@ -120,10 +121,10 @@ def configured_keys() -> set[str]:
     """Dotted keys of every YAML file, as they are after composition."""
     keys = set()
     for path in CONFIGS.rglob("*.yaml"):
-        group = path.parent.name
+        group = path.relative_to(CONFIGS).parts[0]
         if group in HANDED_OVER:
             continue
-        root = "" if group in ("configs", "experiment") else group
+        root = "" if group in ("config.yaml", "experiment") else group
         keys |= set(leaves(OmegaConf.load(path), root))
     return keys
 

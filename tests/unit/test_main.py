@@ -22,7 +22,6 @@ from evaluation.samples import load_judge, mauve_references
 from models.device import device_of
 from report import console
 from report.console import report_sampling
-from training.loggers import LOGGERS, logger_names
 from utils import ConfigError
 
 
@@ -91,24 +90,6 @@ def test_absent_devices_are_refused(compose, monkeypatch):
     gpu.trainer.accelerator = "tpu"
     refused(partial(check_devices, gpu), "trainer.accelerator='tpu'", "auto")
     refused(partial(check_devices, compose("strategy=fsdp")), "strategy=fsdp", "ddp")
-
-
-@pytest.mark.parametrize(
-    ("logger", "names"),
-    [
-        ("csv", ["csv"]),
-        ("none", []),
-        ("null", []),
-        ("[csv,wandb]", ["csv", "wandb"]),
-    ],
-)
-def test_loggers_by_name(compose, logger, names):
-    assert logger_names(compose(f"logger={logger}")) == names
-    assert set(names) <= set(LOGGERS)
-
-
-def test_an_unknown_logger_is_refused(compose):
-    refused(partial(logger_names, compose("logger=cvs")), "logger='cvs'", "'csv'")
 
 
 def test_evaluation_runs_on_the_configured_device(compose):

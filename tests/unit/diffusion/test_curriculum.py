@@ -68,27 +68,20 @@ def test_top_k_has_a_default_and_a_limit():
 
 
 def test_simple_draws_what_its_temperature_needs():
-    hot, cold = "algo.gumbel_tau_log10_start=-1", "algo.gumbel_tau_log10_start=-3"
+    hot, cold = (f"{SETTINGS}gumbel_tau_log10_start={tau}" for tau in (-1, -3))
     assert isinstance(draw(hot, K=50258), DenseLatents)
     assert isinstance(draw(cold, K=50258), TopLatents)
 
 
-def test_newer_names_of_keys_win_over_older_ones():
-    config = compose("algo=duo", "algo.gamma_min=-3", "algo.curriculum.gamma_max=-1")
-    assert Curriculum(config, 50).operator.gammas == (-3, -1)
-    config = compose("algo=distillation", "algo.curriculum.gamma_min=-2")
-    assert config.algo.curriculum.gamma_min == -2
-
-
 def test_auto_is_where_alpha_is_097_and_003():
-    config = compose("algo=duo", "algo.gamma_min=auto", "algo.gamma_max=auto")
+    config = compose("algo=duo", *(f"{SETTINGS}gamma_{x}=auto" for x in ("min", "max")))
     alpha = Curriculum(config, 1000).operator(torch.tensor([0.0, 1.0]).double()).alpha_t
     torch.testing.assert_close(alpha, torch.tensor([0.97, 0.03]).double())
 
 
 def test_the_same_generator_gives_the_same_input():
     for tau in ("-1", "-3"):
-        one, two = (draw(f"algo.gumbel_tau_log10_start={tau}") for _ in range(2))
+        one, two = (draw(f"{SETTINGS}gumbel_tau_log10_start={tau}") for _ in range(2))
         assert torch.equal(one.xt, two.xt)
         table = torch.randn(200, 4)
         assert torch.equal(one.embed(table), two.embed(table))
