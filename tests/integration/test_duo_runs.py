@@ -11,6 +11,7 @@ from command_line import logged, run
 from tiny import compose
 
 import main
+from cli.commandline import arguments
 from distillation import Distillation
 from utils import ConfigError
 
@@ -162,7 +163,7 @@ def test_every_mode_trains_through_the_end_of_the_curriculum(mode, start, tmp_pa
 def test_older_flat_keys_are_read(start, tmp_path):
     flat = ("algo.curriculum_start=1", "algo.curriculum_end=2")
     taus = ("algo.gumbel_tau_log10_start=-2", "algo.gumbel_tau_log10_end=-3")
-    start("algo=duo", "model=tiny", *SMALL, *flat, *taus)
+    start(*arguments(["algo=duo", "model=tiny", *SMALL, *flat, *taus]))
     assert logged(tmp_path, "trainer/log10_tau") == [-2, -2, -10]
 
 
