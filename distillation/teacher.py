@@ -112,8 +112,10 @@ class Teacher:
         self._student = student
         self._config = config
         self._network: nn.Module | None = None
-        self._digest = ""
-        self._expected = ""  # digest in the checkpoint from which the run goes on
+        self._sha256 = ""
+        self._expected_sha256 = (
+            ""  # digest in the checkpoint from which the run goes on
+        )
 
     @property
     def is_there(self) -> bool:
@@ -155,7 +157,7 @@ class Teacher:
                 network.compile_blocks()
             self._network = network.eval().requires_grad_(False)
         self._network.load_state_dict(weights)
-        self.round, self._digest = number, digest(self._network)
+        self.round, self._sha256 = number, weights_digest(self._network)
 
     def take_checkpoint(self, checkpoint: Checkpoint, number: int, where: str) -> None:
         """Makes the weights of a checkpoint those of the teacher of a round.
@@ -187,7 +189,7 @@ class Teacher:
             weights |= dict(zip(names, shadow, strict=True))
         key_report(self._student, weights).raise_if_any(where)
         self.take(weights, number)
-        if self._expected not in ("", self._digest):
+        if self._expected_sha256 not in ("", self._sha256):
             raise ConfigError(f"{where} is not the teacher of the run that is resumed.")
 
     # ---- files of its rounds
@@ -238,7 +240,7 @@ class Teacher:
 
     def state(self) -> dict[str, Any]:
         """Its round and the fingerprint of its weights, as plain data."""
-        return {"round": self.round, "sha256": self._digest}
+        return {"round": self.round, "sha256": self._sha256}
 
     def expect(self, state: Mapping[str, Any]) -> None:
         """Notes a `state`: weights that are read from now on must be those.
@@ -246,10 +248,10 @@ class Teacher:
         Args:
             state: Of the checkpoint from which a run goes on; empty if it has none.
         """
-        self._expected = state.get("sha256", "")
+        self._expected_sha256 = state.get("sha256", "")
 
 
-def digest(network: nn.Module) -> str:
+def weights_digest(network: nn.Module) -> str:
     """A fingerprint of a network's weights."""
     total = hashlib.sha256()
     for name, value in network.state_dict().items():

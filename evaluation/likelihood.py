@@ -2,15 +2,13 @@
 as a file.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 from rich.markup import escape
 from rich.table import Column, Table
 
+from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_evaluated
 from cli.settle import prepare
 from data.fingerprints import known_fingerprint
@@ -48,7 +46,7 @@ def report_likelihood(
     config: DictConfig,
     model: TrainerBase,
     data: DataModule,
-    checkpoint: Mapping[str, Any] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> None:
     """A table of the last validation, beside a unigram model if asked for.
 

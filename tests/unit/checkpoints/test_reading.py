@@ -198,5 +198,20 @@ def test_loading_warns(make_model, compose):
         model.load_weights(checkpoint, "eval.checkpoint_path")
 
 
+@pytest.mark.parametrize("odd", [None, 3, "x", [1]])
+def test_a_file_may_hold_anything_under_these_names(make_model, tmp_path, odd):
+    """What is no config states nothing, what are no weights is not loaded."""
+    settings = {"hyper_parameters": odd}, {"hyper_parameters": {"config": odd}}
+    for content in settings:
+        found = read_checkpoint(save(tmp_path, content | {"state_dict": odd}), KEY)
+        assert found.setting("algo.name") is None
+        assert found.weights is None
+        model = make_model("algo=mdlm")
+        refused(lambda m=model, x=found: m.load_weights(x, KEY), KEY, "no state_dict")
+    nested = Checkpoint(config={"algo": odd})
+    assert nested.setting("algo.name") is None
+    assert nested.setting("algo") == odd
+
+
 def test_a_file_that_says_nothing_disagrees_with_nothing(compose):
     assert disagreements(Checkpoint(weights={}), compose("algo=mdlm")) == []

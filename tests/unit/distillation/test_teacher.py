@@ -7,7 +7,7 @@ import torch
 from refusals import refused
 
 from checkpoints.checkpoint import Checkpoint
-from distillation.teacher import Teacher, digest
+from distillation.teacher import Teacher, weights_digest
 
 WHERE = "training.finetune_path='a.ckpt'"
 
@@ -73,7 +73,7 @@ def test_it_has_weights_once_it_takes_some(student, make_teacher):
     weights = scaled(student, 2)
     teacher.take(weights, 3)
     assert teacher.is_there
-    assert teacher.state() == {"round": 3, "sha256": digest(teacher.network)}
+    assert teacher.state() == {"round": 3, "sha256": weights_digest(teacher.network)}
     for name, value in teacher.network.state_dict().items():
         assert torch.equal(value, weights[name])
 
