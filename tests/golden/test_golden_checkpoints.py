@@ -30,13 +30,14 @@ def path_of(case: Case) -> str:
 def config_of(case: Case, algo: str, **settings: Any) -> DictConfig:
     """Ours, with the settings of the run that wrote the file.
 
-    Of the synthetic tokenizer the published configs do not state the vocabulary; a
-    mask is one entry more, at the end.
+    Where they leave out the vocabulary of the synthetic tokenizer, it is that of the
+    weights; all but uniform-state models have one entry more, for the mask.
     """
     config = configured(case, algo, **settings)
     if "vocab_size" not in config.data:
-        has_mask = case.values["hyper_parameters"]["vocab_size"] != "NoneType"
-        config.data.vocab_size = num_embeddings(case) - has_mask
+        kind = algorithm_class(config)
+        has_more = kind.has_mask or kind.is_autoregressive
+        config.data.vocab_size = num_embeddings(case) - has_more
     return config
 
 

@@ -167,7 +167,7 @@ def test_a_gap_above_1_is_not_taken(case, model_at, replay):
     """The reference's leads to gammas below the range; ours is the last that fits."""
     for prefix in prefixes(case, fits=False):
         model = model_at(case, prefix)
-        step, algo = case.values[f"{prefix}global_step"], case.config.algo
+        step, algo = case.values[f"{prefix}global_step"], model.config.algo
         dt = 2 ** (step // algo.update_teacher_every) / algo.T
         assert case.values[f"{prefix}dt"] == pytest.approx(dt)
         low, high = algo.curriculum.gamma_min, algo.curriculum.gamma_max

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from golden_cases import EXACT, FORWARD, Case, close, for_cases
-from golden_models import batch_sizes, build, composed, derivative_factor
+from golden_models import batch_sizes, build, composed, configured, derivative_factor
 from torch import Tensor
 from torch.special import ndtri
 
@@ -197,7 +197,7 @@ def table_of(case: Case) -> Table:
 def is_late(case: Case, prefix: str) -> bool:
     """Whether the reference is still in its curriculum, and ours is not."""
     step = case.values[f"{prefix}global_step"]
-    return step >= case.config.algo.curriculum.end
+    return step >= configured(case).algo.curriculum.end
 
 
 @pytest.fixture
@@ -399,8 +399,9 @@ def test_the_end_has_the_plain_bound(case, run):
     if not late:
         pytest.skip(f"{case} has no step at the end of its curriculum")
     for prefix in late:
-        assert case.values[f"{prefix}global_step"] == case.config.algo.curriculum.end
         seen = run(case, prefix, late=False)
+        step, end = case.values[f"{prefix}global_step"], seen.model.curriculum.end
+        assert step == end
         z, model = seen.corrupt, seen.model
         assert z.inputs is None
         alpha_t, dalpha_t = model.noise(seen.sample_t[:, None])

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from cli.older_keys import OLDER_KEYS
 from cli.settle import algorithm_class
 from sampling.registry import SAMPLERS
 from trainer_base import TrainerBase
@@ -67,13 +68,15 @@ def configured(case: Case, algo: str | None = None, **settings: Any) -> DictConf
         settings: Dotted keys (`__` for the dot) that come last.
     """
     theirs = case.config
+    rename_older_keys(theirs)
+    forget_folders(theirs)
     lr_scheduler = theirs.pop("lr_scheduler", None)
     if algo not in (None, theirs.algo.name):
         theirs.algo = {key: theirs.algo[key] for key in NETWORK if key in theirs.algo}
     config = composed(f"algo={algo or theirs.algo.name}", "model=tiny")
     OmegaConf.set_struct(config, False)  # their config may have keys that ours lacks
-    config = OmegaConf.merge(config, theirs)
-    config.trainer.accelerator = "cpu"
+    of_ours = {key: config.trainer[key] for key in ("accelerator", "precision")}
+    config = OmegaConf.merge(config, theirs, {"trainer": of_ours})
     config.loader.num_workers = 0
     if lr_scheduler is not None:  # as a whole: schedulers do not share their keys
         config.lr_scheduler = lr_scheduler
@@ -82,6 +85,21 @@ def configured(case: Case, algo: str | None = None, **settings: Any) -> DictConf
     for key, value in settings.items():
         OmegaConf.update(config, key.replace("__", "."), value)
     return config
+
+
+def rename_older_keys(theirs: DictConfig) -> None:
+    """Gives the curriculum's older keys their newer names, in place; those win."""
+    for older, newer in OLDER_KEYS.items():
+        group, _, name = older.rpartition(".")
+        value = OmegaConf.select(theirs, group, default={}).pop(name, None)
+        if value is not None and OmegaConf.select(theirs, newer) is None:
+            OmegaConf.update(theirs, newer, value)
+
+
+def forget_folders(theirs: DictConfig) -> None:
+    """Drops, in place, the folders of the machine on which a case was recorded."""
+    for group in ("algo.curriculum", "data"):
+        OmegaConf.select(theirs, group, default={}).pop("cache_dir", None)
 
 
 def batch_sizes(case: Case, u_time: Tensor, num_rows: int) -> dict[str, int]:
