@@ -192,11 +192,10 @@ class D3PMAbsorb(AbsorbingState):
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)
         self.subs_masking: bool = config.algo.subs_masking
-        self.redraws_revealed = config.algo.compat == "reference"
 
-    @property
-    def draws_whole_rows(self) -> bool:
-        return self.redraws_revealed
+    @classmethod
+    def as_published(cls) -> type["D3PMAbsorb"]:
+        return D3PMAsPublished if cls is D3PMAbsorb else cls
 
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:
@@ -262,25 +261,27 @@ class D3PMAbsorb(AbsorbingState):
     def _reconstruction(self, logits: Tensor, *, x0: Tensor) -> Tensor:
         return -pick(self.process_logits(logits, xt=x0, sigma=None), x0)
 
+
+class D3PMAsPublished(D3PMAbsorb):
+    """D3PM with the reverse process of the published samples: `algo.compat=reference`.
+
+    NOTE(compat): the reference draws revealed tokens anew at every step and leaves rows
+    of the posterior unnormalised where p has mass on the mask.
+    """
+
+    draws_whole_rows = True
+
     def posterior(
         self, x_theta: Tensor, *, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor
     ) -> Tensor:
-        if not self.redraws_revealed:
-            return super().posterior(x_theta, xt=xt, alpha_t=alpha_t, alpha_s=alpha_s)
-        # NOTE(compat): the reference draws revealed tokens anew at every step and
-        # leaves rows unnormalised where p has mass on the mask.
         stay = ((1 - alpha_s) / (1 - alpha_t))[..., None].to(x_theta.dtype)
         masked = torch.where(self._is_mask(x_theta), stay, (1 - stay) * x_theta)
         return torch.where((xt == self.mask_index)[..., None], masked, x_theta)
 
     def undecided(self, xt: Tensor) -> Tensor:
-        if not self.redraws_revealed:
-            return super().undecided(xt)
-        return torch.ones_like(xt, dtype=torch.bool)  # NOTE(compat): revealed ones, too
+        return torch.ones_like(xt, dtype=torch.bool)
 
     def denoised(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
-        if not self.redraws_revealed:
-            return super().denoised(logits, xt=xt, sigma=sigma)
         return self.process_logits(logits, xt=xt, sigma=sigma)
 
 

@@ -19,7 +19,7 @@ from models.ema import ExponentialMovingAverage
 from models.head import Loss, TokenNLL
 from models.registry import build_backbone
 from sampling.prompts import Given
-from sampling.registry import build_sampler
+from sampling.registry import build_sampler, check_sampler
 from sampling.reverse_process import Samples
 from training.lightning_state import is_validation_due, validate_before_training
 from training.losses import HeadLosses
@@ -105,7 +105,12 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         require(algo.compat, ("paper", "reference"), "algo.compat")
         precisions = ("bf16", "float32", "float64")
         require(config.training.loss_precision, precisions, "training.loss_precision")
-        build_sampler(config, cls)
+        check_sampler(config, cls)
+
+    @classmethod
+    def as_published(cls) -> type["TrainerBase"]:
+        """The class that `algo.compat=reference` means, by default this one."""
+        return cls
 
     # ---- for subclasses
 

@@ -56,14 +56,14 @@ def prepare(config: DictConfig) -> type[Any]:
 
 
 def algorithm_class(config: DictConfig) -> type[Any]:
-    """The class that `algo=...` names, from here or from the user's own module.
+    """The class that `algo=...` and `algo.compat` name, ours or the user's own.
 
     Raises:
         ConfigError: If there is no such class.
     """
     target = config.algo._target_
     try:
-        return hydra.utils.get_class(target)
+        algorithm = hydra.utils.get_class(target)
     except Exception:  # hydra raises ImportError, ValueError and others
         files = (CONFIGS / "algo").glob("*.yaml")
         choices = ", ".join(sorted(OmegaConf.load(file)._target_ for file in files))
@@ -71,6 +71,7 @@ def algorithm_class(config: DictConfig) -> type[Any]:
             f"algo={config.algo.name}: there is no class {target}. "
             f"Classes in this version: {choices}."
         ) from None
+    return algorithm.as_published() if config.algo.compat == "reference" else algorithm
 
 
 def check_devices(config: DictConfig) -> None:

@@ -4,8 +4,7 @@ the psi sampler is in `psi.py`.
 Shapes: B batch, L length, K vocabulary, n tokens of a chunk.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -55,14 +54,12 @@ class FirstHitting(Sampler):
     the first-hitting sampler.
     """
 
+    removals: ClassVar[dict[str, str]] = {"ancestral": "keep"}  # no noise is left
     removal_of_true = "ancestral"
 
     @classmethod
     def fits(cls, algorithm: type) -> bool:
         return super().fits(algorithm) and algorithm.has_mask
-
-    def removals(self) -> dict[str, Callable[[Chain, Tensor, Tensor], Tensor]]:
-        return {"ancestral": lambda chain, xt, alpha_t: xt}  # no noise is left
 
     def run(self, chain: Chain, xt: Tensor, num_steps: int) -> Tensor:
         model = chain.model

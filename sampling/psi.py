@@ -12,7 +12,7 @@ arXiv:2503.00307.
 import re
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -58,8 +58,10 @@ class KappaRule(NamedTuple):
         return cls(kind, eta)
 
 
-# ReMDM's remasking rate sigma_t, by kind: (eta, (1 - alpha_s) / alpha_t) -> sigma_t.
-REMDM_SIGMA: dict[str, Callable[[float, Tensor], Tensor]] = {
+# (eta, (1 - alpha_s) / alpha_t) -> sigma_t
+SigmaRule = Callable[[float, Tensor], Tensor]
+# ReMDM's remasking rate sigma_t, by kind.
+REMDM_SIGMA: dict[str, SigmaRule] = {
     "constant-remdm": lambda eta, limit: torch.full_like(limit, eta),
     "max-capped": lambda eta, limit: limit.clamp(max=eta),
     "max-rescale": lambda eta, limit: eta * limit.clamp(max=1),
@@ -78,15 +80,14 @@ class PsiSchedule:
 
     Args:
         config: `config.sampling.psi`.
-        rescales_twice: Whether "max-rescale-ETA" means ETA min(ETA, (1 - alpha_s) /
-            alpha_t), as in the code that made the published psi samples, instead of
-            ETA min(1, (1 - alpha_s) / alpha_t), as ReMDM defines it.
 
     Raises:
         ConfigError: If a profile, a mode or a fraction makes no sense.
     """
 
-    def __init__(self, config: DictConfig, rescales_twice: bool = False) -> None:
+    remdm_sigma: ClassVar[dict[str, SigmaRule]] = REMDM_SIGMA
+
+    def __init__(self, config: DictConfig) -> None:
         profile = re.fullmatch(
             rf"linear(?:-constant-linear-({_NUMBER})(-inv)?)?", str(config.time_profile)
         )
@@ -114,7 +115,6 @@ class PsiSchedule:
             KappaRule.parse(config[f"{phase}_mode"], f"sampling.psi.{phase}_mode")
             for phase in PHASES
         ]
-        self.rescales_twice = rescales_twice
 
     def phase_sizes(self, num_steps: int) -> tuple[int, int, int]:
         """How many of the num_steps + 1 times each phase has."""
@@ -159,12 +159,27 @@ class PsiSchedule:
             return [constant[rule.kind]] * len(alphas)
         kappas = []
         for alpha_t, alpha_s in pairwise(alphas):
-            limit = (1 - alpha_s) / alpha_t
-            if self.rescales_twice and rule.kind == "max-rescale":
-                limit = limit.clamp(max=rule.eta)
-            sigma_t = REMDM_SIGMA[rule.kind](rule.eta, limit)
+            sigma_t = self.remdm_sigma[rule.kind](rule.eta, (1 - alpha_s) / alpha_t)
             kappas.append(float((1 - sigma_t / (1 - alpha_s)).clamp(0, 1)))
         return kappas + [1.0] * (len(alphas) > 0)
+
+
+class PublishedPsiSchedule(PsiSchedule):
+    """The schedule of the published psi samples: `algo.compat=reference`.
+
+    NOTE(compat): "max-rescale-ETA" means ETA min(ETA, (1 - alpha_s) / alpha_t) in the
+    code that made them, instead of ETA min(1, (1 - alpha_s) / alpha_t), as ReMDM
+    defines it.
+    """
+
+    remdm_sigma: ClassVar[dict[str, SigmaRule]] = {
+        **REMDM_SIGMA,
+        "max-rescale": lambda eta, limit: eta * limit.clamp(max=min(eta, 1)),
+    }
+
+
+# By `algo.compat`.
+PSI_SCHEDULES = {"paper": PsiSchedule, "reference": PublishedPsiSchedule}
 
 
 class Psi(Ancestral):
@@ -180,7 +195,12 @@ class Psi(Ancestral):
 
     def __init__(self, config: DictConfig, compat: str = "paper") -> None:
         super().__init__(config, compat)
-        self.schedule = PsiSchedule(config.psi, rescales_twice=compat == "reference")
+        self.schedule = PSI_SCHEDULES[compat](config.psi)
+
+    @classmethod
+    def validate_config(cls, config: DictConfig) -> None:
+        super().validate_config(config)
+        PsiSchedule(config.psi)  # no more than what the settings mean
 
     def time_grid(self, noise: Any, num_steps: int) -> Tensor:
         return self.schedule.times(noise, num_steps, TIME_EPS)

@@ -15,7 +15,7 @@ levels are (B, 1) or (B, L).
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from omegaconf import DictConfig
@@ -45,6 +45,12 @@ class Sampler:
         ConfigError: If the settings make no sense.
     """
 
+    # Methods by `sampling.noise_removal`: from x_t and alpha_t to clean tokens.
+    removals: ClassVar[dict[str, str]] = {
+        "ancestral": "remove_by_draw",
+        "greedy": "remove_greedily",
+        "none": "keep",
+    }
     removal_of_true = "greedy"  # what noise_removal=True meant in MDLM's configs
 
     def __init__(self, config: DictConfig, compat: str = "paper") -> None:
@@ -53,11 +59,23 @@ class Sampler:
         self.use_float64: bool = config.use_float64
         self.draw = inverse_cdf if self.use_float64 else exponential_race
         self.is_lean = self.use_float64
-        removals = self.removals()
-        old = {True: removals.get(self.removal_of_true), False: removals.get("none")}
-        known = {**removals, **{name: x for name, x in old.items() if x is not None}}
+        self.validate_config(config)
+        method = self.known_removals()[config.noise_removal]
+        self.remove_noise: Callable[[Chain, Tensor, Tensor], Tensor]
+        self.remove_noise = getattr(self, method)
+
+    @classmethod
+    def validate_config(cls, config: DictConfig) -> None:
+        """Refuses settings of `config.sampling` that make no sense for this sampler."""
+        known = cls.known_removals()
         require(config.noise_removal, known, "sampling.noise_removal")
-        self.remove_noise = known[config.noise_removal]
+
+    @classmethod
+    def known_removals(cls) -> dict[str | bool, str]:
+        """Methods by value of `sampling.noise_removal`, MDLM's True and False too."""
+        old = {True: cls.removal_of_true, False: "none"}
+        named = {new: cls.removals[x] for new, x in old.items() if x in cls.removals}
+        return {**cls.removals, **named}
 
     @classmethod
     def fits(cls, algorithm: type) -> bool:
@@ -124,14 +142,6 @@ class Sampler:
 
     # ---- the end: from the last time of the grid to clean tokens
 
-    def removals(self) -> dict[str, Callable[[Chain, Tensor, Tensor], Tensor]]:
-        """Choices of `sampling.noise_removal`: from x_t and alpha_t to tokens."""
-        return {
-            "ancestral": self.remove_by_draw,
-            "greedy": self.remove_greedily,
-            "none": lambda chain, xt, alpha_t: xt,
-        }
-
     def remove_by_draw(self, chain: Chain, xt: Tensor, alpha_t: Tensor) -> Tensor:
         """One ancestral step to alpha_s = 1."""
         return self.reverse(chain, xt, alpha_t, torch.ones_like(alpha_t), chain.free)
@@ -144,6 +154,10 @@ class Sampler:
             return self.x_theta(chain.model, tokens).argmax(dim=-1)
 
         return chain.replace(xt, alpha_t, where, most_likely)
+
+    def keep(self, chain: Chain, xt: Tensor, alpha_t: Tensor) -> Tensor:
+        """x_t as it is, whatever noise is left in it."""
+        return xt
 
     # ---- what steps are made of
 

@@ -6,7 +6,7 @@ Known errors of the reference, and what ours does instead:
   ignores eps; ours is the time at which the schedule has that level, 1 / (1 - eps)
   times the reference's;
 * max-rescale-ETA multiplies by ETA twice; ours is ReMDM's
-  sigma_t = ETA min(1, (1 - alpha_s) / alpha_t). `rescales_twice`, which is
+  sigma_t = ETA min(1, (1 - alpha_s) / alpha_t). `PublishedPsiSchedule`, which is
   `algo.compat=reference`, gives the reference's;
 * a phase of exactly one time fails in modes that follow the schedule; ours gives it
   the kappa of a phase's last time, 1.
@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from models.noise import SCHEDULES, Noise
-from sampling.psi import PHASES, KappaRule, PsiSchedule
+from sampling.psi import PHASES, PSI_SCHEDULES, KappaRule, PsiSchedule
 
 Row = dict[str, Any]
 PROFILE = ("time_profile", "high_frac", "middle_frac")
@@ -51,7 +51,8 @@ def schedule(row: Row, modes: list[str], rescales_twice: bool = True) -> PsiSche
     config = {key: row[key] for key in PROFILE}
     for phase, mode in zip(PHASES, modes, strict=True):
         config[f"{phase}_mode"] = mode
-    return PsiSchedule(OmegaConf.create(config), rescales_twice)
+    kind = PSI_SCHEDULES["reference" if rescales_twice else "paper"]
+    return kind(OmegaConf.create(config))
 
 
 def times(row: Row, noise: Noise) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from cli.settle import algorithm_class
 from diffusion.base import Diffusion
-from sampling.registry import SAMPLERS
+from sampling.registry import SAMPLERS, samplers_of
 from utils import register_resolvers
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -84,7 +85,7 @@ def tiny_model(*overrides: str, tokenizer: StubTokenizer | None = None):
     """
     config = compose(*overrides)
     torch.manual_seed(0)
-    algorithm = hydra.utils.get_class(config.algo._target_)
+    algorithm = algorithm_class(config)
     model = algorithm(config, tokenizer or StubTokenizer())
     with torch.no_grad():  # heads start at zero, which would hide much
         for parameter in model.parameters():
@@ -153,8 +154,8 @@ DIFFUSION = [
 ]
 SAMPLING = [
     (predictor, name)
-    for predictor, samplers in SAMPLERS.items()
+    for predictor in SAMPLERS
     for name, algorithm in ALGORITHMS.items()
     if name in _FIRST.values()
-    if any(sampler.fits(algorithm) for sampler in samplers)
+    if any(sampler.fits(algorithm) for sampler in samplers_of(predictor))
 ]

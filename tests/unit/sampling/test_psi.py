@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from refusals import refused
 
 from models.noise import SCHEDULES
-from sampling.psi import KappaRule, PsiSchedule
+from sampling.psi import PSI_SCHEDULES, KappaRule
 
 EPS = 1e-5
 MODES = (
@@ -38,7 +38,8 @@ def config(**changes):
 
 
 def schedule(rescales_twice=False, **changes):
-    return PsiSchedule(config(**changes), rescales_twice)
+    kind = PSI_SCHEDULES["reference" if rescales_twice else "paper"]
+    return kind(config(**changes))
 
 
 def everywhere(mode):

@@ -11,7 +11,7 @@ from sampling.autoregressive import AutoRegressive
 from sampling.categorical import exponential_race, inverse_cdf
 from sampling.predictors import Analytic, Ancestral, AncestralCache, FirstHitting
 from sampling.psi import Psi
-from sampling.registry import SAMPLERS, sampler_class
+from sampling.registry import SAMPLERS, sampler_class, samplers_of
 from utils import ConfigError
 
 # ---------------------------------------------------------------- look-up
@@ -53,7 +53,7 @@ def test_a_sampler_that_does_not_fit_is_refused(predictor, algorithm):
     assert "\n" not in text
     assert f"sampling.predictor={predictor!r}" in text
     choices = text.split("Choose from: ")[1]
-    fitting = [n for n, c in SAMPLERS.items() if any(s.fits(algorithm) for s in c)]
+    fitting = [n for n in SAMPLERS if any(s.fits(algorithm) for s in samplers_of(n))]
     assert choices == f"{', '.join(sorted(fitting))}."
 
 
@@ -61,7 +61,7 @@ def test_at_most_one_sampler_of_a_name_fits(algo_name, compose):
     from cli.settle import algorithm_class
 
     algorithm = algorithm_class(compose(f"algo={algo_name}"))
-    for samplers in SAMPLERS.values():
+    for samplers in map(samplers_of, SAMPLERS):
         assert sum(sampler.fits(algorithm) for sampler in samplers) <= 1
 
 
