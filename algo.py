@@ -206,6 +206,11 @@ class D3PMAbsorb(AbsorbingState):
             raise ConfigError(
                 f"noise={config.noise.type}: algo=d3pm is defined for noise=log-linear."
             )
+        if config.algo.compat == "reference" and not issubclass(cls, D3PMAsPublished):
+            raise ConfigError(
+                f"algo.compat=reference: {cls.__name__} samples as the paper says; "
+                "derive it from algo.D3PMAsPublished, or choose algo.compat=paper."
+            )
 
     def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
         if self.subs_masking:

@@ -6,6 +6,7 @@ Shapes: B batch, L length, K vocabulary, D hidden size.
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from models.attention import KVCache
@@ -13,6 +14,7 @@ from sampling.categorical import nucleus
 from sampling.prompts import Given
 from sampling.reverse_process import Chain, Samples
 from sampling.sampler import Sampler
+from utils import ConfigError
 
 
 class AutoRegressive(Sampler):
@@ -65,6 +67,31 @@ class SemiAutoRegressive:
         self.sampler = sampler
         self.stride = stride
         self.num_strides = num_strides
+
+    @classmethod
+    def validate_config(cls, config: DictConfig, algorithm: type) -> None:
+        """Refuses settings that make no sense window by window.
+
+        Args:
+            config: The run's config.
+            algorithm: The class of the model that samples are drawn from.
+        """
+        sampling = config.sampling
+        if algorithm.is_autoregressive:
+            raise ConfigError(
+                "sampling.semi_ar=True is for diffusion models, not "
+                f"algo={config.algo.name}; the only value is False."
+            )
+        if sampling.noise_removal in ("none", False):
+            raise ConfigError(
+                f"sampling.noise_removal={sampling.noise_removal!r} would leave noise "
+                "in the windows of sampling.semi_ar=True; choose ancestral or greedy."
+            )
+        if not 0 < sampling.stride_length < config.model.length:
+            raise ConfigError(
+                f"sampling.stride_length={sampling.stride_length} is not above 0 and "
+                f"below model.length={config.model.length}."
+            )
 
     def length(self, num_tokens: int) -> int:
         return num_tokens + self.num_strides * self.stride

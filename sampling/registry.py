@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from utils import ConfigError, choose, imported
+from utils import choose, imported
 
 if TYPE_CHECKING:
     from sampling.autoregressive import SemiAutoRegressive
@@ -65,23 +65,8 @@ def check_sampler(config: DictConfig, algorithm: type) -> None:
     """
     sampling = config.sampling
     sampler_class(sampling.predictor, algorithm).validate_config(sampling)
-    if not sampling.semi_ar:
-        return
-    if algorithm.is_autoregressive:
-        raise ConfigError(
-            "sampling.semi_ar=True is for diffusion models, not "
-            f"algo={config.algo.name}; the only value is False."
-        )
-    if sampling.noise_removal in ("none", False):
-        raise ConfigError(
-            f"sampling.noise_removal={sampling.noise_removal!r} would leave noise in "
-            "the windows of sampling.semi_ar=True; choose ancestral or greedy."
-        )
-    if not 0 < sampling.stride_length < config.model.length:
-        raise ConfigError(
-            f"sampling.stride_length={sampling.stride_length} is not above 0 and below "
-            f"model.length={config.model.length}."
-        )
+    if sampling.semi_ar:
+        _windows().validate_config(config, algorithm)
 
 
 def build_sampler(config: DictConfig, algorithm: type) -> Sampler | SemiAutoRegressive:
@@ -96,5 +81,8 @@ def build_sampler(config: DictConfig, algorithm: type) -> Sampler | SemiAutoRegr
     sampler = kind(sampling, config.algo.compat)
     if not sampling.semi_ar:
         return sampler
-    windows = imported("sampling.autoregressive.SemiAutoRegressive")
-    return windows(sampler, sampling.stride_length, sampling.num_strides)
+    return _windows()(sampler, sampling.stride_length, sampling.num_strides)
+
+
+def _windows() -> type[SemiAutoRegressive]:
+    return imported("sampling.autoregressive.SemiAutoRegressive")

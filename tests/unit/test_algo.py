@@ -1,11 +1,14 @@
 """The objectives: look-up by config, parameterisations, the autoregressive model."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
+from refusals import refused
 from tiny import ALGORITHMS, CONFIGS
 
-from algo import pick, without_mask
+from algo import D3PMAbsorb, D3PMAsPublished, pick, without_mask
 from cli.settle import algorithm_class
 from models.attention import KVCache
 from sampling.prompts import Given
@@ -130,6 +133,32 @@ def test_d3pm_redraws_revealed_tokens_only_for_compatibility(make_model):
     assert old[0, 1, 6].item() == pytest.approx(0.5)
     assert paper[0, 1, 6].item() == pytest.approx(0.5)
     assert paper[0, 1].sum().item() == pytest.approx(1.0)
+
+
+def test_the_published_d3pm_is_a_class_of_its_own(compose):
+    """`algo.compat` chooses it, and a class without its reverse process is refused."""
+    published = compose("algo=d3pm", "algo.compat=reference")
+    assert algorithm_class(published) is D3PMAsPublished
+    assert algorithm_class(compose("algo=d3pm")) is D3PMAbsorb
+    D3PMAsPublished.validate_config(published)
+
+    class Mine(D3PMAbsorb):
+        pass
+
+    for kind in (Mine.as_published(), D3PMAbsorb):
+        refused(
+            partial(kind.validate_config, published),
+            "algo.compat=reference",
+            kind.__name__,
+            "D3PMAsPublished",
+            "algo.compat=paper",
+        )
+
+
+@pytest.mark.parametrize("name", ["mdlm", "sedd", "duo", "duo_base", "ar"])
+def test_other_algorithms_are_the_same_class_under_either_compat(compose, name):
+    config = compose(f"algo={name}", "algo.compat=reference")
+    assert algorithm_class(config) is algorithm_class(compose(f"algo={name}"))
 
 
 def test_d3pm_reconstruction_is_the_denoiser_at_time_zero(make_model):

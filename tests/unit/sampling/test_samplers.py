@@ -1,9 +1,12 @@
 """Samplers by name, the skeleton's calls, precision, and the end of sampling."""
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
 import torch
+from nursery import ROOT
 from refusals import refused
 
 from algo import AR, DUO_BASE, MDLM, D3PMAbsorb, SEDDAbsorb
@@ -11,7 +14,7 @@ from sampling.autoregressive import AutoRegressive
 from sampling.categorical import exponential_race, inverse_cdf
 from sampling.predictors import Analytic, Ancestral, AncestralCache, FirstHitting
 from sampling.psi import Psi
-from sampling.registry import SAMPLERS, sampler_class, samplers_of
+from sampling.registry import SAMPLERS, check_sampler, sampler_class, samplers_of
 from utils import ConfigError
 
 # ---------------------------------------------------------------- look-up
@@ -230,6 +233,33 @@ def test_an_unknown_noise_removal_is_refused(make_model):
             "sampling.noise_removal='x'",
             "ancestral",
         )
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("sampling.noise_removal=x", "sampling.noise_removal='x'"),
+        ("sampling.psi.high_mode=x", "sampling.psi.high_mode='x'"),
+        ("sampling.psi.time_profile=x", "sampling.psi.time_profile='x'"),
+    ],
+)
+def test_settings_are_refused_without_a_sampler_and_by_the_sampler(
+    compose, monkeypatch, override, part
+):
+    """A config is checked without building what it asks for; a sampler that is built
+    directly refuses the same."""
+    config = compose("algo=mdlm", "sampling.predictor=psi", override)
+    refused(lambda: Psi(config.sampling), part)
+    monkeypatch.setattr(Psi, "__init__", None)
+    refused(lambda: check_sampler(config, MDLM), part)
+
+
+def test_names_of_samplers_cost_no_torch():
+    code = "import sys, sampling.registry; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("False\n", "")
 
 
 # ---------------------------------------------------------------- precision
