@@ -107,6 +107,10 @@ class ReferenceOrder(EpochOrder):
         return order[:used][self.rank :: self.world_size].numpy()
 
 
+# By `algo.compat`.
+ORDERS: dict[str, type[EpochOrder]] = {"paper": EpochOrder, "reference": ReferenceOrder}
+
+
 class TrainLoader(DataLoader):
     """Batches in an `EpochOrder`, from any position of it, at the cost of none before.
 
@@ -227,8 +231,7 @@ class DataModule(lightning.LightningDataModule):
             if not config.loader.num_workers:
                 del options["persistent_workers"]
             return StreamLoader(source, gather, self._check_ids, **options)
-        is_reference = config.algo.compat == "reference"
-        order = (ReferenceOrder if is_reference else EpochOrder)(
+        order = ORDERS[config.algo.compat](
             len(source),
             config.loader.batch_size,
             rank,

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import logging
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,17 +32,28 @@ log = logging.getLogger(__name__)
 # ---------------------------------------------------------------- layout
 
 
+def published_separator(tokenizer: Any) -> int:
+    """What published runs put between packed documents: `algo.compat=reference`.
+
+    NOTE(compat): the first token of encode(eos), which is [CLS] for BERT tokenizers.
+    """
+    return tokenizer.encode(tokenizer.eos_token)[0]
+
+
+# By `algo.compat`: the token that separates packed documents.
+SEPARATORS: dict[str, Callable[[Any], int]] = {
+    "paper": operator.attrgetter("eos_token_id"),
+    "reference": published_separator,
+}
+
+
 def layout_of(config: DictConfig, tokenizer: Any, split: str) -> Layout:
     """How `data.wrap` and its neighbours lay out the rows of a split."""
-    data, eos = config.data, tokenizer.eos_token_id
-    if config.algo.compat == "reference":
-        # NOTE(compat): the reference separates packed documents by the first token
-        # of encode(eos), which is [CLS] for BERT tokenizers.
-        eos = tokenizer.encode(tokenizer.eos_token)[0]
+    data = config.data
     return Layout(
         length=config.model.length,
         bos=tokenizer.bos_token_id,
-        eos=eos,
+        eos=SEPARATORS[config.algo.compat](tokenizer),
         pad=tokenizer.pad_token_id,
         wrap=data.wrap,
         insert_eos=data[f"insert_{split}_eos"],

@@ -14,11 +14,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion.gaussian import (
+    TOP_LATENTS,
     DenseLatents,
     Levels,
     SoftTokens,
     TopDraws,
-    TopLatents,
     enough,
 )
 from integral.registry import OPERATORS, Settings, build_operator, check_ends
@@ -49,7 +49,7 @@ class Curriculum:
         self.log10_tau = settings.gumbel_tau_log10_start, settings.gumbel_tau_log10_end
         self.is_dense = settings.mode == "simple"
         self.top_k = DEFAULT_TOP_K if settings.top_k == -1 else settings.top_k
-        self.as_published = config.algo.compat == "reference"
+        self.top_latents = TOP_LATENTS[config.algo.compat]
 
     @staticmethod
     def validate_config(config: DictConfig) -> None:
@@ -66,7 +66,7 @@ class Curriculum:
                 f"algo.curriculum.top_k={settings.top_k} has no effect with "
                 "algo.curriculum.mode=simple; choose -1, or mode=efficient_cached."
             )
-        smallest = 2 if config.algo.compat == "reference" else 1
+        smallest = TOP_LATENTS[config.algo.compat].smallest_k
         if settings.top_k != -1 and settings.top_k < smallest:
             raise ConfigError(
                 f"algo.curriculum.top_k={settings.top_k} is neither -1 (which is "
@@ -116,7 +116,7 @@ class Curriculum:
             seed = generator.initial_seed()
             return DenseLatents(x0, levels, self.vocab_size, seed)
         draws = TopDraws.draw(x0.shape, self.vocab_size, k, generator)
-        return TopLatents.of(draws, x0, levels, self.vocab_size, self.as_published)
+        return self.top_latents.of(draws, x0, levels, self.vocab_size)
 
     def _levels(self, t: Tensor, tau: float, device: torch.device) -> Levels:
         """(B, 1) each, on the device."""

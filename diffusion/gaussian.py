@@ -25,9 +25,9 @@ from scipy.special import ndtr
 from torch import Tensor
 from torch.special import erfcx, log_ndtr, ndtri
 
-from models.registry import SoftInput
 from models.device import to_device, wide_dtype
 from models.head import chunk_size
+from models.registry import SoftInput
 
 _TOP_SIZES = (16, 32, 64, 128, 256)  # numbers of entries that may stand for all
 _NEGLIGIBLE = -17.0  # log of a share of the softmax below float32 rounding
@@ -150,14 +150,11 @@ class TopLatents(NamedTuple):
     ids: Tensor  # (B, L, k)
     weights: Tensor  # softmax(w / tau) there; what is missing to 1 is dropped
 
+    smallest_k = 1
+
     @classmethod
     def of(
-        cls,
-        draws: TopDraws,
-        x0: Tensor,
-        levels: Levels,
-        vocab_size: int,
-        as_published: bool = False,
+        cls, draws: TopDraws, x0: Tensor, levels: Levels, vocab_size: int
     ) -> "TopLatents":
         """
         The K - 1 entries other than that of x_0 are iid, so the k largest of them are
@@ -170,42 +167,67 @@ class TopLatents(NamedTuple):
             x0: Clean ids, (B, L).
             levels: Of each token.
             vocab_size: K.
-            as_published: Whether to repeat what published runs did, see below.
-
-        NOTE(compat): in the published code x_t is x_0 wherever x_0 is among the top k,
-        also if another entry is larger, so that the loss does not belong to its
-        alpha_t; the ids' order is not uniform; and where x_0 is kept, the known k-th
-        entry counts with an expectation.
         """
         gauss_alpha, gauss_sigma, tau = (level[..., None] for level in levels)
-        K, k = vocab_size, draws.u.shape[-1]
-        z = top_normals(draws.u, K - 1, as_published)
+        K = vocab_size
+        z = cls.normals(draws.u, K - 1)
         others = gauss_sigma * z  # (B, L, k), descending
         own = gauss_alpha + gauss_sigma * draws.eps[..., None]  # (B, L, 1)
         kth = others[..., -1:]
-        is_kept = own > kth
 
-        ids = distinct(draws.slots, K - 1)
-        if not as_published:
-            ids = ids.gather(-1, draws.order)
+        ids = cls.tokens(draws, K - 1)
         ids = ids + (ids >= x0[..., None])  # of tokens other than x_0
-        is_first = is_kept if as_published else own > others[..., :1]
+        is_first = cls.is_first(own, others)
         xt = torch.where(is_first, x0[..., None], ids[..., :1]).squeeze(-1)
 
-        scale = gauss_sigma / tau
-        log_count = math.log(K - 1 - k) if k < K - 1 else -math.inf
-        log_rest = torch.logaddexp(
-            torch.minimum(own, kth) / tau,
-            log_count + log_mean_exp_below(z[..., -1:], scale),
-        )
-        if as_published:
-            log_expected = log_mean_exp_below(z[..., -2:-1], scale) + math.log(K - k)
-            log_rest = torch.where(is_kept, log_expected, log_rest)
         entries = torch.cat([others[..., :-1], torch.maximum(own, kth)], dim=-1) / tau
+        log_rest = cls.log_rest(own, others, z, gauss_sigma / tau, tau, K)
         log_total = torch.logaddexp(entries.logsumexp(-1, keepdim=True), log_rest)
-        last = torch.where(is_kept, x0[..., None], ids[..., -1:])
+        last = torch.where(own > kth, x0[..., None], ids[..., -1:])
         ids = torch.cat([ids[..., :-1], last], dim=-1)
         return cls(xt, ids, (entries - log_total).exp())
+
+    @classmethod
+    def normals(cls, u: Tensor, count: int) -> Tensor:
+        """The k largest of `count` standard normal draws, descending, (B, L, k)."""
+        return top_normals(u, count)
+
+    @classmethod
+    def tokens(cls, draws: TopDraws, count: int) -> Tensor:
+        """Ids of the k largest among 0, ..., count - 1, (B, L, k)."""
+        return distinct(draws.slots, count).gather(-1, draws.order)
+
+    @classmethod
+    def is_first(cls, own: Tensor, others: Tensor) -> Tensor:
+        """Whether x_t is x_0, (B, L, 1), from the entries."""
+        return own > others[..., :1]
+
+    @classmethod
+    def log_rest(
+        cls,
+        own: Tensor,
+        others: Tensor,
+        z: Tensor,
+        scale: Tensor,
+        tau: Tensor,
+        vocab_size: int,
+    ) -> Tensor:
+        """Log of what the entries that are not kept add to the softmax, (B, L, 1).
+
+        Args:
+            own: The entry of x_0, (B, L, 1).
+            others: The k largest others, descending, (B, L, k).
+            z: Their noise.
+            scale: gauss_sigma / tau, (B, L, 1).
+            tau: (B, L, 1).
+            vocab_size: K.
+        """
+        num_below = vocab_size - 1 - others.shape[-1]
+        log_count = math.log(num_below) if num_below else -math.inf
+        return torch.logaddexp(
+            torch.minimum(own, others[..., -1:]) / tau,
+            log_count + log_mean_exp_below(z[..., -1:], scale),
+        )
 
     def embed(self, embedding: Tensor) -> Tensor:
         rows = F.embedding_bag(
@@ -217,7 +239,50 @@ class TopLatents(NamedTuple):
         return rows.unflatten(0, self.ids.shape[:2])
 
 
-def top_normals(u: Tensor, count: int, as_published: bool = False) -> Tensor:
+class PublishedTopLatents(TopLatents):
+    """The soft inputs of published runs: `algo.compat=reference`.
+
+    NOTE(compat): in the published code x_t is x_0 wherever x_0 is among the top k, also
+    if another entry is larger, so that the loss does not belong to its alpha_t; the
+    ids' order is not uniform; the noise is rounded; and where x_0 is kept, the known
+    k-th entry counts with an expectation.
+    """
+
+    smallest_k = 2  # the expectation is of what lies below the one before the last
+
+    @classmethod
+    def normals(cls, u: Tensor, count: int) -> Tensor:
+        return rounded_top_normals(u, count)
+
+    @classmethod
+    def tokens(cls, draws: TopDraws, count: int) -> Tensor:
+        return distinct(draws.slots, count)
+
+    @classmethod
+    def is_first(cls, own: Tensor, others: Tensor) -> Tensor:
+        return own > others[..., -1:]
+
+    @classmethod
+    def log_rest(
+        cls,
+        own: Tensor,
+        others: Tensor,
+        z: Tensor,
+        scale: Tensor,
+        tau: Tensor,
+        vocab_size: int,
+    ) -> Tensor:
+        log_rest = super().log_rest(own, others, z, scale, tau, vocab_size)
+        log_count = math.log(vocab_size - others.shape[-1])
+        log_expected = log_mean_exp_below(z[..., -2:-1], scale) + log_count
+        return torch.where(own > others[..., -1:], log_expected, log_rest)
+
+
+# By `algo.compat`.
+TOP_LATENTS = {"paper": TopLatents, "reference": PublishedTopLatents}
+
+
+def top_normals(u: Tensor, count: int) -> Tensor:
     """The k largest of `count` standard normal draws, descending, (..., k).
 
         log U_(j) = sum_{i <= j} log(u_i) / (count - i + 1),  z_j = Phi^-1(U_(j))
@@ -225,15 +290,22 @@ def top_normals(u: Tensor, count: int, as_published: bool = False) -> Tensor:
     Args:
         u: Uniform draws, (..., k).
         count: At least k.
-        as_published: Whether to round U, which is close to 1, to its type.
     """
+    log_U = _log_order_statistics(u, count)
+    z = ndtri(log_U.exp())
+    return torch.where(log_U > -0.5, -ndtri(-torch.expm1(log_U)), z)  # no digits lost
+
+
+def rounded_top_normals(u: Tensor, count: int) -> Tensor:
+    """`top_normals` with U, which is close to 1, rounded to its type as published."""
+    return ndtri(_log_order_statistics(u, count).exp())
+
+
+def _log_order_statistics(u: Tensor, count: int) -> Tensor:
+    """log U_(j) of the k largest of `count` uniform draws, (..., k)."""
     left = count - torch.arange(u.shape[-1], dtype=u.dtype, device=u.device)
     u = u.clamp(min=torch.finfo(u.dtype).tiny)
-    log_U = (u.log() / left).cumsum(dim=-1)
-    z = ndtri(log_U.exp())
-    if as_published:
-        return z
-    return torch.where(log_U > -0.5, -ndtri(-torch.expm1(log_U)), z)  # no digits lost
+    return (u.log() / left).cumsum(dim=-1)
 
 
 def distinct(slots: Tensor, count: int) -> Tensor:

@@ -94,7 +94,6 @@ class Fitted(Operator):
         gammas: Range of gamma.
         cache_dir: Folder in which to keep the coefficients, under a name that says all
             that they depend on; None fits anew, which takes milliseconds.
-        as_published: Whether to repeat what the published fits do; see `Sigmoid`.
         coefficients: To use instead of a fit.
     """
 
@@ -106,11 +105,9 @@ class Fitted(Operator):
         vocab_size: int,
         gammas: GammaRange,
         cache_dir: str | None = None,
-        as_published: bool = False,
         coefficients: np.ndarray | None = None,
     ) -> None:
         super().__init__(vocab_size, gammas)
-        self.as_published = as_published
         if coefficients is None:
             coefficients = cached(self._path(cache_dir), self.fitted, self.size)
         self.coefficients = [float(c) for c in coefficients]
@@ -125,59 +122,71 @@ class Fitted(Operator):
         if cache_dir is None:
             return None
         low, high = self.gammas
-        kind = f"{self.name}_published" if self.as_published else self.name
-        return Path(cache_dir) / f"{kind}_K{self.vocab_size}_{low}_{high}.txt"
+        return Path(cache_dir) / f"{self.name}_K{self.vocab_size}_{low}_{high}.txt"
 
     def fit(self, t: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         raise NotImplementedError
 
 
 class Sigmoid(Fitted):
-    """alpha = a sig(b t + c) + d with sig(x) = (tanh x + 1) / 2.
-
-    NOTE(compat): sig' = 2 sig (1 - sig); the published code leaves out the 2, so its
-    dalpha_t is half of the curve's. `as_published` does the same.
-    """
+    """alpha = a sig(b t + c) + d with sig(x) = (tanh x + 1) / 2."""
 
     name, size = "sigmoid", 4
+    slope = 2.0  # sig' = slope sig (1 - sig)
 
     def level(self, t: Tensor) -> NoiseLevel:
-        return NoiseLevel(*sigmoid_curve(t, self.coefficients[:4], self._slope))
-
-    @property
-    def _slope(self) -> float:
-        return 1.0 if self.as_published else 2.0
+        return NoiseLevel(*sigmoid_curve(t, self.coefficients[:4], self.slope))
 
     def fit(self, t: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         return least_squares(lambda t, p: sigmoid_curve(t, p)[0], t, alpha, _STARTS)
 
 
 class EdgeCorrected(Sigmoid):
-    """`Sigmoid` plus g (t - 1/2) (1 - 4 sig(e t + f) (1 - sig(e t + f))).
-
-    NOTE(compat): published coefficients of large vocabularies are a local optimum with
-    a steep gate, 20 times as far from the operator; `as_published` looks for that one.
-    """
+    """`Sigmoid` plus g (t - 1/2) (1 - 4 sig(e t + f) (1 - sig(e t + f)))."""
 
     name, size = "sigmoid-edge-corrected", 7
 
     def level(self, t: Tensor) -> NoiseLevel:
-        alpha, dalpha = sigmoid_curve(t, self.coefficients[:4], self._slope)
-        edge, dedge = edge_curve(t, self.coefficients[4:], self._slope)
+        alpha, dalpha = sigmoid_curve(t, self.coefficients[:4], self.slope)
+        edge, dedge = edge_curve(t, self.coefficients[4:], self.slope)
         return NoiseLevel(alpha + edge, dalpha + dedge)
 
     def fit(self, t: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-        plain = super().fit(t, alpha)
-        if self.as_published:
-            starts = [(*plain, 20.0, -10.0, 0.0)]
-        else:
-            starts = [(*_WIDE, 0.5, 0.0, 0.5), (*_WIDE, 2.0, 0.0, 0.5)]
-            starts.append((*plain, 1.0, 0.0, -0.5))
+        starts = self.starts(super().fit(t, alpha))
 
         def curve(t: Tensor, p: np.ndarray) -> Tensor:
             return sigmoid_curve(t, p[:4])[0] + edge_curve(t, p[4:])[0]
 
         return least_squares(curve, t, alpha, starts)
+
+    def starts(self, plain: np.ndarray) -> list[tuple[float, ...]]:
+        """Where the fit starts, given the coefficients of a plain sigmoid."""
+        wide = [(*_WIDE, 0.5, 0.0, 0.5), (*_WIDE, 2.0, 0.0, 0.5)]
+        return [*wide, (*plain, 1.0, 0.0, -0.5)]
+
+
+class PublishedSigmoid(Sigmoid):
+    """`Sigmoid` of published runs: `algo.compat=reference`.
+
+    NOTE(compat): the published code takes sig (1 - sig) for sig', without the 2, so its
+    dalpha_t is half of the curve's.
+    """
+
+    name, slope = "sigmoid_published", 1.0
+
+
+class PublishedEdgeCorrected(EdgeCorrected):
+    """`EdgeCorrected` of published runs: `algo.compat=reference`.
+
+    NOTE(compat): besides the slope of `PublishedSigmoid`, published coefficients of
+    large vocabularies are a local optimum with a steep gate, 20 times as far from the
+    operator; the fit starts where it finds that one.
+    """
+
+    name, slope = "sigmoid-edge-corrected_published", 1.0
+
+    def starts(self, plain: np.ndarray) -> list[tuple[float, ...]]:
+        return [(*plain, 20.0, -10.0, 0.0)]
 
 
 class Polynomials(Fitted):

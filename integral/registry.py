@@ -11,15 +11,18 @@ from omegaconf import DictConfig
 from integral.approximations import (
     EdgeCorrected,
     Polynomials,
+    PublishedEdgeCorrected,
+    PublishedSigmoid,
     Series,
     Sigmoid,
 )
-from integral.tables import Interpolated, Nearest, read_table
+from integral.tables import Interpolated, Nearest, Table, read_table
 from integral.transform import GammaRange, Operator, Spectral, suggest_gammas
 from utils import ConfigError, choose
 
 log = logging.getLogger(__name__)
 
+TABLE = "algo.curriculum.integral_cache_path"
 SMALLEST_ALPHA = 1e-9  # at gamma_max: the network is conditioned on -log alpha
 
 
@@ -89,9 +92,10 @@ def build_operator(settings: Settings) -> Operator:
     Raises:
         ConfigError: If there is no such mode, or it does not fit vocabulary and range.
     """
-    kind = choose(OPERATORS, settings.mode, "algo.curriculum.mode")
-    if settings.table_path is not None and kind is not exact:
-        tabulated = [name for name, value in OPERATORS.items() if value is exact]
+    operators = PUBLISHED_OPERATORS if settings.as_published else OPERATORS
+    kind = choose(operators, settings.mode, "algo.curriculum.mode")
+    if settings.table_path is not None and kind not in TABULATED:
+        tabulated = [name for name, x in operators.items() if x in TABULATED]
         raise ConfigError(
             f"algo.curriculum.integral_cache_path={settings.table_path!r} has no "
             f"effect with algo.curriculum.mode={settings.mode}; give null, or one of "
@@ -109,21 +113,36 @@ def build_operator(settings: Settings) -> Operator:
 
 def exact(settings: Settings) -> Operator:
     """The operator to machine precision, or from a table in a file."""
-    path, key = settings.table_path, "algo.curriculum.integral_cache_path"
+    path = settings.table_path
     if path is None:
         return Spectral(settings.vocab_size, settings.gammas)
-    table = read_table(path, key)
-    if table.vocab_size != settings.vocab_size:
-        message = (
-            f"{key}={path!r} is of {table.vocab_size} tokens, the model of "
-            f"{settings.vocab_size}."
-        )
-        if not settings.as_published:
-            raise ConfigError(f"{message} Give null, which needs no table.")
-        log.warning("%s Used all the same, as published runs did.", message)
-    if settings.as_published:
-        return Nearest(table, settings.gammas)
-    return Interpolated(table, settings.gammas, f"{key}={path!r}")
+    table = read_table(path, TABLE)
+    if other := _of_another_vocabulary(table, settings):
+        raise ConfigError(f"{other} Give null, which needs no table.")
+    return Interpolated(table, settings.gammas, f"{TABLE}={path!r}")
+
+
+def exact_as_published(settings: Settings) -> Operator:
+    """`exact`, but a table is looked up as in published runs: `algo.compat=reference`.
+
+    NOTE(compat): the nearest entry counts, and the table may be of another vocabulary.
+    """
+    if settings.table_path is None:
+        return exact(settings)
+    table = read_table(settings.table_path, TABLE)
+    if other := _of_another_vocabulary(table, settings):
+        log.warning("%s Used all the same, as published runs did.", other)
+    return Nearest(table, settings.gammas)
+
+
+def _of_another_vocabulary(table: Table, settings: Settings) -> str:
+    """A sentence that says so, or nothing."""
+    if table.vocab_size == settings.vocab_size:
+        return ""
+    return (
+        f"{TABLE}={settings.table_path!r} is of {table.vocab_size} tokens, the model "
+        f"of {settings.vocab_size}."
+    )
 
 
 def series(settings: Settings) -> Operator:
@@ -135,7 +154,6 @@ def fitted(kind: Callable[..., Operator], settings: Settings) -> Operator:
         settings.vocab_size,
         settings.gammas,
         cache_dir=settings.cache_dir,
-        as_published=settings.as_published,
     )
 
 
@@ -150,6 +168,17 @@ OPERATORS: dict[str, Callable[[Settings], Operator]] = {
     "poly7": functools.partial(fitted, functools.partial(Polynomials, 7)),
     "poly9": functools.partial(fitted, functools.partial(Polynomials, 9)),
 }
+
+
+# The same of published runs: `algo.compat=reference`.
+PUBLISHED_OPERATORS: dict[str, Callable[[Settings], Operator]] = {
+    **OPERATORS,
+    "simple": exact_as_published,
+    "efficient_cached": exact_as_published,
+    "sigmoid": functools.partial(fitted, PublishedSigmoid),
+    "sigmoid-edge-corrected": functools.partial(fitted, PublishedEdgeCorrected),
+}
+TABULATED = (exact, exact_as_published)  # operators that may come from a table
 
 
 def _check_levels(operator: Operator, settings: Settings) -> None:

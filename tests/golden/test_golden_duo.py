@@ -24,7 +24,15 @@ from torch.special import ndtri
 
 from diffusion import gaussian
 from diffusion.curriculum import NEVER_SOFT, Curriculum
-from diffusion.gaussian import DenseLatents, Levels, TopDraws, TopLatents, top_normals
+from diffusion.gaussian import (
+    TOP_LATENTS,
+    DenseLatents,
+    Levels,
+    PublishedTopLatents,
+    TopDraws,
+    TopLatents,
+    rounded_top_normals,
+)
 from integral.approximations import Series
 from integral.tables import Nearest, Table, write_table
 from integral.transform import gauss_levels, quadrature
@@ -70,7 +78,7 @@ def test_temperature(case):
 # ---------------------------------------------------------------- the largest entries
 
 
-def sparse(case: Case, index: int, setting: dict, as_published: bool):
+def sparse(case: Case, index: int, setting: dict, compat: str):
     """TopLatents of a recorded setting, and what it was made of."""
 
     def get(name: str) -> Tensor:
@@ -82,8 +90,8 @@ def sparse(case: Case, index: int, setting: dict, as_published: bool):
     u, slots = get("u"), get("random_ints")
     order = torch.arange(u.shape[-1]).expand(u.shape)
     draws = TopDraws(u, get("eps_extra").double(), slots, order)
-    given = draws, get("x0"), levels, setting["vocab_size"], as_published
-    return TopLatents.of(*given), given
+    given = draws, get("x0"), levels, setting["vocab_size"]
+    return TOP_LATENTS[compat].of(*given), given
 
 
 def check_weights(
@@ -100,11 +108,11 @@ def check_weights(
         case: Of the recorded weights.
         name: Theirs.
         limits: rtol that the case states.
-        given: Arguments of `TopLatents.of`.
+        given: Arguments of `PublishedTopLatents.of`.
         unit: Relative one of the levels.
     """
     draws, x0, levels, *others = given
-    golden, ours = case[name], TopLatents.of(*given).weights
+    golden, ours = case[name], PublishedTopLatents.of(*given).weights
     change = torch.zeros_like(golden)
     alternating = (-1.0) ** torch.arange(golden.shape[-1])
     for a, s, u in itertools.product((-1, 1), (-1, 1), (-1, 1, alternating)):
@@ -114,7 +122,7 @@ def check_weights(
         last_place = u * torch.finfo(torch.float64).eps / 2
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(gaussian, "ndtri", lambda U, d=last_place: ndtri(U + d))
-            weights = TopLatents.of(draws, x0, moved, *others).weights
+            weights = PublishedTopLatents.of(draws, x0, moved, *others).weights
         change = torch.maximum(change, (weights - ours).abs())
     excess = (ours - golden).abs() - limits["rtol"] * golden - 2 * change
     assert (excess <= 0).all(), f"{case}: {name}, by up to {excess.max()}"
@@ -124,7 +132,7 @@ def check_weights(
 def test_sparse_input_as_published(case):
     """Weights, ids and x_t, and the values of which they are made."""
     for i, setting in enumerate(case.values["settings"]):
-        soft, given = sparse(case, i, setting, as_published=True)
+        soft, given = sparse(case, i, setting, "reference")
         draws, _, levels, *_ = given
         assert soft.ids.shape[-1] == setting["k"]
         limits = case.tolerance(f"{i}/weights")
@@ -132,7 +140,7 @@ def test_sparse_input_as_published(case):
         for name, ours in {"indices": soft.ids, "xt": soft.xt}.items():
             case.check(f"{i}/{name}", ours)
         own = levels.gauss_alpha + levels.gauss_sigma * draws.eps
-        z = top_normals(draws.u, setting["vocab_size"] - 1, as_published=True)
+        z = rounded_top_normals(draws.u, setting["vocab_size"] - 1)
         values = levels.gauss_sigma[..., None] * z
         is_kept = own > values[..., -1]
         values[..., -1] = torch.maximum(own, values[..., -1])
@@ -150,7 +158,7 @@ def test_sparse_input_of_the_paper(case):
     """
     num_more = 0
     for i, setting in enumerate(case.values["settings"]):
-        soft, _ = sparse(case, i, setting, as_published=False)
+        soft, _ = sparse(case, i, setting, "paper")
         x0, golden = case[f"{i}/x0"], case[f"{i}/indices"]
         is_first = case[f"{i}/extra_value"] > case[f"{i}/topk_values"][..., 0]
         assert torch.equal(soft.xt == x0, is_first)
@@ -251,13 +259,13 @@ def run(replay, monkeypatch, place, tmp_path):
 
         for name in ("sample_t", "corrupt", "nll"):
             watch(name)
-        of = TopLatents.of
+        of = PublishedTopLatents.of
 
         def watched_of(*args):
             seen.given = args
             return of(*args)
 
-        monkeypatch.setattr(TopLatents, "of", watched_of)
+        monkeypatch.setattr(PublishedTopLatents, "of", watched_of)
         batch = {"input_ids": x0, "attention_mask": torch.ones(x0.shape)}
         seen.loss = model.loss(batch, batch_idx=micro_batch(case, prefix)).loss
         return seen

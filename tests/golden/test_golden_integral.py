@@ -18,7 +18,7 @@ from golden_cases import EXACT, Case, close, for_cases, parse_tolerance
 from torch import Tensor
 
 from integral.approximations import Fitted, Series
-from integral.registry import OPERATORS
+from integral.registry import OPERATORS, PUBLISHED_OPERATORS
 from integral.tables import Interpolated, Nearest, Table, build_table, read_table
 from integral.transform import GammaRange, Spectral, quadrature
 
@@ -184,9 +184,9 @@ def close_to_float32_time(case: Case, gammas: GammaRange) -> Tensor:
     return gammas.time(gamma.double())
 
 
-def kind_of(mode: str):
+def kind_of(mode: str, table: dict = OPERATORS):
     """Class of a fitted mode, to be called with vocabulary and range."""
-    return OPERATORS[mode].args[0]
+    return table[mode].args[0]
 
 
 def fit_tolerance(case: Case, mode: str) -> float:
@@ -262,13 +262,10 @@ def test_given_coefficients(case):
         what = f"{front}/{mode}"
         given = case[f"{what}/coefficients"]
         operators = [
-            kind_of(mode)(
-                entry["vocab_size"],
-                gammas,
-                as_published=as_published,
-                coefficients=given.numpy(),
+            kind_of(mode, table)(
+                entry["vocab_size"], gammas, coefficients=given.numpy()
             )
-            for as_published in (True, False)
+            for table in (PUBLISHED_OPERATORS, OPERATORS)
         ]
         published, right = (operator(t) for operator in operators)
         close(published.alpha_t, case[f"{what}/alpha"], f"{case}: {what}", atol=atol)
@@ -298,7 +295,8 @@ def test_fitted_curves(case):
         ours = curve(kind_of(mode)(K, gammas), case)
         candidates = [ours]
         if mode == "sigmoid-edge-corrected":
-            candidates.append(curve(kind_of(mode)(K, gammas, as_published=True), case))
+            published = kind_of(mode, PUBLISHED_OPERATORS)(K, gammas)
+            candidates.append(curve(published, case))
         errors = [float((candidate - golden).abs().max()) for candidate in candidates]
         assert min(errors) <= atol, f"{case}: {what} is off by {errors}"
         rms = [float((c - truth).square().mean().sqrt()) for c in (ours, golden)]

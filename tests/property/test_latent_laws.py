@@ -18,6 +18,7 @@ from scipy import integrate, stats
 from torch import Tensor
 
 from diffusion.gaussian import (
+    TOP_LATENTS,
     Levels,
     TopDraws,
     TopLatents,
@@ -26,6 +27,7 @@ from diffusion.gaussian import (
     enough,
     log_mean_exp_below,
     pair_of,
+    rounded_top_normals,
     top_normals,
 )
 from integral.transform import GammaRange, Spectral, gauss_levels
@@ -119,12 +121,12 @@ class Sparse(NamedTuple):
 def sparse():
     """sparse(tau): fresh draws for every temperature."""
 
-    def make(tau: float, as_published: bool = False) -> Sparse:
+    def make(tau: float, compat: str = "paper") -> Sparse:
         generator = torch.Generator().manual_seed(round(1000 * tau))
         x0 = clean_tokens()
         draws = TopDraws.draw(x0.shape, K, k, generator)
         levels = levels_at(GAMMA, tau)
-        soft = TopLatents.of(draws, x0, levels, K, as_published)
+        soft = TOP_LATENTS[compat].of(draws, x0, levels, K)
         return Sparse(x0, draws, soft)
 
     return make
@@ -281,7 +283,7 @@ def test_probability_is_that_of_an_integral():
 
 def test_the_published_argmax_is_another_one(sparse):
     """x_t = x_0 wherever x_0 is kept, which is more often than alpha_t says."""
-    x0, _, soft = sparse(1.0, as_published=True)
+    x0, _, soft = sparse(1.0, "reference")
     count = int((soft.xt == x0).sum())
     P = probability(GAMMA, K)
     assert stats.binomtest(count, N, P, alternative="greater").pvalue < 1e-30
@@ -296,15 +298,15 @@ def test_the_published_argmax_at_full_size(kept, published):
     x0 = torch.randint(size, (count, 1), generator=generator)
     draws = TopDraws.draw(x0.shape, size, kept, generator)
     shares = {}
-    for as_published in (True, False):
-        soft = TopLatents.of(draws, x0, levels_at(gamma), size, as_published)
-        shares[as_published] = float((soft.xt == x0).double().mean())
+    for compat, kind in TOP_LATENTS.items():
+        soft = kind.of(draws, x0, levels_at(gamma), size)
+        shares[compat] = float((soft.xt == x0).double().mean())
     P = probability(gamma, size)
     assert pytest.approx(0.596, abs=5e-4) == P
     limit = stats.norm.isf(SIGNIFICANCE / 4) / math.sqrt(count)
-    assert abs(shares[False] - P) < limit * math.sqrt(P * (1 - P))
+    assert abs(shares["paper"] - P) < limit * math.sqrt(P * (1 - P))
     spread = math.sqrt(published * (1 - published))
-    assert abs(shares[True] - published) < 0.01 + limit * spread  # of two digits
+    assert abs(shares["reference"] - published) < 0.01 + limit * spread  # of two digits
 
 
 # ---------------------------------------------------------------- their parts
@@ -405,7 +407,7 @@ def test_order_statistics_of_sorted_draws():
 def test_published_order_statistics_are_rounded_only(count):
     """U to 16 digits, of which few are left where 1 - U is small."""
     u = torch.tensor([1e-10, 0.1, 0.5, 0.9, 1 - 1e-9], dtype=torch.float64)[:, None]
-    exact, published = (top_normals(u, count, flag) for flag in (False, True))
+    exact, published = top_normals(u, count), rounded_top_normals(u, count)
     torch.testing.assert_close(exact, published, rtol=1e-3, atol=1e-9)
     right = -stats.norm.isf(u.numpy() ** (1 / count))
     assert (exact - torch.from_numpy(right)).abs().max() < 1e-3

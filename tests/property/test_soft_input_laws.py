@@ -15,7 +15,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diffusion.curriculum import Curriculum
-from diffusion.gaussian import DenseLatents, Levels, TopDraws, TopLatents, enough
+from diffusion.gaussian import (
+    TOP_LATENTS,
+    DenseLatents,
+    Levels,
+    TopDraws,
+    TopLatents,
+    enough,
+)
 from integral.transform import gauss_levels
 from models import head
 
@@ -175,10 +182,10 @@ def test_no_tensor_of_tokens_times_vocabulary(monkeypatch, is_plain):
 # ---------------------------------------------------------------- the largest entries
 
 
-def some_top(kept: int, as_published: bool = False) -> TopLatents:
+def some_top(kept: int, compat: str = "paper") -> TopLatents:
     generator = torch.Generator().manual_seed(3)
     draws = TopDraws.draw(torch.Size([B, L]), K, kept, generator)
-    return TopLatents.of(draws, some_ids(), some_levels(), K, as_published)
+    return TOP_LATENTS[compat].of(draws, some_ids(), some_levels(), K)
 
 
 @pytest.mark.parametrize("kept", [1, 5, K - 1])

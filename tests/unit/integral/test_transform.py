@@ -17,8 +17,20 @@ from omegaconf import OmegaConf
 from refusals import refused
 from torch import Tensor
 
-from integral.approximations import EdgeCorrected, Fitted, Polynomials, Sigmoid
-from integral.registry import OPERATORS, Settings, build_operator, gamma_range
+from integral.approximations import (
+    EdgeCorrected,
+    Fitted,
+    Polynomials,
+    PublishedEdgeCorrected,
+    Sigmoid,
+)
+from integral.registry import (
+    OPERATORS,
+    PUBLISHED_OPERATORS,
+    Settings,
+    build_operator,
+    gamma_range,
+)
 from integral.tables import Interpolated, Nearest, build_table, write_table
 from integral.transform import (
     GammaRange,
@@ -284,9 +296,9 @@ def test_at_a_gamma(mode):
 @pytest.mark.parametrize("mode", FITTED)
 def test_published_slope_is_half(mode):
     """The curve stays; of sigmoids, the slope lacks the 2 of sig' = 2 sig (1 - sig)."""
-    t, kind = grid(), OPERATORS[mode].args[0]
+    t, kind = grid(), PUBLISHED_OPERATORS[mode].args[0]
     right = operator_of(mode)
-    published = kind(GPT2, DEFAULT, as_published=True, coefficients=right.coefficients)
+    published = kind(GPT2, DEFAULT, coefficients=right.coefficients)
     assert torch.equal(published(t).alpha_t, right(t).alpha_t)
     ours, theirs = right(t).dalpha_t, published(t).dalpha_t
     if mode == "sigmoid":
@@ -303,10 +315,10 @@ def test_published_slope_of_the_gate():
     t = grid(11).numpy()
     s, r = (np.tanh(b * t + c) + 1) / 2, (np.tanh(e * t + f) + 1) / 2
     gate, dgate = 1 - 4 * r * (1 - r), -4 * e * r * (1 - r) * (1 - 2 * r)
-    for factor in (1, 2):
+    for factor, kind in ((1, PublishedEdgeCorrected), (2, EdgeCorrected)):
         dalpha = factor * a * b * s * (1 - s)
         dalpha += g * gate + g * (t - 0.5) * factor * dgate
-        operator = EdgeCorrected(GPT2, DEFAULT, None, factor == 1, np.array(p))
+        operator = kind(GPT2, DEFAULT, coefficients=np.array(p))
         np.testing.assert_allclose(operator(grid(11)).dalpha_t, dalpha, rtol=1e-12)
         alpha = a * s + d + g * (t - 0.5) * gate
         np.testing.assert_allclose(operator(grid(11)).alpha_t, alpha, rtol=1e-12)
