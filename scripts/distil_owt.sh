@@ -13,26 +13,6 @@ source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scr
 finetune_path=$(required finetune_path outputs/train_owt_duo/checkpoints/last.ckpt)
 
 run \
-  mode=train \
-  loader.batch_size=2 \
-  loader.eval_batch_size=2 \
-  data=openwebtext-split \
-  model=small \
-  algo=distillation \
+  experiment=distil_owt \
   training.finetune_path="$(quote "$finetune_path")" \
-  sampling.num_sample_batches=10 \
-  sampling.steps=32 \
-  eval.compute_generative_perplexity=True \
-  algo.T=512 \
-  lr_scheduler.num_warmup_steps=500 \
-  trainer.val_check_interval=1000 \
-  trainer.max_steps=50000 \
-  loader.global_batch_size=128 \
-  training.ema=0.999 \
-  algo.update_teacher_every=10000 \
-  optim.lr=6e-5 \
-  trainer.limit_val_batches=8 \
-  algo.teacher_ema=False \
-  algo.linear_growth_dt=false \
-  +wandb.offline=true \
   "$@"

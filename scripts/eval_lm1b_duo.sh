@@ -13,14 +13,6 @@ source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scr
 checkpoint_path=$(required checkpoint_path outputs/train_lm1b_duo_sentencepacking/checkpoints/last.ckpt)
 
 run \
-  mode=ppl_eval \
-  loader.batch_size=64 \
-  loader.eval_batch_size=64 \
-  data=lm1b-wrap \
-  model=small \
-  model.length=128 \
-  algo=duo_base \
+  experiment=eval_lm1b_duo \
   eval.checkpoint_path="$(quote "$checkpoint_path")" \
-  sampling.num_sample_batches=0 \
-  +wandb.offline=true \
   "$@"

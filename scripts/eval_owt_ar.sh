@@ -13,12 +13,6 @@ source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scr
 checkpoint_path=$(required checkpoint_path outputs/train_owt_ar/checkpoints/last.ckpt)
 
 run \
-  mode=ppl_eval \
-  loader.batch_size=16 \
-  loader.eval_batch_size=16 \
-  data=openwebtext-split \
-  algo=ar \
-  model.length=1024 \
+  experiment=eval_owt_ar \
   eval.checkpoint_path="$(quote "$checkpoint_path")" \
-  +wandb.offline=true \
   "$@"

@@ -13,13 +13,6 @@ source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scr
 checkpoint_path=$(required checkpoint_path outputs/train_owt_duo/checkpoints/last.ckpt)
 
 run \
-  mode=ppl_eval \
-  loader.batch_size=8 \
-  loader.eval_batch_size=8 \
-  data=openwebtext-split \
-  model=small \
-  algo=duo_base \
+  experiment=eval_owt_duo \
   eval.checkpoint_path="$(quote "$checkpoint_path")" \
-  sampling.num_sample_batches=0 \
-  +wandb.offline=true \
   "$@"

@@ -13,13 +13,6 @@ source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scr
 checkpoint_path=$(required checkpoint_path outputs/train_owt_sedd/checkpoints/last.ckpt)
 
 run \
-  mode=ppl_eval \
-  loader.batch_size=16 \
-  loader.eval_batch_size=16 \
-  data=openwebtext-split \
-  model=small \
-  algo=sedd \
+  experiment=eval_owt_sedd \
   eval.checkpoint_path="$(quote "$checkpoint_path")" \
-  sampling.num_sample_batches=0 \
-  +wandb.offline=true \
   "$@"

@@ -14,16 +14,7 @@ CHECKPOINT_PATH=$(required CHECKPOINT_PATH outputs/train_cifar10_duo_cosine/chec
 DATA_CACHE_DIR=$(required DATA_CACHE_DIR /path/to/cache)
 
 run \
-  mode=fid_eval \
-  sampling.steps=64 \
-  sampling.guid_weight=1.0 \
-  data=cifar10 \
+  experiment=fid_cifar10_duo_ancestral_cosine \
   data.cache_dir="$(quote "$DATA_CACHE_DIR")" \
-  model=unet \
-  noise=cosine \
-  algo=duo_base \
-  algo.backbone=unet \
-  trainer.num_nodes=1 \
-  loader.eval_batch_size=500 \
   eval.checkpoint_path="$(quote "$CHECKPOINT_PATH")" \
   "$@"

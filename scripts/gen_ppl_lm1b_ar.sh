@@ -13,14 +13,6 @@ source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scr
 checkpoint_path=$(required checkpoint_path outputs/train_lm1b_ar_sentencepacking/checkpoints/last.ckpt)
 
 run \
-  mode=sample_eval \
-  loader.batch_size=2 \
-  loader.eval_batch_size=64 \
-  data=lm1b-wrap \
-  algo=ar \
-  model=small \
-  model.length=128 \
+  experiment=gen_ppl_lm1b_ar \
   eval.checkpoint_path="$(quote "$checkpoint_path")" \
-  sampling.num_sample_batches=15 \
-  +wandb.offline=true \
   "$@"

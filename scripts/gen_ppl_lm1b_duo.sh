@@ -11,20 +11,10 @@ done
 source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" gen_ppl_lm1b_duo
 
 checkpoint_path=$(required checkpoint_path outputs/train_lm1b_duo_sentencepacking/checkpoints/last.ckpt)
-steps=${steps:-32}
-RUN_DIR=${RUN_DIR:-$OUTPUTS/$NAME/$steps}
+RUN_DIR=${RUN_DIR:-$OUTPUTS/$NAME/$(values sampling.steps)}
 
 run \
-  mode=sample_eval \
-  loader.batch_size=2 \
-  loader.eval_batch_size=64 \
-  data=lm1b-wrap \
-  algo=duo_base \
-  model=small \
-  model.length=128 \
-  sampling.num_sample_batches=15 \
-  sampling.steps="$steps" \
-  +wandb.offline=true \
-  sampling.noise_removal=greedy \
+  experiment=gen_ppl_lm1b_duo \
+  ${steps:+sampling.steps="$steps"} \
   eval.checkpoint_path="$(quote "$checkpoint_path")" \
   "$@"

@@ -12,19 +12,11 @@ source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scr
 
 checkpoint_path=$(required checkpoint_path outputs/train_owt_ar/checkpoints)
 checkpoint_path=$(absolute "$checkpoint_path")
-seed=${seed:-1}
-RUN_DIR=${RUN_DIR:-$OUTPUTS/$NAME/$seed}
+RUN_DIR=${RUN_DIR:-$OUTPUTS/$NAME/$(values seed)}
 
 run \
-  mode=sample_eval \
-  seed="$seed" \
-  loader.batch_size=2 \
-  loader.eval_batch_size=8 \
-  data=openwebtext-split \
-  algo=ar \
-  model=small \
+  experiment=gen_ppl_owt_ar \
+  ${seed:+seed="$seed"} \
   eval.checkpoint_path="$(quote "$checkpoint_path/last.ckpt")" \
-  sampling.num_sample_batches=100 \
-  +wandb.offline=true \
-  eval.generated_samples_path="$(quote "$checkpoint_path/$seed-ckpt-last.json")" \
+  eval.generated_samples_path="$(quote "$checkpoint_path/$(values seed)-ckpt-last.json")" \
   "$@"

@@ -12,23 +12,13 @@ source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scr
 
 checkpoint_path=$(required checkpoint_path outputs/train_owt_sedd/checkpoints)
 checkpoint_path=$(absolute "$checkpoint_path")
-steps=${steps:-32}
-seed=${seed:-1}
 ckpt=${ckpt:-last}
-RUN_DIR=${RUN_DIR:-$OUTPUTS/$NAME/$steps-$seed-$ckpt}
+RUN_DIR=${RUN_DIR:-$OUTPUTS/$NAME/$(values sampling.steps seed)-$ckpt}
 
 run \
-  mode=sample_eval \
-  seed="$seed" \
-  loader.batch_size=2 \
-  loader.eval_batch_size=8 \
-  data=openwebtext-split \
-  algo=sedd \
-  model=small \
+  experiment=gen_ppl_owt_sedd \
+  ${seed:+seed="$seed"} \
   eval.checkpoint_path="$(quote "$checkpoint_path/$ckpt.ckpt")" \
-  sampling.num_sample_batches=100 \
-  sampling.steps="$steps" \
-  sampling.predictor=analytic \
-  eval.generated_samples_path="$(quote "$checkpoint_path/$seed-$steps-ckpt-$ckpt.json")" \
-  +wandb.offline=true \
+  ${steps:+sampling.steps="$steps"} \
+  eval.generated_samples_path="$(quote "$checkpoint_path/$(values seed sampling.steps)-ckpt-$ckpt.json")" \
   "$@"

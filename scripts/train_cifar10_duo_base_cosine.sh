@@ -14,21 +14,6 @@ DATA_CACHE_DIR=$(required DATA_CACHE_DIR /path/to/cache)
 RUN_DIR=${RUN_DIR:-$OUTPUTS/cifar10/duo_base_1_5M_d3pm_like_cosine}
 
 run \
-  data=cifar10 \
+  experiment=train_cifar10_duo_base_cosine \
   data.cache_dir="$(quote "$DATA_CACHE_DIR")" \
-  model=unet \
-  algo=duo_base \
-  algo.backbone=unet \
-  noise=cosine \
-  loader.global_batch_size=128 \
-  loader.batch_size=32 \
-  loader.eval_batch_size=32 \
-  loader.num_workers=8 \
-  trainer.val_check_interval=2500 \
-  trainer.max_steps=1_500_000 \
-  lr_scheduler.num_warmup_steps=5000 \
-  eval.generate_samples=False \
-  optim.lr=2e-4 \
-  callbacks.checkpoint_every_n_steps.every_n_train_steps=5_000 \
-  wandb.name=duo_base_1_5M_d3pm_like_cosine \
   "$@"

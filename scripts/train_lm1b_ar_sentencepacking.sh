@@ -11,11 +11,5 @@ done
 source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" train_lm1b_ar_sentencepacking
 
 run \
-  loader.batch_size=256 \
-  loader.eval_batch_size=256 \
-  algo=ar \
-  data=lm1b-wrap \
-  wandb.name=ar-lm1b-wrap-small \
-  model=small \
-  model.length=128 \
+  experiment=train_lm1b_ar_sentencepacking \
   "$@"

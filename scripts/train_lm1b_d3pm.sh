@@ -11,12 +11,5 @@ done
 source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" train_lm1b_d3pm
 
 run \
-  loader.batch_size=64 \
-  loader.eval_batch_size=64 \
-  model=small \
-  data=lm1b \
-  wandb.name=d3pm-lm1b \
-  algo=d3pm \
-  model.length=128 \
-  eval.compute_generative_perplexity=False \
+  experiment=train_lm1b_d3pm \
   "$@"

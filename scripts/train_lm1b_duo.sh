@@ -11,18 +11,5 @@ done
 source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" train_lm1b_duo
 
 run \
-  loader.batch_size=64 \
-  loader.eval_batch_size=64 \
-  data=lm1b \
-  wandb.name=duo-lm1b \
-  model=small \
-  algo=duo \
-  model.length=128 \
-  algo.curriculum.mode=simple \
-  algo.curriculum.gumbel_tau_log10_start=-3.0 \
-  algo.curriculum.gumbel_tau_log10_end=-3.0 \
-  algo.curriculum.gamma_min=-3.5 \
-  algo.curriculum.gamma_max=-1.75 \
-  algo.curriculum.start=0 \
-  algo.curriculum.end=500000 \
+  experiment=train_lm1b_duo \
   "$@"

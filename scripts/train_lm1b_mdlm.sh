@@ -11,11 +11,5 @@ done
 source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" train_lm1b_mdlm
 
 run \
-  loader.batch_size=64 \
-  loader.eval_batch_size=64 \
-  data=lm1b \
-  wandb.name=mdlm-lm1b \
-  model=small \
-  algo=mdlm \
-  model.length=128 \
+  experiment=train_lm1b_mdlm \
   "$@"

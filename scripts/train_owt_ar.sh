@@ -11,11 +11,5 @@ done
 source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" train_owt_ar
 
 run \
-  loader.batch_size=32 \
-  loader.eval_batch_size=32 \
-  model=small \
-  data=openwebtext-split \
-  wandb.name=ar-owt \
-  algo=ar \
-  model.length=1024 \
+  experiment=train_owt_ar \
   "$@"

@@ -11,12 +11,5 @@ done
 source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" train_owt_d3pm
 
 run \
-  loader.batch_size=32 \
-  loader.eval_batch_size=32 \
-  model=small \
-  data=openwebtext-split \
-  wandb.name=d3pm-owt \
-  algo=d3pm \
-  model.length=1024 \
-  eval.compute_generative_perplexity=False \
+  experiment=train_owt_d3pm \
   "$@"

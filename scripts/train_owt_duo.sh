@@ -11,18 +11,5 @@ done
 source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" train_owt_duo
 
 run \
-  loader.batch_size=32 \
-  loader.eval_batch_size=32 \
-  data=openwebtext-split \
-  wandb.name=duo-owt \
-  model=small \
-  algo=duo \
-  model.length=1024 \
-  algo.curriculum.mode=simple \
-  algo.curriculum.gumbel_tau_log10_start=-3.0 \
-  algo.curriculum.gumbel_tau_log10_end=-3.0 \
-  algo.curriculum.gamma_min=-3.55 \
-  algo.curriculum.gamma_max=-1.85 \
-  algo.curriculum.start=0 \
-  algo.curriculum.end=500000 \
+  experiment=train_owt_duo \
   "$@"

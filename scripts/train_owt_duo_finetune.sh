@@ -13,14 +13,6 @@ source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scr
 finetune_path=$(required finetune_path outputs/train_owt_duo/checkpoints/last.ckpt)
 
 run \
-  loader.batch_size=64 \
-  loader.eval_batch_size=64 \
-  data=openwebtext-split \
-  model=small \
-  algo=duo_base \
-  model.length=1024 \
-  wandb.name=duo-base \
+  experiment=train_owt_duo_finetune \
   training.finetune_path="$(quote "$finetune_path")" \
-  sampling.num_sample_batches=0 \
-  trainer.max_steps=500000 \
   "$@"

@@ -11,13 +11,5 @@ done
 source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" train_owt_mdlm
 
 run \
-  loader.batch_size=2 \
-  loader.eval_batch_size=2 \
-  model=small \
-  data=openwebtext-split \
-  wandb.name=mdlm-owt \
-  algo=mdlm \
-  model.length=1024 \
-  eval.compute_generative_perplexity=False \
-  +wandb.offline=True \
+  experiment=train_owt_mdlm \
   "$@"

@@ -11,13 +11,5 @@ done
 source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" train_owt_sedd
 
 run \
-  loader.batch_size=16 \
-  loader.eval_batch_size=16 \
-  model=small \
-  data=openwebtext-split \
-  wandb.name=sedd-owt \
-  algo=sedd \
-  model.length=1024 \
-  eval.compute_generative_perplexity=True \
-  sampling.predictor=analytic \
+  experiment=train_owt_sedd \
   "$@"

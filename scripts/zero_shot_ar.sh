@@ -15,12 +15,6 @@ source "$ROOT/scripts/lib/zero_shot.sh"
 checkpoint_path=$(required checkpoint_path outputs/train_owt_ar/checkpoints/last.ckpt)
 
 zero_shot \
-  mode=ppl_eval \
-  loader.batch_size=16 \
-  loader.eval_batch_size=16 \
-  data.insert_valid_eos=False \
-  algo=ar \
-  model.length=1024 \
+  experiment=zero_shot_ar \
   eval.checkpoint_path="$(quote "$checkpoint_path")" \
-  +wandb.offline=true \
   "$@"

@@ -15,15 +15,6 @@ source "$ROOT/scripts/lib/zero_shot.sh"
 checkpoint_path=$(required checkpoint_path outputs/train_owt_duo/checkpoints/last.ckpt)
 
 zero_shot \
-  mode=ppl_eval \
-  loader.batch_size=16 \
-  loader.eval_batch_size=16 \
-  loader.eval_global_batch_size=128 \
-  data.insert_valid_eos=False \
-  model=small \
-  algo=duo_base \
-  model.length=1024 \
+  experiment=zero_shot_duo \
   eval.checkpoint_path="$(quote "$checkpoint_path")" \
-  sampling.num_sample_batches=0 \
-  +wandb.offline=true \
   "$@"

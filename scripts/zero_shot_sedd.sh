@@ -15,14 +15,6 @@ source "$ROOT/scripts/lib/zero_shot.sh"
 checkpoint_path=$(required checkpoint_path outputs/train_owt_sedd/checkpoints/last.ckpt)
 
 zero_shot \
-  mode=ppl_eval \
-  loader.batch_size=16 \
-  loader.eval_batch_size=16 \
-  loader.eval_global_batch_size=128 \
-  data.insert_valid_eos=False \
-  model=small \
-  algo=sedd \
-  model.length=1024 \
+  experiment=zero_shot_sedd \
   eval.checkpoint_path="$(quote "$checkpoint_path")" \
-  +wandb.offline=true \
   "$@"

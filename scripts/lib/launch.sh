@@ -6,6 +6,7 @@
 #   required VARIABLE EXAMPLE   its value, or one line and status 2
 #   quote VALUE                 a value as Hydra reads it, whatever is in it
 #   absolute PATH               a path that holds in any folder
+#   values KEY...               their values with dashes between, for Hydra to fill in
 #   run OVERRIDE...             main.py in RUN_DIR, under Slurm by srun
 
 NAME=$1
@@ -34,6 +35,15 @@ absolute() {
     /* | *://*) printf '%s' "$1" ;;
     *) printf '%s' "$PWD/$1" ;;
   esac
+}
+
+# A part of a folder's or file's name: ${KEY}-${KEY}, which follows overrides, too.
+values() {
+  local key text=
+  for key; do
+    text+="-\${$key}"
+  done
+  printf '%s' "${text#-}"
 }
 
 # ---- the site

@@ -1,8 +1,7 @@
 """Scripts of scripts/: what each asks Slurm for and gives to main.py, against the table
-of published settings; what they refuse; and each for two steps at a tiny size.
+of published settings, and what they refuse; test_script_runs.py runs them.
 """
 
-import json
 import os
 import re
 import shutil
@@ -10,21 +9,24 @@ import subprocess
 import sys
 
 import pytest
-import torch
-from command_line import run
-from nursery import ENV, ROOT
+from nursery import ROOT
 from recorder import (
     FOLDER,
+    IMAGES,
     SCRIPTS,
+    SINGLE,
     TABLE,
+    ZERO_SHOT,
+    filled,
+    has_mode,
     parsed,
     path_of,
-    placeholders,
+    published,
     record,
     required,
+    resolved,
     variables,
 )
-from stand_ins import write_documents
 
 from cli.settle import check_batches
 
@@ -38,24 +40,10 @@ DATASETS = (
     "ptb",
     "lm1b-gpt2",
 )
-ZERO_SHOT = [name for name in SCRIPTS if name.startswith("zero_shot")]
-SINGLE = [name for name in SCRIPTS if name not in ZERO_SHOT]
-IMAGES = [name for name in SCRIPTS if "cifar10" in name]
+# What depends on the site, of which alone scripts say something.
+PATHS = {"data.cache_dir", "eval.checkpoint_path", "eval.generated_samples_path"}
+PATHS |= {"training.finetune_path"}
 STRANGE = "/some where/a=b,c/it's \\[x]\\"  # a path that Hydra would read otherwise
-
-
-def listed(script: str, values: dict[str, str]) -> dict[str, str]:
-    """Key -> value of a script's overrides in the table, its variables filled in."""
-    found = {}
-    for key, text in parsed(TABLE[script]["overrides"].split()).items():
-        for name in sorted(placeholders(text), key=len, reverse=True):
-            text = text.replace(f"${name}", values[name])
-        found[key] = text
-    return found
-
-
-def has_mode(script: str, mode: str) -> bool:
-    return parsed(TABLE[script]["overrides"].split()).get("mode", "train") == mode
 
 
 def header(script: str) -> dict[str, str]:
@@ -157,38 +145,48 @@ def test_no_site_is_named():
 
 
 @pytest.mark.parametrize("script", SINGLE)
-def test_overrides_are_the_published_ones(script, tmp_path, compose):
-    """With the variables' defaults, as Slurm starts it; main.py accepts them all."""
+def test_settings_are_the_published_ones(script, tmp_path, compose):
+    """As Slurm starts it, with the variables' defaults: the script names its experiment
+    and paths, and what main.py composes is what the published command composes."""
     values = dict.fromkeys(required(script), STRANGE) | variables(script)
     paths = dict.fromkeys(required(script), STRANGE)
     ran = as_sbatch(script, tmp_path, **paths)
     assert (ran.status, ran.said) == (0, "")
-    words = ran.overrides()
-    given, expected = parsed(words), listed(script, values)
+    words, expected = ran.overrides(), published(script, values)
+    given = parsed(words)
     folder = given.pop("hydra.run.dir")
-    is_below = str(tmp_path / "outputs")
-    if published := expected.pop("hydra.run.dir", None):
-        assert folder == os.path.normpath(tmp_path / published)
-    assert folder.startswith(is_below)
+    if own := parsed(expected).get("hydra.run.dir"):
+        assert folder == os.path.normpath(tmp_path / own)
+    assert folder.startswith(str(tmp_path / "outputs"))
     devices = header(script)["--ntasks-per-node"]
     machines = {"trainer.num_nodes": "1", "trainer.devices": devices}
-    assert given == machines | expected
+    assert given.pop("experiment") == script
+    assert {key: given.pop(key) for key in machines} == machines
+    assert given.keys() <= PATHS
     assert ran.srun.startswith(f"--job-name={script.split('/')[-1]} recorder -u ")
+    machines = [f"{key}={value}" for key, value in machines.items()]
     config = compose(*words, tiny=False)
+    assert resolved(config) == resolved(compose(*expected, *machines, tiny=False))
     check_batches(config)
 
 
 @pytest.mark.parametrize("script", [x for x in SINGLE if variables(x)])
-def test_variables_come_from_the_environment(script, tmp_path):
+def test_variables_come_from_the_environment(script, tmp_path, compose):
     """All of them, and runs with different ones do not share a folder."""
     paths = dict.fromkeys(required(script), "/a")
-    default = record(path_of(script), folder=tmp_path, **paths)
     values = {name: str(i + 3) for i, name in enumerate(variables(script))} | paths
-    ran = record(path_of(script), folder=tmp_path, **values)
-    given, expected = parsed(ran.overrides()), listed(script, values)
-    folder = given.pop("hydra.run.dir")
-    assert folder != parsed(default.overrides())["hydra.run.dir"]
-    assert given == expected  # nothing of devices: Lightning counts them
+    if noise := variables(script).get("NOISE"):
+        values["NOISE"] = {"cosine": "log-linear", "log-linear": "cosine"}[noise]
+    folders = set()
+    for env in (paths, values):
+        words = record(path_of(script), folder=tmp_path, **env).overrides()
+        config = compose(*words, tiny=False)
+        folders.add(filled(parsed(words), config)["hydra.run.dir"])
+    assert len(folders) == 2
+    assert not any(folder.count("${") for folder in folders)
+    assert "trainer.devices" not in parsed(words)  # Lightning counts them
+    expected = compose(*published(script, values), tiny=False)
+    assert resolved(config) == resolved(expected)
 
 
 @pytest.mark.parametrize("script", [x for x in SCRIPTS if required(x)])
@@ -204,11 +202,24 @@ def test_a_missing_variable_is_named(script, tmp_path):
         assert line.endswith(f"sbatch scripts/{script}.sh")
 
 
-def test_arguments_of_a_script_come_last(tmp_path):
-    ran = record(
-        path_of("train_owt_mdlm"), "trainer.max_steps=10", "seed=2", folder=tmp_path
-    )
-    assert ran.overrides()[-2:] == ["trainer.max_steps=10", "seed=2"]
+def test_arguments_of_a_script_win(tmp_path, compose):
+    """Over every key and group of its experiment, and its folder follows them."""
+    arguments = ["trainer.max_steps=10", "model.length=64", "seed=2"]
+    arguments += ["data=ptb", "algo=sedd", "model=tiny", "logger=none"]
+    words = record(path_of("train_owt_mdlm"), *arguments, folder=tmp_path).overrides()
+    assert words[-len(arguments) :] == arguments
+    config = compose(*words, tiny=False)
+    assert (config.trainer.max_steps, config.model.length, config.seed) == (10, 64, 2)
+    assert (config.data.train, config.algo.name) == ("ptb", "sedd")
+    assert (config.model.name, config.get("logger")) == ("tiny", {})
+    assert config.loader.batch_size == 2  # what is not overridden stays
+
+    path = path_of("gen_ppl_owt_duo")
+    words = record(path, "sampling.steps=8", folder=tmp_path, checkpoint_path="/a")
+    words = words.overrides()
+    given = filled(parsed(words), compose(*words, tiny=False))
+    assert given["hydra.run.dir"].endswith("/gen_ppl_owt_duo/8-1-last")
+    assert given["eval.generated_samples_path"].endswith("/1-8-ckpt-last.json")
 
 
 @pytest.mark.parametrize("script", ZERO_SHOT)
@@ -219,10 +230,11 @@ def test_zero_shot_runs_over_all_data(script, tmp_path):
     *runs, report = map(parsed, ran.calls)
     assert [x["data"] for x in runs] == list(DATASETS)
     top = tmp_path / "outputs" / script
-    expected = listed(script, {"checkpoint_path": STRANGE})
     for given in runs:
         name = given["data"]
-        assert given == expected | {
+        assert given == {
+            "experiment": script,
+            "eval.checkpoint_path": STRANGE,
             "data": name,
             "hydra.run.dir": f"{top}/{name}",
             "eval.results_path": f"{top}/{name}/likelihood.json",
@@ -241,9 +253,18 @@ def test_zero_shot_runs_over_all_data(script, tmp_path):
 
 @pytest.mark.parametrize("script", ZERO_SHOT)
 def test_zero_shot_composes(script, tmp_path, compose):
+    """To what the published command composes, on every data set."""
     ran = record(path_of(script), folder=tmp_path, checkpoint_path="a")
-    for call in ran.calls:
-        check_batches(compose(*call, tiny=False))
+    *calls, report = ran.calls
+    check_batches(compose(*report, tiny=False))
+    for name, call in zip(DATASETS, calls, strict=True):
+        config = compose(*call, tiny=False)
+        check_batches(config)
+        results = (
+            f"eval.results_path={tmp_path}/outputs/{script}/{name}/likelihood.json"
+        )
+        words = published(script, {"checkpoint_path": "a", "data": name})
+        assert resolved(config) == resolved(compose(*words, results, tiny=False))
 
 
 def test_zero_shot_of_local_copies(tmp_path, compose):
@@ -370,178 +391,3 @@ def test_an_environment_in_the_repository_is_used(active, tmp_path):
     )
     python = "other" if active else "own"
     assert done.stderr.splitlines() == ["settings", f"{python} {repository}/main.py"]
-
-
-# ---------------------------------------------------------------- each for two steps
-
-TINY = (
-    "model.hidden_size=16",
-    "model.cond_dim=8",
-    "model.n_blocks=1",
-    "model.n_heads=2",
-    "model.length=16",
-    "loader.global_batch_size=4",
-    "loader.batch_size=2",
-    "loader.eval_global_batch_size=4",
-    "loader.eval_batch_size=4",
-    "loader.num_workers=0",
-    "lr_scheduler.num_warmup_steps=1",
-    "trainer.accelerator=cpu",
-    "trainer.devices=1",
-    "trainer.max_steps=2",
-    "trainer.val_check_interval=2",
-    "trainer.num_sanity_val_steps=0",
-    "+trainer.enable_progress_bar=False",
-    "sampling.steps=2",
-    "sampling.num_sample_batches=1",
-    "eval.gen_ppl_eval_model_name_or_path=null",
-)
-OFF = {"WANDB_MODE": "disabled"}
-QUICK = ("train_owt_duo", "eval_owt_duo", "gen_ppl_owt_duo")
-QUICK += ("zero_shot_duo", "train_cifar10_mdlm_cosine")
-
-
-def one_in_a_few(names):
-    slow = pytest.mark.slow
-    return [x if x in QUICK else pytest.param(x, marks=slow) for x in names]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """Overrides that make a script's run tiny, with files in the place of the hub."""
-    source = write_documents(tmp_path_factory.mktemp("data"), num=20)
-    cache = tmp_path_factory.mktemp("cache")
-    own = ("data.tokenizer_name_or_path=bytes", f"data.cache_dir={cache}")
-    local = (f"data.source={source}", "data.valid_documents=5", "data.num_proc=1")
-
-    return (*TINY, *own, *local)
-
-
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory, tiny):
-    """What a script leaves when it is run in tiny, and its folder; once each."""
-    found = {}
-
-    def call(script: str):
-        if script not in found:
-            folder = tmp_path_factory.mktemp("run")
-            env = {name: str(checkpoint(script, name)) for name in required(script)}
-            words = record(path_of(script), *tiny, folder=folder, **env).overrides()
-            done = run(*words, cwd=folder, env=OFF)
-            found[script] = done, parsed(words)
-        return found[script]
-
-    def checkpoint(script: str, variable: str):
-        if variable == "DATA_CACHE_DIR":
-            return tmp_path_factory.mktemp("cache")
-        algorithm = parsed(TABLE[script]["overrides"].split())["algo"]
-        names = {"duo_base": "duo", "distillation": "duo"}
-        trained = f"train_owt_{names.get(algorithm, algorithm)}"
-        folder = call(trained)[1]["hydra.run.dir"] + "/checkpoints"
-        as_folder = "$checkpoint_path/" in TABLE[script]["overrides"]
-        return folder if as_folder else f"{folder}/last.ckpt"
-
-    return call
-
-
-TRAINING = [x for x in SINGLE if has_mode(x, "train") and x not in IMAGES]
-LIKELIHOOD = [x for x in SINGLE if has_mode(x, "ppl_eval")]
-SAMPLING = [x for x in SINGLE if has_mode(x, "sample_eval")]
-
-
-def test_each_is_run():
-    assert sorted(TRAINING + LIKELIHOOD + SAMPLING + IMAGES + ZERO_SHOT) == SCRIPTS
-
-
-@pytest.mark.parametrize("script", one_in_a_few(TRAINING))
-def test_it_trains(ran, script):
-    done, given = ran(script)
-    path = f"{given['hydra.run.dir']}/checkpoints/last.ckpt"
-    assert torch.load(path, weights_only=True)["global_step"] == 2
-    assert "val/ppl" in done.stdout
-
-
-@pytest.mark.parametrize("script", one_in_a_few(LIKELIHOOD))
-def test_it_evaluates(ran, script):
-    done, _ = ran(script)
-    assert "val/ppl" in done.stdout
-
-
-@pytest.mark.parametrize("script", one_in_a_few(SAMPLING))
-def test_it_samples(ran, script):
-    _, given = ran(script)
-    default = f"{given['hydra.run.dir']}/samples.json"
-    with open(given.get("eval.generated_samples_path", default)) as file:
-        results = json.load(file)
-    assert results["complete"]
-    assert len(results["generated_seqs"]) == 4
-
-
-@pytest.mark.parametrize("script", one_in_a_few(ZERO_SHOT))
-def test_zero_shot_in_tiny(ran, tiny, script, tmp_path):
-    """Every run and the table."""
-    algorithm = script.removeprefix("zero_shot_")
-    trained = ran(f"train_owt_{algorithm}")[1]["hydra.run.dir"]
-    calls = record(
-        path_of(script),
-        *tiny,
-        folder=tmp_path,
-        checkpoint_path=f"{trained}/checkpoints/last.ckpt",
-        datasets="ptb scientific_papers_arxiv",
-    ).calls
-    for words in calls:
-        run(*words, cwd=tmp_path, env=OFF)
-    top = tmp_path / "outputs" / script
-    for data in ("ptb", "scientific_papers_arxiv"):
-        assert json.loads((top / data / "likelihood.json").read_text())
-
-
-@pytest.mark.parametrize("script", one_in_a_few(IMAGES))
-def test_images_are_refused_for_now(script, tmp_path):
-    """In one line. Once they are supported this fails: move them to the runs above."""
-    ran = record(
-        path_of(script), folder=tmp_path, CHECKPOINT_PATH="a", DATA_CACHE_DIR="b"
-    )
-    done = run(*ran.overrides(), cwd=tmp_path, status=2)
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-
-
-def plainly(script: str, *arguments: str, cwd, **env: str):
-    """`bash scripts/NAME.sh`, as users do it."""
-    return subprocess.run(
-        ["bash", path_of(script), *arguments],
-        cwd=cwd,
-        env=os.environ | ENV | {"PYTHON": sys.executable, "DUO_ENV": os.devnull} | env,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-
-
-def test_training_in_a_shell(tiny, tmp_path):
-    script = "train_owt_mdlm"
-    done = plainly(script, *tiny, cwd=tmp_path, **OFF)
-    assert done.returncode == 0, done.stderr[-3000:]
-    saved = {x.name for x in tmp_path.glob(f"outputs/{script}/checkpoints/*")}
-    assert saved == {"last.ckpt", "best.ckpt"}
-
-
-@pytest.mark.slow
-def test_a_script_and_its_checkpoint_in_a_shell(tiny, tmp_path):
-    """Training with the logger that the script asks for, then the same with more
-    steps, which goes on where it was, then samples; in a folder whose name Hydra would
-    split."""
-    script, folder = "train_owt_mdlm", tmp_path / "a b=c"
-    folder.mkdir()
-    for steps in (2, 3):
-        arguments = (*tiny, f"trainer.max_steps={steps}")
-        done = plainly(script, *arguments, cwd=folder)
-        assert done.returncode == 0, done.stderr[-3000:]
-    path = f"outputs/{script}/checkpoints/last.ckpt"
-    assert torch.load(folder / path, weights_only=True)["global_step"] == 3
-    assert (folder / "outputs" / script / "wandb").is_dir()
-    script = "gen_ppl_owt_mdlm"
-    done = plainly(script, *tiny, cwd=folder, checkpoint_path=path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (folder / "outputs" / script / "samples.json").exists()

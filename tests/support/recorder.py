@@ -8,7 +8,9 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from nursery import ROOT
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
+
+from utils import hydra_quoted
 
 FOLDER = ROOT / "scripts"
 TABLE = OmegaConf.to_container(
@@ -16,6 +18,9 @@ TABLE = OmegaConf.to_container(
 )
 PATHS = {path for path in FOLDER.rglob("*.sh") if path.read_text().startswith("#!")}
 SCRIPTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in PATHS)
+ZERO_SHOT = [name for name in SCRIPTS if name.startswith("zero_shot")]
+SINGLE = [name for name in SCRIPTS if name not in ZERO_SHOT]
+IMAGES = [name for name in SCRIPTS if "cifar10" in name]
 
 RECORDER = """#!/bin/sh
 { for word; do printf '%s\\0' "$word"; done; printf '\\036'; } >> "$RECORD"
@@ -48,12 +53,56 @@ def required(script: str) -> list[str]:
     return sorted(names - variables(script).keys())
 
 
+def has_mode(script: str, mode: str) -> bool:
+    return parsed(TABLE[script]["overrides"].split()).get("mode", "train") == mode
+
+
 def parsed(words: list[str]) -> dict[str, str]:
     """Key -> value of overrides, as Hydra reads them; + and the like stay."""
     overrides = OverridesParser.create().parse_overrides(words)
     assert len(overrides) == len(words)
     given = (x.input_line.partition("=")[0] for x in overrides)
     return {key: str(x.value()) for key, x in zip(given, overrides, strict=True)}
+
+
+def listed(script: str, values: dict[str, str]) -> dict[str, str]:
+    """Key -> value of a script's overrides in the table, its variables filled in."""
+    found = {}
+    for key, text in parsed(TABLE[script]["overrides"].split()).items():
+        for name in sorted(values, key=len, reverse=True):
+            text = text.replace(f"${name}", values[name])
+        found[key] = text
+    return found
+
+
+def published(script: str, values: dict[str, str]) -> list[str]:
+    """The words of the command in the table, as main.py takes them.
+
+    Any wandb key among them asks for the logger wandb beside the usual one.
+
+    Args:
+        script: Name of it.
+        values: Of all its variables.
+    """
+    found = listed(script, values)
+    words = [f"{key}={_for_hydra(value)}" for key, value in found.items()]
+    has_wandb = any(key.lstrip("+").startswith("wandb.") for key in found)
+    return words + ["logger=[csv,wandb]"] * has_wandb
+
+
+def _for_hydra(value: str) -> str:
+    return value if re.fullmatch(r"[\w.+/-]*", value) else hydra_quoted(value)
+
+
+def resolved(config: DictConfig) -> dict:
+    """All values of a config, those made of others filled in."""
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def filled(given: dict[str, str], config: DictConfig) -> dict[str, str]:
+    """Values of a command line with ${KEY} filled in from the config it composes."""
+    both = OmegaConf.create(OmegaConf.to_container(config) | {"given_": dict(given)})
+    return dict(both.given_)
 
 
 class Recorded:

@@ -1,7 +1,9 @@
 """Configs: every file composes, every key is read by code or listed as inert."""
 
 import ast
+import csv
 import re
+from itertools import takewhile
 from pathlib import Path
 
 import hydra
@@ -222,3 +224,77 @@ def test_the_search_tells_read_from_unread(reads):
     assert not is_read("made.up", reads)
     assert is_read("model.n_blocks", reads)  # models/dit.py: model = config.model
     assert not is_read("model.time_conditioning", reads)  # the network's own
+
+
+# ---------------------------------------------------------------- experiments
+
+EXPERIMENTS = [name for group, name in GROUPS if group == "experiment"]
+
+
+def head(path: Path) -> list[str]:
+    """The comment lines with which a config file begins, without their signs."""
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    return [line.removeprefix("#").strip() for line in lines]
+
+
+def entries(experiment: str) -> dict[str, str]:
+    """What the head of an experiment says of its command, cost, expected numbers."""
+    lines = head(CONFIGS / "experiment" / f"{experiment}.yaml")
+    assert lines[0] == "@package _global_"
+    text = " ".join(line.removesuffix("\\").strip() for line in lines[1:])
+    _, *parts = re.split(r"\b(command|cost|expected|sources): +", text)
+    return {name: value.strip() for name, value in batched(parts)}
+
+
+def batched(parts: list[str]) -> list[tuple[str, str]]:
+    return list(zip(parts[::2], parts[1::2], strict=True))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_command_of_an_experiment_is_there(compose, name):
+    """Its script, if there is one, and a command that composes."""
+    said = entries(name)["command"]
+    words = said[said.index("python main.py ") :].split()[2:]
+    words = [word for word in words if word != "-m"]
+    assert f"experiment={name}" in words
+    compose(*(word.split(",")[0] for word in words), tiny=False)
+    if not name.startswith("demo"):
+        (script,) = re.findall(r"scripts/\S+\.sh", said)
+        assert script == f"scripts/{name}.sh"
+        assert (ROOT / script).exists()
+
+
+PUBLISHED = list(csv.DictReader((ROOT / "report/published_results.csv").open()))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_expected_numbers_have_a_source(name):
+    """Numbers are followed by where they stand: in the table of published results,
+    whose labels it uses, or in README.md. Otherwise it says that none is stated."""
+    said = entries(name)
+    assert said["cost"]
+    found = re.findall(r"([^()]*)\(([^()]*)\)", said["expected"])
+    numbers = [(re.findall(r"\d+\.\d+", text), source) for text, source in found]
+    assert any(values for values, _ in numbers) or "not stated" in said["expected"]
+    for values, source in numbers:
+        if source == "README.md":
+            page = (ROOT / source).read_text()
+            assert all(f" {value} " in page for value in values)
+        else:
+            sources = {source, *source.split(", ")}
+            known = {row["value"] for row in PUBLISHED if row["source"] in sources}
+            assert set(values) <= known
+            assert "docs/reproduce.md" in said["sources"]
+    rest = re.sub(r"[^()]*\([^()]*\)", "", said["expected"])
+    assert not re.search(r"\d+\.\d+", rest)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda x: x.stem)
+def test_every_file_says_what_it_is(path):
+    """In a comment at its head; of a data set also which text it is trained and
+    validated on."""
+    text = " ".join(head(path)).removeprefix("@package _global_")
+    assert len(text) >= 30
+    if path.parent.name == "data" and not path.stem.startswith("_"):
+        assert re.search(r"\b[Tt]rain", text)
+        assert re.search(r"\b[Vv]alidat", text)

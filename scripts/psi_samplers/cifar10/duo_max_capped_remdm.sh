@@ -12,29 +12,16 @@ source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scr
 
 CHECKPOINT_PATH=$(required CHECKPOINT_PATH outputs/train_cifar10_duo_cosine/checkpoints/last.ckpt)
 DATA_CACHE_DIR=$(required DATA_CACHE_DIR /path/to/cache)
-NUM_STEPS=${NUM_STEPS:-256}
-ETA=${ETA:-0.005}
-NOISE=${NOISE:-cosine}
-EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-500}
-RUN_DIR=${RUN_DIR:-$OUTPUTS/$NAME/$NUM_STEPS-$ETA}
+RUN_DIR=${RUN_DIR:-$OUTPUTS/$NAME/$(values sampling.steps sampling.psi.middle_mode)}
 
 run \
-  mode=fid_eval \
-  data=cifar10 \
+  experiment=psi_samplers/cifar10/duo_max_capped_remdm \
   data.cache_dir="$(quote "$DATA_CACHE_DIR")" \
-  model=unet \
-  algo=duo_base \
-  algo.backbone=unet \
-  noise="$NOISE" \
-  sampling.predictor=psi \
-  sampling.steps="$NUM_STEPS" \
-  sampling.guid_weight=1.0 \
+  ${NOISE:+noise="$NOISE"} \
+  ${NUM_STEPS:+sampling.steps="$NUM_STEPS"} \
   eval.checkpoint_path="$(quote "$CHECKPOINT_PATH")" \
-  loader.eval_batch_size="$EVAL_BATCH_SIZE" \
-  sampling.psi.time_profile=linear \
-  sampling.psi.high_mode="max-capped-$ETA" \
-  sampling.psi.middle_mode="max-capped-$ETA" \
-  sampling.psi.low_mode="max-capped-$ETA" \
-  sampling.psi.high_frac=0.0 \
-  sampling.psi.middle_frac=0.0 \
+  ${EVAL_BATCH_SIZE:+loader.eval_batch_size="$EVAL_BATCH_SIZE"} \
+  ${ETA:+sampling.psi.high_mode="max-capped-$ETA"} \
+  ${ETA:+sampling.psi.middle_mode="max-capped-$ETA"} \
+  ${ETA:+sampling.psi.low_mode="max-capped-$ETA"} \
   "$@"

@@ -12,31 +12,16 @@ source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scr
 
 CHECKPOINT_PATH=$(required CHECKPOINT_PATH outputs/train_cifar10_duo_cosine/checkpoints/last.ckpt)
 DATA_CACHE_DIR=$(required DATA_CACHE_DIR /path/to/cache)
-NUM_STEPS=${NUM_STEPS:-256}
-KAPPA=${KAPPA:-0.95}
-NOISE=${NOISE:-cosine}
-HIGH_FRAC=${HIGH_FRAC:-0.5}
-MIDDLE_FRAC=${MIDDLE_FRAC:-0.4}
-EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-500}
-RUN_DIR=${RUN_DIR:-$OUTPUTS/$NAME/$NUM_STEPS-$KAPPA-$HIGH_FRAC-$MIDDLE_FRAC}
+RUN_DIR=${RUN_DIR:-$OUTPUTS/$NAME/$(values sampling.steps sampling.psi.middle_mode sampling.psi.high_frac sampling.psi.middle_frac)}
 
 run \
-  mode=fid_eval \
-  data=cifar10 \
+  experiment=psi_samplers/cifar10/duo_psi_pc \
   data.cache_dir="$(quote "$DATA_CACHE_DIR")" \
-  model=unet \
-  algo=duo_base \
-  algo.backbone=unet \
-  noise="$NOISE" \
-  sampling.predictor=psi \
-  sampling.steps="$NUM_STEPS" \
-  sampling.guid_weight=1.0 \
+  ${NOISE:+noise="$NOISE"} \
+  ${NUM_STEPS:+sampling.steps="$NUM_STEPS"} \
   eval.checkpoint_path="$(quote "$CHECKPOINT_PATH")" \
-  loader.eval_batch_size="$EVAL_BATCH_SIZE" \
-  sampling.psi.time_profile=linear \
-  sampling.psi.high_mode=pure-posterior \
-  sampling.psi.middle_mode="constant-$KAPPA" \
-  sampling.psi.low_mode=pure-posterior \
-  sampling.psi.high_frac="$HIGH_FRAC" \
-  sampling.psi.middle_frac="$MIDDLE_FRAC" \
+  ${EVAL_BATCH_SIZE:+loader.eval_batch_size="$EVAL_BATCH_SIZE"} \
+  ${KAPPA:+sampling.psi.middle_mode="constant-$KAPPA"} \
+  ${HIGH_FRAC:+sampling.psi.high_frac="$HIGH_FRAC"} \
+  ${MIDDLE_FRAC:+sampling.psi.middle_frac="$MIDDLE_FRAC"} \
   "$@"

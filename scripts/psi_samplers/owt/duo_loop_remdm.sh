@@ -12,31 +12,16 @@ source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scr
 
 CHECKPOINT_PATH=$(required CHECKPOINT_PATH outputs/train_owt_duo/checkpoints/last.ckpt)
 DATA_CACHE_DIR=$(required DATA_CACHE_DIR /path/to/cache)
-NUM_STEPS=${NUM_STEPS:-256}
-ETA=${ETA:-0.01}
-NUCLEUS_P=${NUCLEUS_P:-0.95}
-NOISE=${NOISE:-log-linear}
-EVAL_BATCH_SIZE=${EVAL_BATCH_SIZE:-16}
-NUM_SAMPLE_BATCHES=${NUM_SAMPLE_BATCHES:-32}
-RUN_DIR=${RUN_DIR:-$OUTPUTS/$NAME/$NUM_STEPS-$ETA-$NUCLEUS_P}
+RUN_DIR=${RUN_DIR:-$OUTPUTS/$NAME/$(values sampling.steps sampling.psi.middle_mode sampling.p_nucleus)}
 
 run \
-  mode=sample_eval \
-  data=openwebtext-split \
+  experiment=psi_samplers/owt/duo_loop_remdm \
   data.cache_dir="$(quote "$DATA_CACHE_DIR")" \
-  model=small \
-  algo=duo_base \
-  noise="$NOISE" \
-  sampling.predictor=psi \
-  sampling.steps="$NUM_STEPS" \
-  sampling.p_nucleus="$NUCLEUS_P" \
-  sampling.num_sample_batches="$NUM_SAMPLE_BATCHES" \
+  ${NOISE:+noise="$NOISE"} \
+  ${NUM_STEPS:+sampling.steps="$NUM_STEPS"} \
+  ${NUCLEUS_P:+sampling.p_nucleus="$NUCLEUS_P"} \
+  ${NUM_SAMPLE_BATCHES:+sampling.num_sample_batches="$NUM_SAMPLE_BATCHES"} \
   eval.checkpoint_path="$(quote "$CHECKPOINT_PATH")" \
-  loader.eval_batch_size="$EVAL_BATCH_SIZE" \
-  sampling.psi.time_profile=linear-constant-linear-0.9-inv \
-  sampling.psi.high_mode=pure-posterior \
-  sampling.psi.middle_mode="constant-remdm-$ETA" \
-  sampling.psi.low_mode=pure-posterior \
-  sampling.psi.high_frac=0.45 \
-  sampling.psi.middle_frac=0.5 \
+  ${EVAL_BATCH_SIZE:+loader.eval_batch_size="$EVAL_BATCH_SIZE"} \
+  ${ETA:+sampling.psi.middle_mode="constant-remdm-$ETA"} \
   "$@"
