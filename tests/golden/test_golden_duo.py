@@ -10,7 +10,6 @@ errors of the reference, and what ours does instead:
   an error; ours repeats both under `algo.compat=reference` only.
 """
 
-import itertools
 import math
 import re
 from types import SimpleNamespace
@@ -19,19 +18,15 @@ import pytest
 import torch
 from golden_cases import EXACT, FORWARD, Case, close, for_cases
 from golden_models import batch_sizes, build, composed, configured, derivative_factor
+from golden_weights import check_weights
 from torch import Tensor
-from torch.special import ndtri
 
-from diffusion import gaussian
 from diffusion.curriculum import NEVER_SOFT, Curriculum
 from diffusion.gaussian import (
-    TOP_LATENTS,
     DenseLatents,
-    Levels,
     PublishedTopLatents,
     TopDraws,
     TopLatents,
-    rounded_top_normals,
 )
 from integral.approximations import Series
 from integral.tables import Nearest, Table, write_table
@@ -73,104 +68,6 @@ def test_temperature(case):
                 assert math.log10(golden) == pytest.approx(-NEVER_SOFT)
             else:
                 assert curriculum.is_over(step) == is_plain
-
-
-# ---------------------------------------------------------------- the largest entries
-
-
-def sparse(case: Case, index: int, setting: dict, compat: str):
-    """TopLatents of a recorded setting, and what it was made of."""
-
-    def get(name: str) -> Tensor:
-        return case[f"{index}/{name}"]
-
-    alpha, sigma = (get(name).double()[:, None] for name in ("alpha", "sigma"))
-    tau = torch.full_like(alpha, 1 / setting["inverse_temperature"])
-    levels = Levels(alpha, sigma, tau)
-    u, slots = get("u"), get("random_ints")
-    order = torch.arange(u.shape[-1]).expand(u.shape)
-    draws = TopDraws(u, get("eps_extra").double(), slots, order)
-    given = draws, get("x0"), levels, setting["vocab_size"]
-    return TOP_LATENTS[compat].of(*given), given
-
-
-def check_weights(
-    case: Case, name: str, limits: dict[str, float], given: tuple, unit: float
-) -> None:
-    """To the stated tolerance, and what the last digit of their making leaves open.
-
-    The published form rounds U to float64, and U is close to 1, so that a unit in its
-    last place is many in the weights; levels of float32 are divided by a temperature.
-    Each kind of processor rounds functions in its own way. So twice the change by one
-    unit in the last place of each is allowed for.
-
-    Args:
-        case: Of the recorded weights.
-        name: Theirs.
-        limits: rtol that the case states.
-        given: Arguments of `PublishedTopLatents.of`.
-        unit: Relative one of the levels.
-    """
-    draws, x0, levels, *others = given
-    golden, ours = case[name], PublishedTopLatents.of(*given).weights
-    change = torch.zeros_like(golden)
-    alternating = (-1.0) ** torch.arange(golden.shape[-1])
-    for a, s, u in itertools.product((-1, 1), (-1, 1), (-1, 1, alternating)):
-        gauss_alpha = levels.gauss_alpha * (1 + a * unit)
-        gauss_sigma = levels.gauss_sigma * (1 + s * unit)
-        moved = Levels(gauss_alpha, gauss_sigma, levels.tau)
-        last_place = u * torch.finfo(torch.float64).eps / 2
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(gaussian, "ndtri", lambda U, d=last_place: ndtri(U + d))
-            weights = PublishedTopLatents.of(draws, x0, moved, *others).weights
-        change = torch.maximum(change, (weights - ours).abs())
-    excess = (ours - golden).abs() - limits["rtol"] * golden - 2 * change
-    assert (excess <= 0).all(), f"{case}: {name}, by up to {excess.max()}"
-
-
-@for_cases("duo_topk", holding="settings")
-def test_sparse_input_as_published(case):
-    """Weights, ids and x_t, and the values of which they are made."""
-    for i, setting in enumerate(case.values["settings"]):
-        soft, given = sparse(case, i, setting, "reference")
-        draws, _, levels, *_ = given
-        assert soft.ids.shape[-1] == setting["k"]
-        limits = case.tolerance(f"{i}/weights")
-        check_weights(case, f"{i}/weights", limits, given, unit=0)
-        for name, ours in {"indices": soft.ids, "xt": soft.xt}.items():
-            case.check(f"{i}/{name}", ours)
-        own = levels.gauss_alpha + levels.gauss_sigma * draws.eps
-        z = rounded_top_normals(draws.u, setting["vocab_size"] - 1)
-        values = levels.gauss_sigma[..., None] * z
-        is_kept = own > values[..., -1]
-        values[..., -1] = torch.maximum(own, values[..., -1])
-        case.check(f"{i}/extra_value", own, default=limits)
-        case.check(f"{i}/extra_in_topk", is_kept, default=EXACT)
-        case.check(f"{i}/topk_values", values, default=limits)
-
-
-@for_cases("duo_topk", holding="settings")
-def test_sparse_input_of_the_paper(case):
-    """With the same draws: x_t is x_0 where its value is the largest, and only there.
-
-    The reference takes x_0 in more places; without such a place the cases could not
-    tell the two.
-    """
-    num_more = 0
-    for i, setting in enumerate(case.values["settings"]):
-        soft, _ = sparse(case, i, setting, "paper")
-        x0, golden = case[f"{i}/x0"], case[f"{i}/indices"]
-        is_first = case[f"{i}/extra_value"] > case[f"{i}/topk_values"][..., 0]
-        assert torch.equal(soft.xt == x0, is_first)
-        assert torch.equal(soft.xt, torch.where(is_first, x0, golden[..., 0]))
-        is_kept = case[f"{i}/extra_in_topk"]
-        assert torch.equal(soft.ids, golden)  # the draws hold the order as published
-        ours, golden = soft.weights[~is_kept], case[f"{i}/weights"][~is_kept]
-        close(ours, golden, f"{case}: {i}/weights", rtol=1e-7)  # U without rounding
-        assert (soft.weights.sum(dim=-1) <= 1 + 1e-12).all()
-        num_more += int((is_kept & ~is_first).sum())
-    if num_more == 0:
-        pytest.skip(f"{case}: no x_0 that is kept without being the largest")
 
 
 # ---------------------------------------------------------------- whole losses
