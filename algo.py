@@ -37,6 +37,7 @@ class AR(TrainerBase):
 
     parameterization = "ar"
     is_autoregressive = True
+    mask_index: int
 
     @staticmethod
     def vocabulary(tokenizer: Any) -> tuple[int, int]:
@@ -112,7 +113,7 @@ class MDLM(AbsorbingState):
     def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
         return without_mask(logits, self.mask_index).log_softmax(dim=-1)
 
-    def carry_over(self, log_x_theta: Tensor, xt: Tensor) -> Tensor:
+    def carry_over(self, log_x_theta: Tensor, /, xt: Tensor) -> Tensor:
         return carry_over(log_x_theta, xt, self.mask_index)
 
     def nll_per_token(
@@ -149,13 +150,14 @@ class SEDDAbsorb(AbsorbingState):
         offset = torch.log(torch.expm1(sigma)) + math.log(K - 1)
         return logits - offset[..., None].to(logits.dtype)
 
-    def carry_over(self, log_score: Tensor, xt: Tensor) -> Tensor:
+    def carry_over(self, log_score: Tensor, /, xt: Tensor) -> Tensor:
         """log s(x_t) = 0."""
         return log_score.scatter(-1, xt[..., None], 0.0)
 
     def nll_per_token(
         self,
-        log_x_theta: Tensor,
+        log_score: Tensor,
+        /,
         *,
         xt: Tensor,
         x0: Tensor,
@@ -167,9 +169,8 @@ class SEDDAbsorb(AbsorbingState):
             loss = dsigma (sum_{y != m} s(y) - r log s(x_0) + r (log r - 1))
 
         with r = 1 / (e^sigma - 1) = alpha_t / (1 - alpha_t) the true score of x_0 and
-        dsigma = -dalpha_t / alpha_t. `log_x_theta` holds log s.
+        dsigma = -dalpha_t / alpha_t.
         """
-        log_score = log_x_theta
         r = alpha_t / (1 - alpha_t)
         dsigma = -dalpha_t / alpha_t
         total = without_mask(log_score, self.mask_index).exp().sum(dim=-1)
@@ -177,7 +178,7 @@ class SEDDAbsorb(AbsorbingState):
         return torch.where(xt == self.mask_index, dsigma * entropy, 0.0)
 
     def log_score(self, logits: Tensor, *, alpha_t: Tensor, sigma: Tensor) -> Tensor:
-        return self.process_logits(logits, xt=None, sigma=sigma)
+        return self.process_logits(logits, xt=self._masks(logits), sigma=sigma)
 
 
 class D3PMAbsorb(AbsorbingState):
@@ -264,7 +265,8 @@ class D3PMAbsorb(AbsorbingState):
         return self.head_loss(hidden, self._reconstruction, weights, x0=x0)
 
     def _reconstruction(self, logits: Tensor, *, x0: Tensor) -> Tensor:
-        return -pick(self.process_logits(logits, xt=x0, sigma=None), x0)
+        sigma = logits.new_zeros(x0.shape)
+        return -pick(self.process_logits(logits, xt=x0, sigma=sigma), x0)
 
 
 class D3PMAsPublished(D3PMAbsorb):
@@ -375,8 +377,13 @@ class DUO(DUO_BASE):
         is_clean = is_first(x0) if self.ignore_bos else None
         generator = self._batch_generator("latent", batch_idx)
         soft = self.curriculum.draw(x0, t, step, generator, is_clean)
-        level = self.curriculum.operator(t[:, None])
-        return Latent(soft.xt, *(widened(x, x0.device) for x in level), inputs=soft)
+        alpha_t, dalpha_t = self.curriculum.operator(t[:, None])
+        return Latent(
+            soft.xt,
+            widened(alpha_t, x0.device),
+            widened(dalpha_t, x0.device),
+            inputs=soft,
+        )
 
     def train_results(self) -> dict[str, Tensor]:
         log10_tau = self.curriculum.log10_tau_at(self.global_step - 1)

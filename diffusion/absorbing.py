@@ -21,6 +21,7 @@ class AbsorbingState(Diffusion):
 
     has_score = True
     has_mask = True
+    mask_index: int  # there always is one
 
     @staticmethod
     def vocabulary(tokenizer: Any) -> tuple[int, int]:
@@ -86,9 +87,13 @@ class AbsorbingState(Diffusion):
             logits: Of the head, (..., K).
             alpha_t, sigma: Levels that broadcast with (...).
         """
-        log_p = self.process_logits(logits, xt=None, sigma=sigma)
+        log_p = self.process_logits(logits, xt=self._masks(logits), sigma=sigma)
         log_k = torch.log(alpha_t / (1 - alpha_t))[..., None]
         return log_p + log_k.to(log_p.dtype)
+
+    def _masks(self, logits: Tensor) -> Tensor:
+        """Noisy ids of tokens that are all masks, (..., K) -> (...)."""
+        return torch.full(logits.shape[:-1], self.mask_index, device=logits.device)
 
     def _is_mask(self, like: Tensor) -> Tensor:
         """(K,) bool: the mask's entry of the vocabulary."""

@@ -288,9 +288,14 @@ class Diffusion(TrainerBase):
         """
         raise NotImplementedError
 
-    def carry_over(self, log_x_theta: Tensor, xt: Tensor) -> Tensor:
-        """What `forward` knows without the network, (..., K): tokens that stay."""
-        return log_x_theta
+    def carry_over(self, output: Tensor, /, xt: Tensor) -> Tensor:
+        """What `forward` knows without the network, (..., K): tokens that stay.
+
+        Args:
+            output: Of `process_logits`, (..., K).
+            xt: Noisy ids, (...).
+        """
+        return output
 
     # ---- loss
 
@@ -305,14 +310,15 @@ class Diffusion(TrainerBase):
         sigma: Tensor,
     ) -> Tensor:
         """`nll_per_token` of raw logits, (..., K) -> (...)."""
-        log_x_theta = self.process_logits(logits, xt=xt, sigma=sigma)
+        output = self.process_logits(logits, xt=xt, sigma=sigma)
         return self.nll_per_token(
-            log_x_theta, xt=xt, x0=x0, alpha_t=alpha_t, dalpha_t=dalpha_t
+            output, xt=xt, x0=x0, alpha_t=alpha_t, dalpha_t=dalpha_t
         )
 
     def nll_per_token(
         self,
-        log_x_theta: Tensor,
+        output: Tensor,
+        /,
         *,
         xt: Tensor,
         x0: Tensor,
@@ -322,7 +328,8 @@ class Diffusion(TrainerBase):
         """The diffusion term of the negative ELBO, nats, (...).
 
         Args:
-            log_x_theta: Output of `process_logits`, (..., K).
+            output: Of `process_logits`, (..., K). A subclass calls it what it is:
+                `log_x_theta` (log-probabilities of clean tokens) or `log_score`.
             xt, x0: Noisy and clean ids, (...).
             alpha_t, dalpha_t: Schedule and its time derivative, broadcast with xt.
         """

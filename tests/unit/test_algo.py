@@ -74,7 +74,7 @@ def test_subs(make_model, stub_tokenizer, generator, mask_index):
     model = make_model("algo=mdlm", tokenizer=tokenizer)
     logits = torch.randn(1, 5, 5, dtype=torch.float64, generator=generator)
     xt = torch.arange(5)[None]
-    log_p = model.process_logits(logits, xt=xt, sigma=None)
+    log_p = model.process_logits(logits, xt=xt, sigma=torch.ones(1, 1))
     x_theta = model.carry_over(log_p, xt).exp()[0]
     expected = F.one_hot(xt[0], 5).double()
     kept = logits[0, mask_index].clone()
@@ -111,7 +111,8 @@ def test_sedd_denoises_by_its_score(make_model, generator):
 def test_d3pm_masks_only_if_asked(make_model, generator, masking):
     model = make_model("algo=d3pm", f"algo.subs_masking={masking}")
     logits = torch.randn(1, 8, 7, generator=generator)
-    p = model.process_logits(logits, xt=torch.full((1, 8), 6), sigma=None).exp()
+    xt, sigma = torch.full((1, 8), 6), torch.ones(1, 1)
+    p = model.process_logits(logits, xt=xt, sigma=sigma).exp()
     assert bool(p[..., 6].any()) is not masking
     torch.testing.assert_close(p.sum(dim=-1), torch.ones(1, 8))
 
