@@ -112,7 +112,7 @@ def tokens_of(model, *args, **kwargs):
 
 def removals(model):
     """The ways that a sampler has of removing the last noise, but for none."""
-    return sorted({*model.sampler.removals()} - {"none"})
+    return sorted({*model.sampler.removals} - {"none"})
 
 
 def use_removal(model, name):
