@@ -36,7 +36,7 @@ def explain(error: HydraException) -> str:
 
 
 def config_keys(configs: Path) -> set[str]:
-    """Every dotted key of every config file."""
+    """Every dotted key of the config files; experiments only set what is there."""
 
     def dotted(prefix: str, node: Any) -> Iterator[str]:
         if isinstance(node, dict):
@@ -47,6 +47,7 @@ def config_keys(configs: Path) -> set[str]:
     return {
         key
         for path in configs.rglob("*.yaml")
+        if "experiment" not in path.relative_to(configs).parts
         for key in dotted(
             ".".join(path.parent.relative_to(configs).parts),
             OmegaConf.to_container(OmegaConf.load(path)),
