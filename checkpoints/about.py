@@ -8,10 +8,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from checkpoints.checkpoint import Checkpoint
-from checkpoints.huggingface import read_about
-from checkpoints.locating import is_folder_or_hub_id
-from checkpoints.reading import read_checkpoint
-from utils import ConfigError
 
 # ---------------------------------------------------------------- what a file is
 
@@ -50,41 +46,6 @@ NETWORK = (
     "model.n_heads",
     "model.dropout",
 )
-
-
-def adopt_network(config: DictConfig) -> None:
-    """With `algo.backbone=hf_dit` the checkpoint says how large the network is.
-
-    Args:
-        config: Changed in place: `model`, but for its length. In training without
-            `training.finetune_path` that becomes `eval.checkpoint_path`.
-
-    Raises:
-        ConfigError: If there is no checkpoint, or its attention is of the other kind.
-    """
-    if config.algo.backbone != "hf_dit":
-        return
-    key = "eval.checkpoint_path"
-    if config.mode == "train":
-        if not config.training.finetune_path:
-            config.training.finetune_path = config.eval.checkpoint_path
-        key = "training.finetune_path"
-    path = OmegaConf.select(config, key)
-    if not path:
-        raise ConfigError(
-            f"{key} is empty: algo.backbone=hf_dit takes the network from there; give "
-            "a Hugging Face folder or hub id, or use algo.backbone=dit."
-        )
-    trusted = config.checkpointing.trusted_classes
-    is_folder = is_folder_or_hub_id(path)
-    about = read_about(path, key) if is_folder else read_checkpoint(path, key, trusted)
-    adopt(config, about, NETWORK)
-    causal = about.setting("algo.causal_attention")
-    if causal not in (None, config.algo.causal_attention):
-        raise ConfigError(
-            f"{key}={path!r} is of a network with causal={causal}, which "
-            f"algo={config.algo.name} cannot use."
-        )
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, str]:

@@ -4,6 +4,7 @@ The folder is a function of the checkpoint and of the files in `checkpoints/mode
 alone, so that exporting what was exported gives the same bytes.
 """
 
+import copy
 import json
 import logging
 import os
@@ -61,8 +62,8 @@ def export(
     """Writes the folder, and puts it on the hub if asked to.
 
     Args:
-        config: The run's config; `algo`, `model`, `noise` and the tokenizer become
-            what the checkpoint states.
+        config: The run's config; what the checkpoint states of `algo`, `model`,
+            `noise` and the tokenizer holds instead.
         algorithm_class: Gives the class of the config's `algo`.
 
     Returns:
@@ -75,7 +76,7 @@ def export(
     _check_repository(config.export.push_to_hub)
     trusted = config.checkpointing.trusted_classes
     checkpoint = read_checkpoint(config.eval.checkpoint_path, CHECKPOINT, trusted)
-    _take_what_is_stated(config, checkpoint)
+    config = _as_stated(config, checkpoint)
     algorithm = algorithm_class(config)
     tokenizer, tokenizer_folder = _tokenizer(config, checkpoint)
     vocab_size, mask_index = algorithm.vocabulary(tokenizer)
@@ -145,8 +146,10 @@ def _check_repository(name: str | None) -> None:
 # ---------------------------------------------------------------- what is exported
 
 
-def _take_what_is_stated(config: DictConfig, checkpoint: Checkpoint) -> None:
-    """Makes the config that of the checkpoint, as far as that tells."""
+def _as_stated(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
+    """A copy of the config that is the checkpoint's, as far as that tells."""
+    config = copy.deepcopy(config)
+    OmegaConf.set_readonly(config, False)
     name = checkpoint.setting("algo.name")
     if name is None:
         log.warning(
@@ -163,6 +166,7 @@ def _take_what_is_stated(config: DictConfig, checkpoint: Checkpoint) -> None:
     if tokenizer and os.path.isabs(tokenizer) and not os.path.exists(tokenizer):
         keys.remove(TOKENIZER)  # a folder on the machine of the training
     adopt(config, checkpoint, keys)
+    return config
 
 
 def _algo_config(name: str) -> DictConfig:

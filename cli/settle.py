@@ -12,7 +12,10 @@ import lightning
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from checkpoints.about import adopt_network
+from checkpoints.about import NETWORK, adopt
+from checkpoints.huggingface import read_about
+from checkpoints.locating import is_folder_or_hub_id
+from checkpoints.reading import read_checkpoint
 from cli.checks import check_values
 from models.device import keep_freed_memory
 from report.console import report_config
@@ -26,6 +29,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 def settle(config: DictConfig) -> None:
     """Completes and resolves a checked config, in place, and seeds the process.
 
+    From here on the config is read only.
+
     Args:
         config: The composed config, after `cli.checks.check`.
 
@@ -36,7 +41,43 @@ def settle(config: DictConfig) -> None:
     adopt_network(config)
     OmegaConf.resolve(config)
     check_values(config)  # again, now that every value is there
+    OmegaConf.set_readonly(config, True)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
+
+
+def adopt_network(config: DictConfig) -> None:
+    """With `algo.backbone=hf_dit` the checkpoint says how large the network is.
+
+    Args:
+        config: Changed in place: `model`, but for its length. In training without
+            `training.finetune_path` that becomes `eval.checkpoint_path`.
+
+    Raises:
+        ConfigError: If there is no checkpoint, or its attention is of the other kind.
+    """
+    if config.algo.backbone != "hf_dit":
+        return
+    key = "eval.checkpoint_path"
+    if config.mode == "train":
+        if not config.training.finetune_path:
+            config.training.finetune_path = config.eval.checkpoint_path
+        key = "training.finetune_path"
+    path = OmegaConf.select(config, key)
+    if not path:
+        raise ConfigError(
+            f"{key} is empty: algo.backbone=hf_dit takes the network from there; give "
+            "a Hugging Face folder or hub id, or use algo.backbone=dit."
+        )
+    trusted = config.checkpointing.trusted_classes
+    is_folder = is_folder_or_hub_id(path)
+    about = read_about(path, key) if is_folder else read_checkpoint(path, key, trusted)
+    adopt(config, about, NETWORK)
+    causal = about.setting("algo.causal_attention")
+    if causal not in (None, config.algo.causal_attention):
+        raise ConfigError(
+            f"{key}={path!r} is of a network with causal={causal}, which "
+            f"algo={config.algo.name} cannot use."
+        )
 
 
 def prepare(config: DictConfig) -> type[Any]:

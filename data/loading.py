@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from data.cache import stored_rows
 from data.detokenizers import DETOKENIZERS, TEXT8, Rules
@@ -170,6 +170,7 @@ def load_crops(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:
         return load_published(config, tokenizer, split)
     size = config.model.length - 2
     longer = config.copy()
+    OmegaConf.set_readonly(longer, False)
     longer.model.length = 2 * size + 2
     rows = load_published(longer, tokenizer, split)
     return CroppedRows(rows, size)

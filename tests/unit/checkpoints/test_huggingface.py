@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 import main
 import utils
 from checkpoints import huggingface
-from checkpoints.about import adopt, adopt_network, describe, disagreements
+from checkpoints.about import adopt, describe, disagreements
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.huggingface import DOWNLOADED, INDEX, read_hub
 from checkpoints.locating import is_folder_or_hub_id
 from checkpoints.reading import read_checkpoint
+from cli.settle import adopt_network
 
 KEY = "eval.checkpoint_path"
 NUMBERS = ("vocab_size", "model_length", *SIZES)
