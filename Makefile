@@ -3,17 +3,26 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+# What pip installs: the pins on which the tests run. The ranges of pyproject.toml keep a
+# torch that is already there, for example one for your GPU. In a clone without .venv:
+#   make demo VENV_ARGS=--system-site-packages INSTALL="--editable ."
+# For the other targets it is INSTALL="--editable .[dev]".
+INSTALL ?= --requirement requirements.txt
+VENV_ARGS ?=
 DEMO := $(CURDIR)/outputs/demo/$(shell date +%Y-%m-%d-%H%M%S)
 
-.PHONY: demo test lint test-slow test-slurm bench bench-gpu profile clean
+.PHONY: help demo test lint format test-slow test-wheel test-slurm bench bench-gpu profile clean
 .DEFAULT_GOAL := demo
 
-# Installs whatever requirements.txt asks for and is not there yet.
-$(READY): requirements.txt
+# Installs what is asked for and is not there yet.
+$(READY): requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(PYTHON) -m venv $(VENV_ARGS) $(VENV)
+	$(BIN)/python -m pip install --quiet $(INSTALL)
 	touch $(READY)
+
+help:  ## what can be made
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY)  ## the paper in small: train DUO, distil it, sample before and after
 	$(BIN)/python main.py experiment=demo_duo hydra.run.dir=$(DEMO)/duo $(ARGS)
@@ -26,12 +35,20 @@ demo: $(READY)  ## the paper in small: train DUO, distil it, sample before and a
 test: $(READY) lint  ## the default suite: minutes, no network, no GPU
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-lint: $(READY)
+lint: $(READY)  ## what `make test` checks before the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## mend what lint complains of, as far as ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 test-slow: $(READY)  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+
+test-wheel: $(READY)  ## the wheel, in a fresh environment away from the clone
+	$(BIN)/python -m pytest -m slow tests/integration/test_wheel.py $(ARGS)
 
 test-slurm: $(READY)  ## jobs under a real Slurm: apt-get install slurm-wlm munge, as root
 	$(BIN)/python -m pytest -m slurm --timeout 900 $(ARGS)
@@ -45,5 +62,5 @@ bench-gpu: $(READY)  ## the same on a CUDA device: model=small, L = 1024, bf16
 profile: $(READY)  ## where the time of a train step goes
 	$(BIN)/python benchmarks/profile_step.py $(ARGS)
 
-clean:
-	rm -rf $(VENV) outputs multirun .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove the environment and all outputs
+	rm -rf $(VENV) build outputs multirun .pytest_cache .ruff_cache .hypothesis
