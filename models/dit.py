@@ -15,6 +15,7 @@ stream are float32 under autocast; matrix products follow autocast.
 import functools
 import math
 from collections.abc import Callable
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import KERNELS, KVCache, attend, flash_is_installed
+from models.network import Network
 from models.registry import SoftInput
 from utils import ConfigError, choose
 
@@ -31,7 +33,7 @@ from utils import ConfigError, choose
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class DIT(nn.Module):
+class DIT(Network):
     """Diffusion transformer.
 
     Args:
@@ -91,7 +93,7 @@ class DIT(nn.Module):
         self.output_layer = OutputLayer(hidden_size, vocab_size, block_cond_dim)
 
     @classmethod
-    def from_config(cls, config: DictConfig, vocab_size: int) -> "DIT":
+    def from_config(cls, config: DictConfig, vocab_size: int) -> Self:
         """Builds the backbone that `config.model` and `config.algo` describe."""
         model = config.model
         return cls(

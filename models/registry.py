@@ -1,8 +1,6 @@
 """Backbones by name; a backbone's module is imported when it is chosen.
 
-To add one: a module with a class that has `from_config(config, vocab_size)`,
-`trunk(x, sigma)`, `head(hidden)` and `output_embedding` (the head's
-`nn.Linear`, for losses that apply it a few tokens at a time), and an entry here.
+To add one: a module with a subclass of `models.network.Network`, and an entry here.
 """
 
 from __future__ import annotations
@@ -14,7 +12,9 @@ from omegaconf import DictConfig
 from utils import choose, imported, require
 
 if TYPE_CHECKING:  # names can be checked without torch, which takes a second
-    from torch import Tensor, nn
+    from torch import Tensor
+
+    from models.network import Network
 
 
 class SoftInput(Protocol):
@@ -50,7 +50,7 @@ def validate_backbone(config: DictConfig) -> Backbone:
     return backbone
 
 
-def build_backbone(config: DictConfig, vocab_size: int) -> nn.Module:
+def build_backbone(config: DictConfig, vocab_size: int) -> Network:
     """The network that `algo.backbone` and `model` describe.
 
     Args:

@@ -21,6 +21,7 @@ from models.head import (
     is_compiled,
     logits_of,
 )
+from models.network import Network
 
 
 class HeadLosses(lightning.LightningModule):
@@ -28,6 +29,7 @@ class HeadLosses(lightning.LightningModule):
 
     config: DictConfig
     vocab_size: int  # K
+    backbone: Network
 
     def head_loss(
         self,

@@ -1,0 +1,48 @@
+"""What a backbone is to whoever runs it: its hidden states, and its head apart."""
+
+from typing import Self
+
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from models.attention import KVCache
+from models.registry import SoftInput
+
+
+class Network(nn.Module):
+    """Base class of the backbones.
+
+    `trunk` and `head` can be called apart, so that losses and samplers get hidden
+    states without logits of all tokens. Shapes: B batch, L length, K vocabulary, D
+    hidden size.
+    """
+
+    @classmethod
+    def from_config(cls, config: DictConfig, vocab_size: int) -> Self:
+        """Builds the network that `config.model` and `config.algo` describe."""
+        raise NotImplementedError
+
+    def trunk(
+        self,
+        x: Tensor | SoftInput,
+        sigma: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Hidden states (B, L, D) of ids (B, L), given the noise level (B,).
+
+        A causal network takes no noise level, and a cache of the tokens before x.
+        """
+        raise NotImplementedError
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states, (..., D) -> (..., K)."""
+        raise NotImplementedError
+
+    @property
+    def output_embedding(self) -> nn.Linear:
+        """The head's weight (K, D) and bias, for losses that apply it in chunks."""
+        raise NotImplementedError
+
+    def compile_blocks(self) -> None:
+        """Compiles what is compiled of it, in place; names of parameters stay."""
+        raise NotImplementedError
