@@ -154,8 +154,9 @@ class DIT(Network):
         """Logits of hidden states, (..., D) -> (..., K)."""
         return self.output_embedding(hidden)
 
+    # Not an attribute, which would give the weights a second name in checkpoints.
     @property
-    def output_embedding(self) -> nn.Linear:
+    def output_embedding(self) -> nn.Linear:  # type: ignore[override]
         """The head's weight (K, D) and bias (K,)."""
         return self.output_layer.linear
 

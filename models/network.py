@@ -15,7 +15,12 @@ class Network(nn.Module):
     `trunk` and `head` can be called apart, so that losses and samplers get hidden
     states without logits of all tokens. Shapes: B batch, L length, K vocabulary, D
     hidden size.
+
+    `output_embedding` is the head's weight (K, D) and bias, for losses that apply it
+    a few tokens at a time.
     """
+
+    output_embedding: nn.Linear
 
     @classmethod
     def from_config(cls, config: DictConfig, vocab_size: int) -> Self:
@@ -36,11 +41,6 @@ class Network(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, (..., D) -> (..., K)."""
-        raise NotImplementedError
-
-    @property
-    def output_embedding(self) -> nn.Linear:
-        """The head's weight (K, D) and bias, for losses that apply it in chunks."""
         raise NotImplementedError
 
     def compile_blocks(self) -> None:
