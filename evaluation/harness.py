@@ -79,7 +79,8 @@ class Arguments:
         for name in ("checkpoint", "tokenizer", "overrides", "device"):
             value = getattr(result, name)
             if value is not None:  # the command line makes numbers of digits
-                result = replace(result, **{name: str(value)})
+                text: dict[str, Any] = {name: str(value)}
+                result = replace(result, **text)
         if str(result.batch_size).isdecimal():  # --batch_size arrives as text
             result = replace(result, batch_size=int(result.batch_size))
         for name in ("batch_size", "num_draws", "max_gen_toks", "seed"):
@@ -266,16 +267,17 @@ def register() -> Callable[[], None]:
 
         def loglikelihood(self, requests: list) -> list[tuple[float, bool]]:
             scores = self.scorer.score([request.args for request in requests])
-            return [tuple(score) for score in scores]
+            return [(score.log_likelihood, score.is_greedy) for score in scores]
 
         def loglikelihood_rolling(self, requests: list) -> list[float]:
             return self.scorer.score_whole([request.args[0] for request in requests])
 
         def generate_until(self, requests: list) -> list[str]:
             default = self.arguments.max_gen_toks
-            self._report_unused({key for r in requests for key in r.args[1]})
+            asked: list[tuple[str, dict[str, Any]]] = [r.args for r in requests]
+            self._report_unused({key for _, settings in asked for key in settings})
             return self.scorer.write(
-                [request_of(*request.args, default) for request in requests]
+                [request_of(prompt, settings, default) for prompt, settings in asked]
             )
 
         def apply_chat_template(self, *args: Any, **kwargs: Any) -> str:

@@ -139,9 +139,10 @@ class SampleFile:
         """Writes the JSON of the batches so far."""
         self._written = time.monotonic()
         batches = self.batches()
-        lists = {key: [] for key in ("generated_seqs", "prompts", "sequence_lengths")}
+        keys = ("generated_seqs", "prompts", "sequence_lengths")
+        lists: dict[str, list[Any]] = {key: [] for key in keys}
         for batch in batches:
-            for key in lists:
+            for key in keys:
                 lists[key] += batch.get(key, [])
         lists = {key: x for key, x in lists.items() if x or key == "generated_seqs"}
         results = summarise(batches) | numbers
@@ -180,9 +181,11 @@ def summarise(batches: list[dict[str, Any]]) -> dict[str, Any]:
         pair = mean_and_error(values) if values else (None, None)
         results[name], results[f"{name}_stderr"] = pair
     ngram_nll = [x for batch in batches for x in batch.get("ngram_nll", [])]
-    nll, error = mean_and_error(ngram_nll) if ngram_nll else (None, None)
-    results["ngram_ppl"] = None if nll is None else math.exp(nll)
-    results["ngram_ppl_stderr"] = None if error is None else math.exp(nll) * error
+    results["ngram_ppl"] = results["ngram_ppl_stderr"] = None
+    if ngram_nll:
+        nll, nll_error = mean_and_error(ngram_nll)
+        results["ngram_ppl"] = ppl = math.exp(nll)
+        results["ngram_ppl_stderr"] = None if nll_error is None else ppl * nll_error
     count = sum(len(batch["generated_seqs"]) for batch in batches)
     seconds = sum(batch["seconds"] / batch["devices"] for batch in batches)
     results["num_samples"] = count

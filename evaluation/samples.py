@@ -6,12 +6,12 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from checkpoints.reading import read_evaluated
 from cli.settle import prepare
@@ -34,8 +34,12 @@ from utils import ConfigError
 log = logging.getLogger(__name__)
 
 
-def sample_eval(config: DictConfig) -> dict[str, Any]:
-    """Draws samples from a checkpoint, judges them, writes them as JSON."""
+def sample_eval(config: DictConfig) -> dict[str, Any] | None:
+    """Draws samples from a checkpoint, judges them, writes them as JSON.
+
+    Returns:
+        The JSON's numbers on the first rank, None on the others.
+    """
     order = config.eval.ngram_order
     algorithm = prepare(config)
     file = SampleFile(config.eval.generated_samples_path, settings_of(config))
@@ -79,8 +83,8 @@ def finish_samples(
     if references and judge is not None:
         file.write({"complete": False})  # before what may take long
         plain = [without_marks(text, drawing.model.tokenizer) for text in texts]
-        features = (judge.features(x) for x in (references, plain))
-        results["mauve"] = mauve_score(*features, seed=config.seed)
+        features = [judge.features(x) for x in (references, plain)]
+        results["mauve"] = mauve_score(features[0], features[1], seed=config.seed)
     file.write(results | {"checkpoint": about, "complete": True})
     file.close()
     report_samples(texts[: config.sampling.num_sample_log])
@@ -171,7 +175,9 @@ class Drawing(lightning.LightningModule):
     def predict_dataloader(self) -> DataLoader:
         """Indices of this rank's batches that are not there yet."""
         mine = range(self.global_rank, self.file.num_batches, self.trainer.world_size)
-        return DataLoader(sorted(set(mine) - self.file.done()), batch_size=None)
+        indices = sorted(set(mine) - self.file.done())
+        # A list has what torch asks of a dataset, but not its base class.
+        return DataLoader(cast("Dataset[int]", indices), batch_size=None)
 
     def on_predict_start(self) -> None:
         if self.judge is not None:
