@@ -59,6 +59,7 @@ class Distillation(Student, DUO_BASE):
     and the loss under its own name.
     """
 
+    rounds: Rounds
     is_discrete_time = True  # algo.T sets the time gap
     loss_types = ("kl-fwd", "kl-bwd")
 
@@ -122,19 +123,20 @@ class Distillation(Student, DUO_BASE):
         """
         dt = self.rounds.gap(self.global_step)
         t = (t + dt).clamp(max=1)
-        levels, sigmas = [], []
-        for time in (t[:, None], t[:, None] - dt):
-            gauss = gauss_levels(self.operator.gammas.gamma(time))
-            level = Levels(*gauss, tau=torch.zeros_like(time))
-            levels.append(Levels(*(widened(x, x0.device) for x in level)))
-            sigma = self.sigma(self.operator(time).alpha_t)
-            sigmas.append(widened(sigma, x0.device))
+        later, sigma_t = self._levels(t[:, None], x0.device)
+        earlier, sigma_s = self._levels(t[:, None] - dt, x0.device)
         generator = self._batch_generator("latent", batch_idx, device="cpu")
-        ids = argmax_pair(x0, *levels, self.vocab_size, generator)
+        xt, xs = argmax_pair(x0, later, earlier, self.vocab_size, generator)
         if self.ignore_bos:
-            ids = [torch.where(is_first(x0), x0, x) for x in ids]
-        later, earlier = map(Noisy, ids, sigmas)
-        return later, earlier
+            xt, xs = (torch.where(is_first(x0), x0, x) for x in (xt, xs))
+        return Noisy(xt, sigma_t), Noisy(xs, sigma_s)
+
+    def _levels(self, time: Tensor, device: torch.device) -> tuple[Levels, Tensor]:
+        """Of the latents, and sigma, at times (B, 1) on the host; (B, 1) each."""
+        gauss = gauss_levels(self.operator.gammas.gamma(time))
+        level = Levels(*gauss, tau=torch.zeros_like(time))
+        sigma = self.sigma(self.operator(time).alpha_t)
+        return Levels(*(widened(x, device) for x in level)), widened(sigma, device)
 
     def teacher_head(self, xs: Tensor, sigma: Tensor) -> Head:
         """Hidden states of the teacher with its head, in float32."""

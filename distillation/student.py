@@ -42,8 +42,8 @@ class Student(TrainerBase):
 
         The weights are their EMA where `teacher.use_ema` asks for it.
         """
-        use_ema = self.teacher.use_ema and self.ema is not None
-        with self.ema.applied(self.parameters()) if use_ema else nullcontext():
+        ema = self.ema if self.teacher.use_ema else None
+        with nullcontext() if ema is None else ema.applied(self.parameters()):
             self.teacher.take(self.backbone.state_dict(), number)
         self.teacher.write(self.trainer)
 

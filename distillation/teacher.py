@@ -18,6 +18,7 @@ from checkpoints.checkpoint import Checkpoint
 from checkpoints.keys import key_report
 from checkpoints.reading import read_checkpoint
 from models.head import Head
+from models.network import Network
 from training.resume import KEY, TEACHER_PREFIX
 from utils import ConfigError, copy_file, path_exists, require
 
@@ -105,13 +106,13 @@ class Teacher:
     """
 
     def __init__(
-        self, student: nn.Module, config: DictConfig, *, use_ema: bool = False
+        self, student: Network, config: DictConfig, *, use_ema: bool = False
     ) -> None:
         self.use_ema = use_ema
         self.round: int | None = None
         self._student = student
         self._config = config
-        self._network: nn.Module | None = None
+        self._network: Network | None = None
         self._sha256 = ""
         self._expected_sha256 = (
             ""  # digest in the checkpoint from which the run goes on
@@ -123,7 +124,7 @@ class Teacher:
         return self._network is not None
 
     @property
-    def network(self) -> nn.Module:
+    def network(self) -> Network:
         """The network, in evaluation mode; a RuntimeError if it has no weights yet."""
         if self._network is None:
             raise RuntimeError("the teacher has no weights yet")
@@ -205,6 +206,8 @@ class Teacher:
         Args:
             trainer: Of the student, whose weights are the teacher's now.
         """
+        if self.round is None:
+            raise RuntimeError("the teacher has no weights yet")
         trainer.save_checkpoint(self.path(self.round), weights_only=True)
 
     def restore(self, number: int, step: int) -> None:
