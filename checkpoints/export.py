@@ -12,12 +12,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from checkpoints.about import NETWORK, adopt, likelihood
 from checkpoints.checkpoint import Checkpoint
@@ -177,9 +177,9 @@ def _algo_config(name: str) -> DictConfig:
             f"{CHECKPOINT} is of algo={name}, which is not among ours; give "
             f"algo={name} with the config it was trained with."
         )
-    node = OmegaConf.load(path)
+    node = cast(DictConfig, OmegaConf.load(path))  # no file there holds a list
     parents = [x for x in node.pop("defaults", []) if x != "_self_"]
-    return OmegaConf.merge(*map(_algo_config, parents), node)
+    return cast(DictConfig, OmegaConf.merge(*map(_algo_config, parents), node))
 
 
 def _tokenizer(config: DictConfig, checkpoint: Checkpoint) -> tuple[Any, Path | None]:
@@ -203,7 +203,8 @@ def _network(
     ema = checkpoint.ema
     if ema is None or config.eval.disable_ema:
         return model, checkpoint.weights_kind or "raw"
-    parameters, shadow = list(model.parameters()), ema["shadow_params"]
+    parameters: list[Tensor] = list(model.parameters())
+    shadow: list[Tensor] = ema["shadow_params"]
     if [p.shape for p in parameters] != [x.shape for x in shadow]:
         raise ConfigError(
             f"{where} has EMA weights of another network; eval.disable_ema=True "

@@ -28,7 +28,7 @@ TOKENIZER_FILES = (
     "vocab.txt",
     "merges.txt",
 )
-DOWNLOADED = (CONFIG, INDEX, "*.safetensors", *TOKENIZER_FILES)
+DOWNLOADED = [CONFIG, INDEX, "*.safetensors", *TOKENIZER_FILES]
 
 # Fields that every config.json must have: whole numbers, and where they go.
 SIZES = {
@@ -127,7 +127,9 @@ def _about(folder: Path, name_or_path: str, key: str) -> Checkpoint:
         likelihood=None if is_distilled else form.likelihood,
     )
     if kind == OWN:
-        stated = {name: fields.get(field) for name, field in OWN_ABOUT.items()}
+        stated: dict[str, Any] = {
+            name: fields.get(field) for name, field in OWN_ABOUT.items()
+        }
         about = replace(about, **stated)
     return about
 
@@ -143,7 +145,7 @@ def downloaded_folder(name_or_path: str, key: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        options = hub_options(name_or_path)
+        options: dict[str, Any] = hub_options(name_or_path)
         return Path(
             snapshot_download(name_or_path, allow_patterns=DOWNLOADED, **options)
         )

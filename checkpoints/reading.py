@@ -56,6 +56,8 @@ class Record:
     """What a file says of an object: the arguments of its making, and its state."""
 
     name = ""  # of the object's class
+    args: tuple[Any, ...]
+    state: Any
 
     def __new__(cls, *args: Any) -> "Record":  # files do not call __init__
         record = super().__new__(cls)
@@ -88,9 +90,10 @@ def read_checkpoint(path: str, key: str, trusted: Collection[str] = ()) -> Check
     try:
         with fsspec.open(path, "rb") as file:
             _check_sums(file)
-            stand_ins = [_stand_in(name, trusted) for name in _globals_of(file)]
+            names = _globals_of(file)
+            allowed = safe_globals([_stand_in(name, trusted) for name in names])
             file.seek(0)
-            with safe_globals(stand_ins), warnings.catch_warnings(action="ignore"):
+            with allowed, warnings.catch_warnings(action="ignore"):
                 content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # torch's text tells to read it without care
         raise ConfigError(
@@ -136,7 +139,7 @@ def _globals_of(file: Any) -> list[str]:
         return []
 
 
-def _stand_in(name: str, trusted: Collection[str]) -> tuple[Any, str]:
+def _stand_in(name: str, trusted: Collection[str]) -> tuple[Callable[..., Any], str]:
     """What to put in place of a name in the file.
 
     Raises:
