@@ -16,7 +16,8 @@ Reference: DUO (arXiv:2506.10892); the top-k form is of its second chapter
 
 import functools
 import math
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.special import erfcx, log_ndtr, ndtri
 
 from models.device import to_device, wide_dtype
-from models.head import chunk_size
+from models.head import auto_chunk_size
 from models.registry import SoftInput
 
 _TOP_SIZES = (16, 32, 64, 128, 256)  # numbers of entries that may stand for all
@@ -37,7 +38,10 @@ _UNLIKELY = 1e-12
 class SoftTokens(SoftInput, Protocol):
     """A soft network input, and the discrete one that it stands for."""
 
-    xt: Tensor  # argmax of the latent, (B, L)
+    @property
+    def xt(self) -> Tensor:
+        """argmax of the latent, (B, L)."""
+        ...
 
 
 class Levels(NamedTuple):
@@ -68,7 +72,7 @@ class DenseLatents:
         self.x0 = x0
         self.levels = Levels(*(x.flatten().float() for x in levels.expand(x0.shape)))
         self.vocab_size = vocab_size
-        size = chunk_size("auto", vocab_size, x0.device.type)
+        size = auto_chunk_size(vocab_size, x0.device.type)
         starts = range(0, x0.numel(), size)
         self.chunks = [slice(start, start + size) for start in starts]
         self.seeds = [(seed + i) % 2**63 for i in range(len(starts))]
@@ -136,21 +140,22 @@ class TopDraws(NamedTuple):
         cls, shape: torch.Size, vocab_size: int, k: int, generator: torch.Generator
     ) -> "TopDraws":
         device = generator.device
-        options = {"dtype": wide_dtype(device), "device": device}
+        options: dict[str, Any] = {"dtype": wide_dtype(device), "device": device}
         u, v, w = torch.rand((3, *shape, k), generator=generator, **options)
         eps = torch.randn(shape, generator=generator, **options)
         highest = torch.arange(vocab_size - k, vocab_size, **options)
         return cls(u, eps, (v * highest).long(), w.argsort(dim=-1))
 
 
-class TopLatents(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class TopLatents:
     """The k largest of the K entries, and how much of the softmax they are."""
 
     xt: Tensor  # (B, L)
     ids: Tensor  # (B, L, k)
     weights: Tensor  # softmax(w / tau) there; what is missing to 1 is dropped
 
-    smallest_k = 1
+    smallest_k: ClassVar[int] = 1
 
     @classmethod
     def of(
@@ -177,8 +182,8 @@ class TopLatents(NamedTuple):
 
         ids = cls.tokens(draws, K - 1)
         ids = ids + (ids >= x0[..., None])  # of tokens other than x_0
-        is_first = cls.is_first(own, others)
-        xt = torch.where(is_first, x0[..., None], ids[..., :1]).squeeze(-1)
+        is_x0 = cls.is_x0(own, others)
+        xt = torch.where(is_x0, x0[..., None], ids[..., :1]).squeeze(-1)
 
         entries = torch.cat([others[..., :-1], torch.maximum(own, kth)], dim=-1) / tau
         log_rest = cls.log_rest(own, others, z, gauss_sigma / tau, tau, K)
@@ -198,7 +203,7 @@ class TopLatents(NamedTuple):
         return distinct(draws.slots, count).gather(-1, draws.order)
 
     @classmethod
-    def is_first(cls, own: Tensor, others: Tensor) -> Tensor:
+    def is_x0(cls, own: Tensor, others: Tensor) -> Tensor:
         """Whether x_t is x_0, (B, L, 1), from the entries."""
         return own > others[..., :1]
 
@@ -248,7 +253,7 @@ class PublishedTopLatents(TopLatents):
     k-th entry counts with an expectation.
     """
 
-    smallest_k = 2  # the expectation is of what lies below the one before the last
+    smallest_k: ClassVar[int] = 2  # the expectation needs the one before the last
 
     @classmethod
     def normals(cls, u: Tensor, count: int) -> Tensor:
@@ -259,7 +264,7 @@ class PublishedTopLatents(TopLatents):
         return distinct(draws.slots, count)
 
     @classmethod
-    def is_first(cls, own: Tensor, others: Tensor) -> Tensor:
+    def is_x0(cls, own: Tensor, others: Tensor) -> Tensor:
         return own > others[..., -1:]
 
     @classmethod
@@ -394,7 +399,7 @@ def argmax_pair(
         generator: On any device.
     """
     device = generator.device
-    options = {"dtype": wide_dtype(x0.device), "device": device}
+    options: dict[str, Any] = {"dtype": wide_dtype(x0.device), "device": device}
     u = torch.rand((*x0.shape, 1), generator=generator, **options)
     eps = torch.randn(x0.shape, generator=generator, **options)
     other = torch.randint(vocab_size - 1, x0.shape, device=device, generator=generator)

@@ -5,7 +5,7 @@ by least squares to the operator itself.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from torch import Tensor
 from integral.transform import GammaRange, Operator, Spectral
 from models.noise import NoiseLevel
 from utils import ConfigError, whole_file
+
+Coefficients = Sequence[float] | np.ndarray
 
 SERIES_TOLERANCE = 1e-6  # of alpha
 _NUM_POINTS = 1001  # of t in [0, 1] to which curves are fitted
@@ -154,7 +156,7 @@ class EdgeCorrected(Sigmoid):
     def fit(self, t: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         starts = self.starts(super().fit(t, alpha))
 
-        def curve(t: Tensor, p: np.ndarray) -> Tensor:
+        def curve(t: Tensor, p: Coefficients) -> Tensor:
             return sigmoid_curve(t, p[:4])[0] + edge_curve(t, p[4:])[0]
 
         return least_squares(curve, t, alpha, starts)
@@ -194,13 +196,20 @@ class Polynomials(Fitted):
 
     Args:
         degree: Of the polynomial.
-        args, options: As for `Fitted`.
+        vocab_size, gammas, cache_dir, coefficients: As for `Fitted`.
     """
 
-    def __init__(self, degree: int, *args: object, **options: object) -> None:
+    def __init__(
+        self,
+        degree: int,
+        vocab_size: int,
+        gammas: GammaRange,
+        cache_dir: str | None = None,
+        coefficients: np.ndarray | None = None,
+    ) -> None:
         self.degree = degree
         self.name, self.size = f"poly{degree}", degree + 1
-        super().__init__(*args, **options)
+        super().__init__(vocab_size, gammas, cache_dir, coefficients)
 
     def level(self, t: Tensor) -> NoiseLevel:
         alpha = dalpha = torch.zeros_like(t)
@@ -217,14 +226,16 @@ _STARTS = [(0.9, -2.8, 0.9, 0.1), (-0.4, 2.3, -1.7, 0.1)]
 _WIDE = (3.0, -0.8, 0.4, -1.3)
 
 
-def sigmoid_curve(t: Tensor, p: np.ndarray, slope: float = 2.0) -> tuple[Tensor, ...]:
+def sigmoid_curve(
+    t: Tensor, p: Coefficients, slope: float = 2.0
+) -> tuple[Tensor, Tensor]:
     """a sig(b t + c) + d and its derivative, sig' = slope sig (1 - sig)."""
     a, b, c, d = p
     s = _sig(b * t + c)
     return a * s + d, slope * a * b * s * (1 - s)
 
 
-def edge_curve(t: Tensor, p: np.ndarray, slope: float = 2.0) -> tuple[Tensor, ...]:
+def edge_curve(t: Tensor, p: Coefficients, slope: float = 2.0) -> tuple[Tensor, Tensor]:
     """The correction of `EdgeCorrected` and its derivative."""
     e, f, g = p
     s = _sig(e * t + f)
@@ -238,10 +249,10 @@ def _sig(x: Tensor) -> Tensor:
 
 
 def least_squares(
-    curve: Callable[[Tensor, np.ndarray], Tensor],
+    curve: Callable[[Tensor, Coefficients], Tensor],
     t: np.ndarray,
     alpha: np.ndarray,
-    starts: list[tuple[float, ...]],
+    starts: Sequence[tuple[float, ...]],
 ) -> np.ndarray:
     """The best of the fits from several starting points."""
 

@@ -16,7 +16,7 @@ Reference: DUO (arXiv:2506.10892), the diffusion transformation operator.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ _HALF_WIDTH = 10.0  # phi(10) is 8e-23
 _MAX_TERMS = 2**12
 _WIDEST = 1e3
 
+Numbers = TypeVar("Numbers", Tensor, np.ndarray)
+
 
 class GammaRange(NamedTuple):
     """Negative log signal-to-noise ratios at t = 0 and at t = 1."""
@@ -43,10 +45,10 @@ class GammaRange(NamedTuple):
     low: float
     high: float
 
-    def gamma(self, t: Tensor) -> Tensor:
+    def gamma(self, t: Numbers) -> Numbers:
         return self.low + t * (self.high - self.low)
 
-    def time(self, gamma: Tensor) -> Tensor:
+    def time(self, gamma: Numbers) -> Numbers:
         return (gamma - self.low) / (self.high - self.low)
 
 

@@ -6,7 +6,7 @@ says, and makes arrays of them itself, of plain numbers only.
 """
 
 import pickle
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -74,7 +74,7 @@ class _Array:
         _, shape, kind, is_fortran, data = self.state
         if not isinstance(data, bytes):  # with numbers inside, it could be made of such
             raise pickle.UnpicklingError("an array of it does not hold bytes")
-        order = "F" if is_fortran else "C"
+        order: Literal["F", "C"] = "F" if is_fortran else "C"
         return np.frombuffer(data, kind.dtype()).reshape(shape, order=order)
 
 

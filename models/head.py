@@ -14,7 +14,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +73,8 @@ class Head(NamedTuple):
     bias: Tensor | None  # (K,)
 
     def to(self, dtype: torch.dtype) -> "Head":
-        return Head(*(None if x is None else x.to(dtype) for x in self))
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return Head(self.hidden.to(dtype), self.weight.to(dtype), bias)
 
 
 class Precision(NamedTuple):
@@ -99,22 +100,30 @@ class Precision(NamedTuple):
         return cls(product, wide if loss_precision == "float64" else logits)
 
 
-def chunk_size(setting: str | int | None, vocab_size: int, device: str) -> int | None:
-    """Tokens per chunk.
+def auto_chunk_size(vocab_size: int, device: str) -> int:
+    """Tokens per chunk, as many as `CHUNK_BYTES` hold of float32 logits.
 
     Args:
-        setting: A number, "auto" for what the device's `CHUNK_BYTES` hold of float32
-            logits, or None for all tokens at once.
         vocab_size: K.
         device: Type of the device.
     """
-    if setting != "auto":
-        return setting
     budget = CHUNK_BYTES.get(device, CHUNK_BYTES["cuda"])
     return max(1, budget // (4 * vocab_size))
 
 
-def is_compiled(setting: str | bool, device: str) -> bool:
+def chunk_size(
+    setting: Literal["auto"] | int | None, vocab_size: int, device: str
+) -> int | None:
+    """Tokens per chunk of a loss.
+
+    Args:
+        setting: A number, "auto", or None for all tokens at once.
+        vocab_size, device: As for `auto_chunk_size`.
+    """
+    return auto_chunk_size(vocab_size, device) if setting == "auto" else setting
+
+
+def is_compiled(setting: Literal["auto"] | bool, device: str) -> bool:
     """Whether to compile a token loss, as `training.loss_compile` asks for.
 
     "auto" is yes where that pays and cannot fail: on CUDA, with Triton and the C

@@ -13,7 +13,7 @@ from models.attention import KVCache
 from sampling.categorical import nucleus
 from sampling.prompts import Given
 from sampling.reverse_process import Chain, Samples
-from sampling.sampler import Sampler
+from sampling.sampler import Algorithm, Sampler
 from utils import ConfigError
 
 
@@ -24,7 +24,7 @@ class AutoRegressive(Sampler):
     """
 
     @classmethod
-    def fits(cls, algorithm: type) -> bool:
+    def fits(cls, algorithm: type[Algorithm]) -> bool:
         return algorithm.is_autoregressive
 
     def run(self, chain: Chain, xt: Tensor, num_steps: int) -> Tensor:
@@ -69,7 +69,7 @@ class SemiAutoRegressive:
         self.num_strides = num_strides
 
     @classmethod
-    def validate_config(cls, config: DictConfig, algorithm: type) -> None:
+    def validate_config(cls, config: DictConfig, algorithm: type[Algorithm]) -> None:
         """Refuses settings that make no sense window by window.
 
         Args:
@@ -113,12 +113,12 @@ class SemiAutoRegressive:
             length = self.length(L)
             given = Given.nothing(num_samples, length, model.device)
         given = given.to(model.device)
-        tokens, evaluations = given.tokens.clone(), 0
-        known = given.known.clone()
+        tokens, known = given.tokens.clone(), given.known.clone()
+        evaluations = torch.zeros_like(known[:, 0], dtype=torch.long)
         for start in range(0, self.num_strides * S + 1, S):
             window = Given(tokens, known).window(start, L)
             samples = self.sampler(model, num_samples, given=window, **options)
             tokens[:, start : start + L] = samples.tokens
             known[:, start : start + L] = True
-            evaluations = evaluations + samples.evaluations
+            evaluations += samples.evaluations
         return Samples(tokens, evaluations)

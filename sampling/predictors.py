@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sampling.categorical import nucleus
 from sampling.reverse_process import Chain, Step, Tokens
-from sampling.sampler import Sampler
+from sampling.sampler import Algorithm, Sampler
 
 
 class Ancestral(Sampler):
@@ -36,7 +36,7 @@ class AncestralCache(Ancestral):
     """
 
     @classmethod
-    def fits(cls, algorithm: type) -> bool:
+    def fits(cls, algorithm: type[Algorithm]) -> bool:
         return super().fits(algorithm) and algorithm.has_mask
 
     def remembers(self, model: Any) -> bool:
@@ -58,7 +58,7 @@ class FirstHitting(Sampler):
     removal_of_true = "ancestral"
 
     @classmethod
-    def fits(cls, algorithm: type) -> bool:
+    def fits(cls, algorithm: type[Algorithm]) -> bool:
         return super().fits(algorithm) and algorithm.has_mask
 
     def run(self, chain: Chain, xt: Tensor, num_steps: int) -> Tensor:
@@ -93,7 +93,7 @@ class Analytic(Sampler):
     removal_of_true = "ancestral"
 
     @classmethod
-    def fits(cls, algorithm: type) -> bool:
+    def fits(cls, algorithm: type[Algorithm]) -> bool:
         return super().fits(algorithm) and algorithm.has_score
 
     def step(self, chain: Chain, xt: Tensor, step: Step) -> Tensor:

@@ -6,6 +6,7 @@ Shapes: B batch, L length.
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ class Prompt(NamedTuple):
     """One text to start from."""
 
     text: str
-    ids: list[int | None]  # token ids after bos; None is a gap
+    ids: Sequence[int | None]  # token ids after bos; None is a gap
 
 
 def check_prompts(config: DictConfig, is_autoregressive: bool) -> None:

@@ -29,10 +29,11 @@ _NUMBER = r"\d*\.?\d+(?:e[+-]?\d+)?"
 
 
 class KappaRule(NamedTuple):
-    """A phase's mode, taken apart: "max-capped-0.01" is ("max-capped", 0.01)."""
+    """A phase's mode, taken apart: "max-capped-0.01" is ("max-capped", 0.01), and
+    "pure-pc" is ("pure-pc", 0)."""
 
     kind: str
-    eta: float | None = None
+    eta: float  # the mode's number; where it has none, kappa itself
 
     @property
     def follows_schedule(self) -> bool:
@@ -48,11 +49,14 @@ class KappaRule(NamedTuple):
         """
         found = re.fullmatch(rf"([a-z-]+?)(?:-({_NUMBER}))?", str(mode))
         kind, number = found.groups() if found else (mode, None)
-        takes_number = choose(MODES, kind, key)
-        if takes_number != (number is not None):
-            form = f"{kind}-ETA, such as {kind}-0.01" if takes_number else kind
+        kappa = choose(MODES, kind, key)
+        if number is None and kappa is not None:
+            eta = kappa
+        elif number is not None and kappa is None:
+            eta = float(number)
+        else:
+            form = f"{kind}-ETA, such as {kind}-0.01" if kappa is None else kind
             raise ConfigError(f"{key}={mode!r}: write {form}.")
-        eta = float(number) if number else None
         if kind == "constant" and eta > 1:
             raise ConfigError(f"{key}={mode!r}: kappa is at most 1.")
         return cls(kind, eta)
@@ -66,12 +70,11 @@ REMDM_SIGMA: dict[str, SigmaRule] = {
     "max-capped": lambda eta, limit: limit.clamp(max=eta),
     "max-rescale": lambda eta, limit: eta * limit.clamp(max=1),
 }
-# Every kind of mode, and whether it takes a number.
-MODES = {
-    "pure-posterior": False,
-    "pure-pc": False,
-    "constant": True,
-    **dict.fromkeys(REMDM_SIGMA, True),
+# The kappa of every kind of mode; None is for those that take a number.
+MODES: dict[str, float | None] = {
+    "pure-posterior": 1.0,
+    "pure-pc": 0.0,
+    **dict.fromkeys(("constant", *REMDM_SIGMA), None),
 }
 
 
@@ -155,8 +158,7 @@ class PsiSchedule:
 
     def _phase(self, rule: KappaRule, alphas: Tensor) -> list[float]:
         if not rule.follows_schedule:
-            constant = {"pure-posterior": 1.0, "pure-pc": 0.0, "constant": rule.eta}
-            return [constant[rule.kind]] * len(alphas)
+            return [rule.eta] * len(alphas)
         kappas = []
         for alpha_t, alpha_s in pairwise(alphas):
             sigma_t = self.remdm_sigma[rule.kind](rule.eta, (1 - alpha_s) / alpha_t)

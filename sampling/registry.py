@@ -14,7 +14,7 @@ from utils import choose, imported
 
 if TYPE_CHECKING:
     from sampling.autoregressive import SemiAutoRegressive
-    from sampling.sampler import Sampler
+    from sampling.sampler import Algorithm, Sampler
 
 # By `sampling.predictor`; of several classes under a name, the one that fits counts.
 SAMPLERS: dict[str, tuple[str, ...]] = {
@@ -36,7 +36,7 @@ def samplers_of(predictor: str) -> tuple[type[Sampler], ...]:
     return tuple(imported(path) for path in SAMPLERS[predictor])
 
 
-def sampler_class(predictor: str, algorithm: type) -> type[Sampler]:
+def sampler_class(predictor: str, algorithm: type[Algorithm]) -> type[Sampler]:
     """The sampler that `sampling.predictor` means for an algorithm.
 
     Raises:
@@ -53,7 +53,7 @@ def sampler_class(predictor: str, algorithm: type) -> type[Sampler]:
     return choose(fitting, predictor, "sampling.predictor", algorithm.__name__)
 
 
-def check_sampler(config: DictConfig, algorithm: type) -> None:
+def check_sampler(config: DictConfig, algorithm: type[Algorithm]) -> None:
     """Refuses settings of `sampling` that make no sense, or not for this algorithm.
 
     Args:
@@ -69,7 +69,9 @@ def check_sampler(config: DictConfig, algorithm: type) -> None:
         _windows().validate_config(config, algorithm)
 
 
-def build_sampler(config: DictConfig, algorithm: type) -> Sampler | SemiAutoRegressive:
+def build_sampler(
+    config: DictConfig, algorithm: type[Algorithm]
+) -> Sampler | SemiAutoRegressive:
     """The sampler that `sampling` describes for an algorithm.
 
     Raises:

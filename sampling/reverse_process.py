@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from models.device import wide_dtype
-from models.head import chunk_size
+from models.head import auto_chunk_size
 
 T = TypeVar("T")
 
@@ -34,8 +34,11 @@ class Step(NamedTuple):
     def to(self, like: Tensor) -> "Step":
         """Scalars of the host as (B, 1) on the device of `like`, (B, L)."""
         device, dtype = like.device, wide_dtype(like.device)
-        levels = (x.to(device, dtype).expand(len(like), 1) for x in self[:2])
-        return Step(*levels, self.kappa)
+        alpha_t, alpha_s = (
+            x.to(device, dtype).expand(len(like), 1)
+            for x in (self.alpha_t, self.alpha_s)
+        )
+        return Step(alpha_t, alpha_s, self.kappa)
 
 
 class Tokens(NamedTuple):
@@ -80,7 +83,7 @@ class Chain:
         self.show_progress = show_progress
         self.evaluations = torch.zeros_like(free[:, 0], dtype=torch.long)
         # Half of a loss's chunk: probabilities are float64.
-        self.chunk = chunk_size("auto", 2 * model.vocab_size, model.device.type)
+        self.chunk = auto_chunk_size(2 * model.vocab_size, model.device.type)
         self._remembers = remembers
         self._seen: tuple[Tensor, Tensor] | None = None  # (xt, hidden)
 
@@ -131,16 +134,14 @@ class Chain:
         if not self._remembers:
             self.evaluations[wanted] += 1
             return self.model.hidden(xt[wanted], sigma[wanted])
-        stale = wanted
-        if self._seen is not None:
-            stale = wanted[(self._seen[0][wanted] != xt[wanted]).any(dim=-1)]
-        if len(stale):
+        seen, stale = self._seen, wanted
+        if seen is not None:
+            stale = wanted[(seen[0][wanted] != xt[wanted]).any(dim=-1)]
+        if seen is None or len(stale):
             self.evaluations[stale] += 1
             fresh = self.model.hidden(xt[stale], sigma[stale])
-            if self._seen is None:
-                self._seen = (
-                    torch.full_like(xt, -1),
-                    fresh.new_empty(len(xt), *fresh.shape[1:]),
-                )
-            self._seen[0][stale], self._seen[1][stale] = xt[stale], fresh
-        return self._seen[1][wanted]
+            if seen is None:
+                hidden = fresh.new_empty(len(xt), *fresh.shape[1:])
+                seen = self._seen = torch.full_like(xt, -1), hidden
+            seen[0][stale], seen[1][stale] = xt[stale], fresh
+        return seen[1][wanted]

@@ -15,7 +15,7 @@ levels are (B, 1) or (B, L).
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from omegaconf import DictConfig
@@ -28,6 +28,14 @@ from sampling.reverse_process import Chain, Samples, Step, Tokens
 from utils import require
 
 TIME_EPS = 1e-5  # last time of the grid; noise removal goes from there to 0
+
+
+class Algorithm(Protocol):
+    """What a sampler asks of a model's class, before there is a model."""
+
+    is_autoregressive: bool
+    has_mask: bool
+    has_score: bool
 
 
 class Sampler:
@@ -73,12 +81,14 @@ class Sampler:
     @classmethod
     def known_removals(cls) -> dict[str | bool, str]:
         """Methods by value of `sampling.noise_removal`, MDLM's True and False too."""
-        old = {True: cls.removal_of_true, False: "none"}
-        named = {new: cls.removals[x] for new, x in old.items() if x in cls.removals}
-        return {**cls.removals, **named}
+        known: dict[str | bool, str] = dict(cls.removals.items())
+        for old, name in ((True, cls.removal_of_true), (False, "none")):
+            if name in cls.removals:
+                known[old] = cls.removals[name]
+        return known
 
     @classmethod
-    def fits(cls, algorithm: type) -> bool:
+    def fits(cls, algorithm: type[Algorithm]) -> bool:
         """Whether models of this class offer what the sampler asks for."""
         return not algorithm.is_autoregressive
 

@@ -58,8 +58,8 @@ def noise(request):
 @pytest.mark.parametrize(
     ("mode", "kind", "eta"),
     [
-        ("pure-posterior", "pure-posterior", None),
-        ("pure-pc", "pure-pc", None),
+        ("pure-posterior", "pure-posterior", 1.0),
+        ("pure-pc", "pure-pc", 0.0),
         ("constant-0.5", "constant", 0.5),
         ("constant-1", "constant", 1.0),
         ("constant-0", "constant", 0.0),
