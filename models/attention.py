@@ -47,7 +47,8 @@ class KVCache:
         end = self.length + k.shape[1]
         for stored, new in zip(self._layers[layer], (k, v), strict=True):
             stored[:, self.length : end] = new
-        return tuple(stored[:, :end] for stored in self._layers[layer])
+        keys, values = self._layers[layer]
+        return keys[:, :end], values[:, :end]
 
 
 @functools.cache

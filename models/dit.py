@@ -15,7 +15,7 @@ stream are float32 under autocast; matrix products follow autocast.
 import functools
 import math
 from collections.abc import Callable
-from typing import Self
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -197,7 +197,8 @@ class NoiseEmbedding(nn.Module):
         )
 
     def forward(self, sigma: Tensor) -> Tensor:
-        return self.mlp(self.features(sigma).to(self.mlp[0].weight.dtype))
+        first = cast(nn.Linear, self.mlp[0])  # a Sequential does not know its parts
+        return self.mlp(self.features(sigma).to(first.weight.dtype))
 
     @classmethod
     def features(cls, sigma: Tensor) -> Tensor:
@@ -214,6 +215,10 @@ class Rotary(nn.Module):
 
     Reference: RoFormer (arXiv:2104.09864), in the half-split layout.
     """
+
+    inv_freq: Tensor
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, head_dim: int, length: int = 0, base: float = 10_000.0) -> None:
         super().__init__()

@@ -40,13 +40,13 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def update(self, parameters: Iterable[nn.Parameter]) -> None:
         """Moves the shadow towards `parameters`; call after each optimiser update."""
-        parameters = _trainable(parameters)
-        self._match_device(parameters)
+        trained = _trainable(parameters)
+        self._match_device(trained)
         decay = self.decay
         if self.num_updates is not None:
             self.num_updates += 1
             decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(self.shadow_params, parameters, 1.0 - decay)
+        torch._foreach_lerp_(self.shadow_params, trained, 1.0 - decay)
 
     @contextmanager
     def applied(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
@@ -54,14 +54,14 @@ class ExponentialMovingAverage:
 
         The raw weights come back at the end, also after an exception.
         """
-        parameters = _trainable(parameters)
-        self._match_device(parameters)
-        raw = [p.detach().clone() for p in parameters]
+        trained = _trainable(parameters)
+        self._match_device(trained)
+        raw = [p.detach().clone() for p in trained]
         try:
-            _copy(self.shadow_params, parameters)
+            _copy(self.shadow_params, trained)
             yield
         finally:
-            _copy(raw, parameters)
+            _copy(raw, trained)
 
     def state_dict(self) -> dict[str, Any]:
         """`decay`, `num_updates` and `shadow_params` in the order of construction."""
@@ -86,17 +86,17 @@ class ExponentialMovingAverage:
         self.num_updates = state["num_updates"]
         self.shadow_params = [p.detach().clone() for p in state["shadow_params"]]
 
-    def _match_device(self, parameters: list[nn.Parameter]) -> None:
+    def _match_device(self, parameters: list[Tensor]) -> None:
         self.shadow_params = [
             shadow.to(p.device, p.dtype)
             for shadow, p in zip(self.shadow_params, parameters, strict=True)
         ]
 
 
-def _trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+def _trainable(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     return [p for p in parameters if p.requires_grad]
 
 
 @torch.no_grad()
-def _copy(source: list[Tensor], target: list[nn.Parameter]) -> None:
+def _copy(source: list[Tensor], target: list[Tensor]) -> None:
     torch._foreach_copy_(target, source)
