@@ -21,7 +21,11 @@ from models.registry import build_backbone
 from sampling.prompts import Given
 from sampling.registry import build_sampler, check_sampler
 from sampling.reverse_process import Samples
-from training.lightning_state import is_validation_due, validate_before_training
+from training.lightning_state import (
+    is_logged,
+    is_validation_due,
+    validate_before_training,
+)
 from training.losses import HeadLosses
 from training.optimization import Optimization
 from training.randomness import Randomness, seed_all
@@ -168,7 +172,8 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         At once: what Lightning logs after a batch would come after its checkpoint.
         """
         step = self.global_step  # stands still while gradients accumulate
-        if step % self.trainer.log_every_n_steps == 0 and step != self._logged_step:
+        is_due = is_logged(self.trainer, step) and step != self._logged_step
+        if is_due and self._loss is not None:
             self._logged_step = step
             results = {"trainer/loss": self._loss, **self.train_results()}
             self.train_likelihood.reset()

@@ -20,7 +20,7 @@ import shutil
 import signal
 import sys
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -74,19 +74,21 @@ def choose(table: Mapping[str, T], name: Any, key: str, where: str = "") -> T:
     return table[name]
 
 
-def require(value: Any, choices: Iterable[str], key: str, where: str = "") -> None:
+def require(value: Any, choices: Iterable[object], key: str, where: str = "") -> None:
     """Refuses a value outside its choices; see `choose`."""
     if value not in choices:
         raise ConfigError(unknown_value(key, value, choices, where))
 
 
-def unknown_value(key: str, value: Any, choices: Iterable[str], where: str = "") -> str:
+def unknown_value(
+    key: str, value: Any, choices: Iterable[object], where: str = ""
+) -> str:
     """The one line for a value outside its choices, with the nearest as a hint."""
-    choices = sorted(map(str, choices))
+    names = sorted(map(str, choices))
     context = f" ({where})" if where else ""
     return (
-        f"Unknown {key}={value!r}{context}.{did_you_mean(value, choices)} "
-        f"Choose from: {', '.join(choices)}."
+        f"Unknown {key}={value!r}{context}.{did_you_mean(value, names)} "
+        f"Choose from: {', '.join(names)}."
     )
 
 
@@ -121,7 +123,7 @@ def first_line(error: BaseException) -> str:
 
 # ---------------------------------------------------------------- resolvers
 
-_ARITHMETIC = {
+_ARITHMETIC: dict[type[ast.AST], Callable[..., int | float]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -144,7 +146,9 @@ def arithmetic(expression: str | float) -> int | float:
         match node:
             case ast.Expression(body):
                 return value(body)
-            case ast.Constant(number) if type(number) in (int, float):
+            case ast.Constant(int() | float() as number) if not isinstance(
+                number, bool
+            ):
                 return number
             case ast.BinOp(left, op, right) if type(op) in _ARITHMETIC:
                 return _ARITHMETIC[type(op)](value(left), value(right))
@@ -187,7 +191,7 @@ def device_count(accelerator: str = "auto") -> int:
 
 def register_resolvers() -> None:
     """Registers the OmegaConf resolvers that the configs use (idempotent)."""
-    resolvers = {
+    resolvers: dict[str, Callable[..., Any]] = {
         "cwd": os.getcwd,
         "device_count": device_count,
         "default_precision": lambda accelerator="auto": (

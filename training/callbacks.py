@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol, cast
 
 import fsspec
 import lightning
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
-from torch import Tensor
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from checkpoints.reading import read_checkpoint
 from training.lightning_state import meet_saving_ranks
@@ -190,6 +190,13 @@ class CheckpointEveryNSteps(CheckpointCallback):
         self._written = list(state["written"])
 
 
+class Validated(Protocol):
+    """What the end of a run asks of a model in the middle of a validation."""
+
+    def leave_validation(self) -> None:
+        """Puts back the weights that training goes on with."""
+
+
 class RunEnd(CheckpointCallback):
     """Writes last.ckpt where a run ends: after its last update, or where a signal
     asks it to end, after an update or a batch of a validation.
@@ -243,7 +250,7 @@ class RunEnd(CheckpointCallback):
         """The signal that any rank has received, the same number on all ranks."""
         return self._of_ranks(self._received, dist.ReduceOp.MAX)
 
-    def _of_ranks(self, number: int, operation: dist.ReduceOp) -> int:
+    def _of_ranks(self, number: int, operation: dist.ReduceOp.RedOpType) -> int:
         total = torch.tensor(number)
         if self._group is not None:
             dist.all_reduce(total, operation, self._group)
@@ -277,7 +284,7 @@ class RunEnd(CheckpointCallback):
         self,
         trainer: lightning.Trainer,
         model: lightning.LightningModule,
-        outputs: Tensor | None,
+        outputs: STEP_OUTPUT,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
@@ -285,7 +292,7 @@ class RunEnd(CheckpointCallback):
         if batch_idx >= self._num_valid_batches:
             return
         if number := self._agreed():
-            model.leave_validation()
+            cast(Validated, model).leave_validation()  # every algorithm has it
             self._stop(trainer, number)
 
     def _save(self, trainer: lightning.Trainer) -> None:

@@ -3,6 +3,8 @@
 import lightning
 import torch
 
+from training.lightning_state import is_logged
+
 # ---------------------------------------------------------------- callbacks
 
 
@@ -22,7 +24,7 @@ class GradientInspectionCallback(lightning.Callback):
         pl_module: lightning.LightningModule,
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        if trainer.global_step % trainer.log_every_n_steps:
+        if not is_logged(trainer, trainer.global_step):
             return
         named = [
             (name, parameter.grad)

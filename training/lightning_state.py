@@ -8,6 +8,7 @@ What is used here, and is not in Lightning's documentation:
 
 - The entry `loops` of a checkpoint: the state of the loops over epochs and batches.
 - Attributes of the trainer's loops, from which the position of a run is read.
+- The trainer's `log_every_n_steps`, which its type does not declare.
 - The barrier at which `Trainer.save_checkpoint` brings all ranks together.
 """
 
@@ -127,3 +128,10 @@ def validate_before_training(trainer: lightning.Trainer) -> None:
 def meet_saving_ranks(trainer: lightning.Trainer) -> None:
     """Joins the other ranks where they wait for one whose save has failed."""
     trainer.strategy.barrier("Trainer.save_checkpoint")
+
+
+def is_logged(trainer: lightning.Trainer, step: int) -> bool:
+    """Whether metrics are logged at a step, by `trainer.log_every_n_steps`."""
+    # One of its connectors sets it.
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return step % every == 0

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -69,7 +69,8 @@ def wandb_logger(config: DictConfig) -> WandbLogger:
     """
     import wandb
 
-    settings = OmegaConf.to_container(config.wandb, resolve=True)
+    # A node with keys becomes a dict; OmegaConf's types do not say so.
+    settings = cast(dict[str, Any], OmegaConf.to_container(config.wandb, resolve=True))
     if settings["name"] is None:  # the default id is made from the name
         settings["id"] = None
     offline = settings.pop("offline", False)

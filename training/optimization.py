@@ -5,6 +5,7 @@ from typing import Any
 import hydra
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from omegaconf import DictConfig
 
 from models.ema import ExponentialMovingAverage
@@ -32,7 +33,7 @@ class Optimization(lightning.LightningModule):
             fused=str(self.config.trainer.precision) not in ("16", "16-mixed"),
         )
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.make_optimizer()
         scheduler = hydra.utils.instantiate(
             self.config.lr_scheduler, optimizer=optimizer

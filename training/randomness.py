@@ -39,7 +39,7 @@ class Randomness(lightning.LightningModule):
         """Draws for one batch of one rank. Those of validation do not depend on the
         step, so that every validation of a run sees the same noise."""
         if self.training:
-            position = (self.global_step, batch_idx, self.global_rank)
-            return self.generator(f"train/{purpose}", *position, device=device)
-        position = (batch_idx, self.global_rank)
-        return self.generator(f"valid/{purpose}", *position, device=device)
+            training = (self.global_step, batch_idx, self.global_rank)
+            return self.generator(f"train/{purpose}", *training, device=device)
+        validation = (batch_idx, self.global_rank)
+        return self.generator(f"valid/{purpose}", *validation, device=device)

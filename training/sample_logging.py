@@ -1,12 +1,42 @@
 """Samples on the way: what a validation during training writes and logs of them."""
 
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
 import lightning
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig
+from torch import Tensor
 
 from metrics.judge import GenerativePerplexity
 from metrics.samples import sample_entropy
+from sampling.reverse_process import Samples
 from utils import write_json
+
+
+class Sampled(Protocol):
+    """What is asked of the model, which every algorithm has."""
+
+    config: DictConfig
+    tokenizer: Any
+    validation_due: bool
+
+    @property
+    def global_step(self) -> int: ...
+
+    @property
+    def global_rank(self) -> int: ...
+
+    def generator(self, purpose: str, *position: int) -> torch.Generator: ...
+
+    def generate_samples(
+        self, num_samples: int, generator: torch.Generator | None = None
+    ) -> Samples: ...
+
+    def log_dict(
+        self, dictionary: Mapping[str, Tensor], *, sync_dist: bool = False
+    ) -> None: ...
 
 
 class SampleLogging(lightning.Callback):
@@ -25,9 +55,10 @@ class SampleLogging(lightning.Callback):
         self.texts: list[str] = []  # of the last validation
 
     def on_validation_epoch_end(
-        self, trainer: lightning.Trainer, model: lightning.LightningModule
+        self, trainer: lightning.Trainer, module: lightning.LightningModule
     ) -> None:
         """With the weights of the validation still in place."""
+        model = cast(Sampled, module)
         if not self._are_wanted(trainer, model):
             return
         config = model.config
@@ -47,9 +78,7 @@ class SampleLogging(lightning.Callback):
         self._save(trainer, model, {k: float(x) for k, x in results.items()})
 
     @staticmethod
-    def _are_wanted(
-        trainer: lightning.Trainer, model: lightning.LightningModule
-    ) -> bool:
+    def _are_wanted(trainer: lightning.Trainer, model: Sampled) -> bool:
         config = model.config
         is_training = trainer.state.fn == "fit" or model.validation_due
         is_skipped = trainer.sanity_checking and not (
@@ -65,7 +94,7 @@ class SampleLogging(lightning.Callback):
     def _save(
         self,
         trainer: lightning.Trainer,
-        model: lightning.LightningModule,
+        model: Sampled,
         numbers: dict[str, float],
     ) -> None:
         config, step = model.config, model.global_step

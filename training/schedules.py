@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 from utils import ConfigError
 
@@ -53,10 +54,10 @@ class CosineDecayWarmupLRScheduler(torch.optim.lr_scheduler.LRScheduler):
         self.warmup_prefix = warmup_prefix
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         return [self._rate(lr, self.last_epoch) for lr in self.base_lrs]
 
-    def _rate(self, lr: float, k: int) -> float:
+    def _rate(self, lr: float | Tensor, k: float) -> float | Tensor:
         if k < self.warmup_t:
             return self.warmup_lr_init + k * (lr - self.warmup_lr_init) / self.warmup_t
         if self.warmup_prefix:

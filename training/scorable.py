@@ -1,13 +1,14 @@
 """What downstream tasks ask of a model: likelihoods of some tokens given others."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-class Stratum(NamedTuple):
+@dataclass(frozen=True)
+class Stratum:
     """One of `count` draws of a row's bound: where its time lies, and its seed."""
 
     seed: int

@@ -32,10 +32,10 @@ class Weights(lightning.LightningModule):
     def eval_weights(self) -> Iterator[None]:
         """EMA weights (unless `eval.disable_ema`) and evaluation mode; both undone."""
         was_training = self.training
-        use_ema = self.ema is not None and not self.config.eval.disable_ema
+        ema = None if self.config.eval.disable_ema else self.ema
         self.eval()
         try:
-            with self.ema.applied(self.parameters()) if use_ema else nullcontext():
+            with nullcontext() if ema is None else ema.applied(self.parameters()):
                 yield
         finally:
             self.train(was_training)
@@ -84,7 +84,7 @@ class Weights(lightning.LightningModule):
             return
         with self.whole_weights(writeback=True):  # sharded: raw weights step aside
             self.ema = self.make_ema()
-            self.ema.load_state_dict(state)
+            self.ema.load_state_dict(dict(state))
             if self._sharded_model() is not None:
                 raw = [p.detach().clone() for p in self.parameters()]
                 self._set_weights(self.ema.shadow_params)
