@@ -21,13 +21,13 @@ console = Console()
 def report_config(config: DictConfig) -> None:
     """Prints the composed config as a tree and saves it as config_tree.txt."""
     tree = Tree("config")
-    for key in config:
-        value = config[key]
+    for key, value in config.items():
+        name = str(key)
         if OmegaConf.is_config(value):
             text = OmegaConf.to_yaml(value, resolve=True).rstrip()
-            tree.add(key).add(escape(text))
+            tree.add(name).add(escape(text))
         else:
-            tree.add(escape(f"{key}: {value}"))
+            tree.add(escape(f"{name}: {value}"))
     console.print(tree)
     with whole_file(f"{config.checkpointing.save_dir}/config_tree.txt", "w") as file:
         Console(file=file, width=100).print(tree)

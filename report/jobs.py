@@ -71,7 +71,9 @@ def make(jobs: Sequence[Job], folder: str) -> tuple[list[str], list[str]]:
         RunStopped: If none could be done, the message is that of the first; or after
             Ctrl-C.
     """
-    files, failed, statuses = [], [], []
+    files: list[str] = []
+    failed: list[str] = []
+    statuses: list[int] = []
     for job in (bar := tqdm(jobs, "evaluations")):
         bar.set_postfix_str(job.name)
         file = job.file(folder)
@@ -109,9 +111,10 @@ def _run(command: list[str], run_dir: Path) -> tuple[int, str] | None:
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / "log.txt"
     with open(path, "w") as file:
-        options = {"stdout": file, "stderr": subprocess.STDOUT}
-        status = subprocess.run(command, cwd=run_dir, **options, check=False).returncode
-    if not status:
+        done = subprocess.run(
+            command, cwd=run_dir, stdout=file, stderr=subprocess.STDOUT, check=False
+        )
+    if not (status := done.returncode):
         return None
     lines = path.read_text(errors="replace").splitlines()
     said = next((x for x in lines if x.startswith("error: ")), f"status {status}")

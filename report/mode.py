@@ -4,7 +4,7 @@ agree with the published numbers, as tables, CSV and a picture.
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -107,7 +107,8 @@ def jobs_of(config: DictConfig) -> list[Job]:
         raise ConfigError(
             f"report.checkpoints={node!r} is not of the form MODEL: FILE."
         )
-    checkpoints = OmegaConf.to_container(node)
+    # A node with keys becomes a dict; OmegaConf's types do not say so.
+    checkpoints = cast(dict[str, Any], OmegaConf.to_container(node))
     if not checkpoints:
         for name in ("data", "overrides"):
             if texts(config, name):
@@ -271,7 +272,8 @@ def _grid(rows: Sequence[Row]) -> list[str]:
             value, error = row.measured
             noise = "" if error is None else f" ± {error:.2g}"
             text = f"{value:.4g}{noise} ({row.published.value})"
-            cells.setdefault(row.cell[:2], text)  # the first source
+            model, dataset, *_ = row.cell
+            cells.setdefault((model, dataset), text)  # the first source
     if not cells:
         return []
     models = dict.fromkeys(model for model, _ in cells)

@@ -10,13 +10,16 @@ import itertools
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from hydra.conf import HydraConf
 
 ROW = "numbers.json"  # in every job's folder
 REFUSED = "refused"  # among a job's numbers: why it could not run
@@ -28,7 +31,7 @@ SHOWN = (
 JUDGED = {"generative_ppl": "generative perplexity", "ngram_ppl": "n-gram perplexity"}
 
 
-def is_sweep(hydra: DictConfig) -> bool:
+def is_sweep(hydra: "DictConfig | HydraConf") -> bool:
     """Whether a job is one of a multirun, by its `hydra` config."""
     return "MULTIRUN" in str(hydra.mode)
 
@@ -61,9 +64,9 @@ class Summary(Callback):
 
 def _overrides(hydra: DictConfig) -> dict[str, str]:
     """key=value of the job's command line."""
-    pairs = (
-        text.split("=", 1) for text in OmegaConf.to_container(hydra.overrides.task)
-    )
+    # Texts, which are not resolved; OmegaConf's types do not say so.
+    words = cast(list[str], OmegaConf.to_container(hydra.overrides.task))
+    pairs = (word.split("=", 1) for word in words)
     return {key.lstrip("+~"): value for key, *rest in pairs for value in rest}
 
 
@@ -78,8 +81,8 @@ def write_summary(jobs: list[dict[str, Any]], folder: Path) -> None:
     keys = dict.fromkeys(key for row in overrides for key in row)
     swept = [key for key in keys if len({row.get(key) for row in overrides}) > 1]
     rows = [{"job": job["job"], **job["overrides"], **job["numbers"]} for job in jobs]
-    numbers = dict.fromkeys(key for job in jobs for key in job["numbers"])
-    numbers = [key for key in numbers if any(row.get(key) is not None for row in rows)]
+    names = dict.fromkeys(key for job in jobs for key in job["numbers"])
+    numbers = [key for key in names if any(row.get(key) is not None for row in rows)]
     columns = ["job", *swept, *numbers]
     with open(folder / "summary.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
@@ -100,9 +103,10 @@ def write_summary(jobs: list[dict[str, Any]], folder: Path) -> None:
 
 def _short(values: list[str | None]) -> list[str | None]:
     """Paths without the folders in front and behind that all of them share."""
-    if not all(value is not None and "/" in value for value in values):
+    paths = [value for value in values if value is not None and "/" in value]
+    if len(paths) < len(values):
         return values
-    parts = [value.split("/") for value in values]
+    parts = [path.split("/") for path in paths]
     front = _num_shared(parts)
     back = _num_shared([part[front:][::-1] for part in parts])
     return ["/".join(part[front : len(part) - back]) or "." for part in parts]
@@ -172,8 +176,8 @@ def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
 def _lines(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Rows that differ in steps alone, by what else was asked for."""
     overrides = [{k: v for k, v in row.items() if "." in k} for row in rows]
-    keys = dict.fromkeys(key for row in overrides for key in row)
-    keys = [k for k in keys if len({row.get(k) for row in overrides}) > 1]
+    asked = dict.fromkeys(key for row in overrides for key in row)
+    keys = [k for k in asked if len({row.get(k) for row in overrides}) > 1]
     short = {k: _short([row.get(k) for row in rows]) for k in keys}
     short.pop("sampling.steps", None)
     lines: dict[str, list[dict[str, Any]]] = {}

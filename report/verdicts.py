@@ -50,7 +50,9 @@ class Row(NamedTuple):
         published, paper = self.published, None
         if published is not None:
             paper = published.value
-        both = value is not None and paper is not None
+        difference = None
+        if value is not None and paper is not None:
+            difference = value - float(paper)
         names = ("table", "model", "dataset", "steps", "round", "metric")
         return dict(zip(names, (self.table, *self.cell), strict=True)) | {
             "paper": paper,
@@ -58,7 +60,7 @@ class Row(NamedTuple):
             "note": published and published.note,
             "measured": value,
             "stderr": error,
-            "difference": value - float(paper) if both else None,
+            "difference": difference,
             "verdict": self.verdict,
             "reason": self.reason,
             "file": self.evaluation and self.evaluation.path,
@@ -184,7 +186,7 @@ def place(one: Evaluation, asked: str | None) -> tuple[str, list[str], list[str]
             if not is_other:
                 found.append((len(lines), name, [column], lines))
     if not found:
-        table = asked if asked in names else names[0]
+        table = asked if asked is not None and asked in names else names[0]
         valid = one.settings["valid"]
         return table, [valid], [f"no published number for data {valid!r}"]
     found.sort(key=lambda entry: entry[0])
@@ -276,7 +278,7 @@ def compare(
     for x in published:
         if x.table == asked and x not in seen:
             rows.append(Row(asked, x.cell, x, None, "not measured"))
-    order = {x: index for index, x in enumerate(published)}
+    order: dict[Published | None, int] = {x: i for i, x in enumerate(published)}
     tables = list(TABLES)
     return sorted(
         rows,
