@@ -128,7 +128,8 @@ class TrainLoader(DataLoader):
         self._done = 0  # batches of the epoch that have been handed out
         super().__init__(rows, order.batch_size, sampler=order, **options)
 
-    def __iter__(self) -> Iterator[Any]:
+    # torch declares its own iterator, of which nothing but the batches is needed.
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self._done = self.order.start
         for batch in super().__iter__():
             self.order.start = 0  # the next epoch is a whole one

@@ -98,7 +98,8 @@ def _lock(home: str, name: str) -> Iterator[None]:
             lock.acquire()
     except (OSError, NotImplementedError) as error:
         log.warning("%s cannot be locked (%s): going on without", home, error)
-        while rank_zero_only.rank and not _is_whole(home):  # the first rank builds
+        rank = getattr(rank_zero_only, "rank", 0)
+        while rank and not _is_whole(home):  # the first rank builds
             time.sleep(1)
     try:
         yield

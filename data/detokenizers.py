@@ -6,8 +6,13 @@ published tables depend on them character by character.
 """
 
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+
+class TextRule(Protocol):
+    """What changes a text; its `repr` says how."""
+
+    def __call__(self, text: str) -> str: ...
 
 
 class Rule(NamedTuple):
@@ -27,7 +32,7 @@ class Rule(NamedTuple):
         return text
 
 
-Rules = tuple[Callable[[str], str], ...]  # whose reprs say what they do
+Rules = tuple[TextRule, ...]
 
 
 def pattern(old: str, new: str) -> Rule:

@@ -1,6 +1,6 @@
 """Texts in an order, of which only a few are in memory at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Protocol
 
 # ---------------------------------------------------------------- tokenising
@@ -18,7 +18,7 @@ class Documents(Protocol):
     def texts(self, start: int, stop: int) -> list[str]: ...
 
 
-class Whole:
+class Whole(Sized):
     """Documents that are all of their source."""
 
     @property

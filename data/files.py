@@ -6,7 +6,7 @@ import gzip
 import itertools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -136,7 +136,7 @@ def suffix_of(file: str) -> str:
     return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
 
-def state_of(files: list[str]) -> list[list[Any]]:
+def state_of(files: Iterable[str | Path]) -> list[list[Any]]:
     """What changes when a file does: its path, size and time of change, for JSON."""
     return [
         [os.path.abspath(file), os.stat(file).st_size, os.stat(file).st_mtime_ns]

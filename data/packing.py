@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
@@ -183,7 +183,7 @@ def _encode_span(
 
 def _in_order(
     run: Callable[[Any], Any], tasks: Sequence[Any], num_proc: int
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Results of tasks in their order; a few of each process at a time."""
     if num_proc <= 1:
         yield from map(run, tasks)

@@ -51,7 +51,13 @@ class DatasetSpec(NamedTuple):
         return _function(self.loader)(config, tokenizer, split)
 
     def stream(self, config: DictConfig, tokenizer: Any) -> Any:
-        """Training data, read as they are needed, a `data.streaming.Stream`."""
+        """Training data, read as they are needed, a `data.streaming.Stream`.
+
+        Raises:
+            ValueError: If they cannot be; `check_splits` has refused such a config.
+        """
+        if self.streamer is None:
+            raise ValueError("this data set has no streamer")
         return _function(self.streamer)(config, tokenizer)
 
 

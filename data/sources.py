@@ -197,9 +197,8 @@ def documents_of(config: DictConfig, split: str) -> Documents:
         ConfigError: If no source has them; the line says what was tried.
     """
     data, corpus = config.data, CORPORA[config.data[split]]
-    local = local_files(data, split)
-    if local is not None:
-        key = source_key(data, split)
+    key, local = source_key(data, split), local_files(data, split)
+    if key is not None and local is not None:
         documents = load_files(
             local.files,
             key,
@@ -352,7 +351,7 @@ def offline_unless_answered(source: Source) -> Iterator[None]:
         is_there = hub_answers()
     else:
         is_there = answers(next(iter(source.files.values())))
-    modules = (datasets.config, huggingface_hub.constants)
+    modules: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [module.HF_HUB_OFFLINE for module in modules]
     for module in modules:
         module.HF_HUB_OFFLINE = not is_there

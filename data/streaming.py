@@ -262,6 +262,8 @@ class StreamLoader(DataLoader):
         options: Of torch's `DataLoader`.
     """
 
+    dataset: Stream
+
     def __init__(
         self,
         stream: Stream,
@@ -278,7 +280,8 @@ class StreamLoader(DataLoader):
     def __len__(self) -> int:
         return NO_END  # with a length, Lightning fetches no batch before its turn
 
-    def __iter__(self) -> Iterator[Any]:
+    # torch declares its own iterator, of which nothing but the batches is needed.
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         stream = self.dataset
         for batch, reader, state in super().__iter__():
             self._check(batch["input_ids"])
