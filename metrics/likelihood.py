@@ -29,6 +29,12 @@ class Likelihood(torchmetrics.Metric):
     """
 
     full_state_update = False
+    nll_sum: Tensor  # sum_i x_i
+    token_sum: Tensor  # sum_i n_i
+    nll_sq: Tensor  # sum_i x_i^2
+    nll_token: Tensor  # sum_i x_i n_i
+    token_sq: Tensor  # sum_i n_i^2
+    count: Tensor  # N
     _STATES = ("nll_sum", "token_sum", "nll_sq", "nll_token", "token_sq", "count")
 
     def __init__(self) -> None:
