@@ -176,7 +176,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     except RunStopped as error:
         from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-        if rank_zero_only.rank:  # one rank says it
+        if getattr(rank_zero_only, "rank", 0):  # one rank says it
             sys.exit(error.status)
         return fail(str(error), error.status)
     except OSError as error:

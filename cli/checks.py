@@ -4,6 +4,7 @@ there.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,7 +18,7 @@ from sampling.registry import ALIASES, SAMPLERS
 from utils import ConfigError, path_exists, require
 
 # Keys whose value must be a number: (type, smallest, largest).
-NUMBERS = {
+NUMBERS: dict[str, tuple[type, float, float | None]] = {
     "model.length": (int, 3, None),
     "model.hidden_size": (int, 1, None),
     "model.n_blocks": (int, 1, None),
@@ -112,7 +113,11 @@ def check(config: DictConfig) -> None:
         ConfigError: With the key, the value and the cure.
     """
     refuse_older_keys(config)
-    require(config.sampling.predictor, {**SAMPLERS, **ALIASES}, "sampling.predictor")
+    require(
+        config.sampling.predictor,
+        SAMPLERS.keys() | ALIASES.keys(),
+        "sampling.predictor",
+    )
     validate_backbone(config)
     check_values(config)
     check_inert_keys(config)
@@ -150,7 +155,7 @@ def check_values(config: DictConfig) -> None:
 def check_numbers(config: DictConfig) -> None:
     """Refuses values that are no number, or out of range."""
     for key, (kind, low, high) in NUMBERS.items():
-        value = OmegaConf.select(config, key) if _is_there(config, key) else None
+        value: Any = OmegaConf.select(config, key) if _is_there(config, key) else None
         is_number = type(value) is int or (kind is float and type(value) is float)
         in_range = is_number and value >= low and (high is None or value <= high)
         if value is not None and not in_range:

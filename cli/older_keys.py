@@ -45,10 +45,10 @@ def translated(words: list[str]) -> list[str]:
     said, result = set(), []
     for word in (OLDER_WORDS.get(word, word) for word in words):
         found = _OVERRIDE.fullmatch(word)
-        older = found[1] if found else ""
-        if older not in OLDER_KEYS:
+        if found is None or found[1] not in OLDER_KEYS:
             result.append(word)
             continue
+        older = found[1]
         newer = OLDER_KEYS[older]
         if newer not in given:
             result.append(f"{newer}={found[2]}")

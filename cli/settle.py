@@ -104,7 +104,7 @@ def algorithm_class(config: DictConfig) -> type[Any]:
     """
     target = config.algo._target_
     try:
-        algorithm = hydra.utils.get_class(target)
+        algorithm: type[Any] = hydra.utils.get_class(target)
     except Exception:  # hydra raises ImportError, ValueError and others
         files = (CONFIGS / "algo").glob("*.yaml")
         choices = ", ".join(sorted(OmegaConf.load(file)._target_ for file in files))
