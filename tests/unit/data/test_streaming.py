@@ -17,6 +17,7 @@ from data.documents import Listed
 from data.files import Txt, load_files
 from data.packing import Layout, lay_out, rows_of, tokenize
 from data.readers import Files
+from data.registry import DATASETS
 from data.streaming import (
     FORMATS,
     Mark,
@@ -291,3 +292,8 @@ def test_batches_have_ids_and_masks(files):
     is_padding = batch["input_ids"] == LAYOUT.pad
     assert torch.equal(batch["attention_mask"], (~is_padding).float())
     assert np.isin(batch["input_ids"][:, 0], LAYOUT.bos).all()
+
+
+def test_what_has_no_streamer_gives_no_stream():
+    with pytest.raises(ValueError, match="no streamer"):
+        DATASETS["text8-crop"].stream(None, None)
