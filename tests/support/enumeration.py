@@ -111,7 +111,7 @@ def true_scores(model, belief, alpha_t) -> Tensor:
     """s(y) = p_t(y) / p_t(m) that the belief means, 0 for the mask, (S, L, K)."""
     m, sigma = model.mask_index, -alpha_t.log()[..., None]
     logits = belief(STATES, sigma[..., 0].expand(len(STATES), 1))
-    if model.config.algo.name == "mdlm":
+    if model.config.algo.parameterization == "subs":
         logits[..., m] = -torch.inf
     if model.config.algo.parameterization == "score":
         scores = logits.exp() / (torch.expm1(sigma) * (K - 1))
