@@ -15,8 +15,8 @@ from command_line import ALGORITHMS
 from rich.console import Console
 
 import main
-from cli.settle import algorithm_class
 from cli.commandline import quoted
+from cli.settle import algorithm_class
 from data.tokenizers import bytes_tokenizer
 from report import console
 

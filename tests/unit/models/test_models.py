@@ -2,8 +2,8 @@
 
 import pytest
 
-from models.registry import BACKBONES, build_backbone
 from models.dit import DIT
+from models.registry import BACKBONES, build_backbone
 from utils import ConfigError
 
 
