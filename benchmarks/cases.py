@@ -225,7 +225,7 @@ def curriculum_model(case: CurriculumCase, args, **sizes: int):
     sizes = {"batch_size": args.curriculum_batch} | sizes
     model, x0 = build(case.algorithm, args, *case.overrides, **sizes)
     if case.algorithm == "distillation":
-        model.set_teacher(model.backbone.state_dict(), 0)
+        model.teacher.take(model.backbone.state_dict(), 0)
     return model.train(), x0
 
 

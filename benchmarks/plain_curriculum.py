@@ -67,7 +67,7 @@ def distillation_nll(model, x0: Tensor) -> Tensor:
         alpha = model.operator(time[:, None].double()).alpha_t.float().to(x0.device)
         sides.append((latents(x0, gamma, eps).argmax(-1), -alpha[:, 0].log()))
     with torch.no_grad():
-        log_teacher = model._teacher[0](*sides[1]).log_softmax(-1)
+        log_teacher = model.teacher.network(*sides[1]).log_softmax(-1)
     log_student = model.backbone(*sides[0]).log_softmax(-1)
     return (log_student.exp() * (log_student - log_teacher)).sum(-1)
 

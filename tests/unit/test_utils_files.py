@@ -94,8 +94,8 @@ def test_a_plain_checkpoint_is_read_to_the_cpu(tmp_path):
     state = {"state_dict": {"w": torch.arange(3.0)}, "ema": {"decay": 0.9}}
     torch.save(state, path)
     read = read_checkpoint(str(path), KEY)
-    assert torch.equal(read["state_dict"]["w"], torch.arange(3.0))
-    assert read["ema"] == {"decay": 0.9}
+    assert torch.equal(read.weights["w"], torch.arange(3.0))
+    assert read.ema == {"decay": 0.9}
 
 
 def test_checkpoints_may_be_behind_fsspec(tmp_path):
@@ -103,7 +103,10 @@ def test_checkpoints_may_be_behind_fsspec(tmp_path):
         torch.save({"w": torch.ones(2)}, file)
     assert path_exists("memory://store/good.ckpt")
     assert not path_exists("memory://store/other.ckpt")
-    assert read_checkpoint("memory://store/good.ckpt", KEY)["w"].tolist() == [1, 1]
+    assert read_checkpoint("memory://store/good.ckpt", KEY).lightning["w"].tolist() == [
+        1,
+        1,
+    ]
 
 
 # ---------------------------------------------------------------- the hub
