@@ -26,6 +26,7 @@ from cli.commandline import arguments, explain, find_inputs
 from cli.environment import share_cores
 from report.sweep import REFUSED, is_sweep
 from utils import (
+    CONFIGS,
     ConfigError,
     RunStopped,
     choose,
@@ -35,7 +36,6 @@ from utils import (
     register_resolvers,
 )
 
-CONFIGS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -163,7 +163,7 @@ MODES: dict[str, Callable[[DictConfig], Any]] = {
 # ---------------------------------------------------------------- entry point
 
 
-@hydra.main(version_base="1.3", config_path=CONFIGS, config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
 def run(config: DictConfig) -> dict[str, Any] | None:
     """One job; what it returns is for the summary of a sweep."""
     try:

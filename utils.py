@@ -31,6 +31,8 @@ from omegaconf import OmegaConf
 
 T = TypeVar("T")
 
+CONFIGS = Path(__file__).resolve().parent / "configs"
+
 
 # What asks a run to end: Slurm before it takes a job back or its time is over, Ctrl-C.
 STOP_SIGNALS = tuple(

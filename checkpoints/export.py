@@ -36,12 +36,11 @@ from checkpoints.reading import read_checkpoint
 from data.tokenizers import get_tokenizer
 from models.noise import SCHEDULES
 from models.registry import build_backbone
-from utils import ConfigError, first_line, hub_answers
+from utils import CONFIGS, ConfigError, first_line, hub_answers
 
 log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
-CONFIGS = HERE.parent / "configs"
 MODELLING = "modeling_discrete_diffusion"
 CONFIGURATION = "configuration_discrete_diffusion"
 TOKENIZER = "data.tokenizer_name_or_path"

@@ -13,20 +13,19 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cli.older_keys import translated
-from utils import did_you_mean, hydra_quoted, unknown_value
+from utils import CONFIGS, did_you_mean, hydra_quoted, unknown_value
 
 
 def explain(error: HydraException) -> str:
     """Hydra's complaint about the command line as one line with the choices."""
-    configs = Path(__file__).parents[1] / "configs"
     if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", str(error)):
         group, value = found.groups()
-        names = (path.stem for path in (configs / group).glob("*.yaml"))
+        names = (path.stem for path in (CONFIGS / group).glob("*.yaml"))
         choices = [name for name in names if not name.startswith("_")]
         return unknown_value(group, value, choices)
     if found := re.search(r"Could not override '([^']+)'", str(error)):
         key = found[1]
-        known = config_keys(configs)
+        known = config_keys(CONFIGS)
         if key in known:
             group = key.split(".")[0]
             return f"{key} is a key of another {group}=..., not of the chosen one."

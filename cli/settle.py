@@ -4,7 +4,6 @@ devices can tell is checked. Afterwards nobody writes to the config.
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -21,9 +20,7 @@ from models.device import keep_freed_memory
 from report.console import report_config
 from sampling.prompts import check_prompts
 from training.loggers import logger_names
-from utils import ConfigError, require, uses_cuda
-
-CONFIGS = Path(__file__).parents[1] / "configs"
+from utils import CONFIGS, ConfigError, require, uses_cuda
 
 
 def settle(config: DictConfig) -> None:

@@ -114,9 +114,7 @@ class Teacher:
         self._config = config
         self._network: Network | None = None
         self._sha256 = ""
-        self._expected_sha256 = (
-            ""  # digest in the checkpoint from which the run goes on
-        )
+        self._expected_sha256 = ""  # in the checkpoint from which the run goes on
 
     @property
     def is_there(self) -> bool:

@@ -12,7 +12,6 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import hydra
@@ -29,12 +28,19 @@ from data.tokenizers import get_tokenizer
 from evaluation.scoring import Request, Scorer
 from models.device import device_of, keep_freed_memory
 from sampling.prompts import check_prompts
-from utils import ConfigError, fail, first_line, one_line, register_resolvers, require
+from utils import (
+    CONFIGS,
+    ConfigError,
+    fail,
+    first_line,
+    one_line,
+    register_resolvers,
+    require,
+)
 
 log = logging.getLogger(__name__)
 
 NAME = "discrete_diffusion"
-CONFIGS = Path(__file__).parents[1] / "configs"
 INSTALL = "pip install lm_eval==0.4.13"
 
 # What a checkpoint says of its run, where the command does not.

@@ -4,7 +4,6 @@ import functools
 import logging
 import os
 import re
-from pathlib import Path
 from typing import Any, cast
 
 import hydra
@@ -12,11 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from utils import ConfigError
+from utils import CONFIGS, ConfigError
 
 log = logging.getLogger(__name__)
 
-WANDB = Path(__file__).parents[1] / "configs" / "logger" / "wandb.yaml"
+WANDB = CONFIGS / "logger" / "wandb.yaml"
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:
