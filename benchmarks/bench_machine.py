@@ -37,7 +37,6 @@ COMMANDS = {
     "no such file": ["mode=ppl_eval", "eval.checkpoint_path=none.ckpt"],
 }
 SPINNING = {"GOMP_SPINCOUNT": "300000"}  # libgomp's own default
-FIRST, LAST = 20, 120  # updates between which training is timed
 
 
 def seconds(command: list[str]) -> tuple[float, float]:
@@ -67,7 +66,7 @@ def start_up(repeats: int) -> list[dict]:
     return rows
 
 
-def training(num_busy: int, repeats: int) -> list[dict]:
+def training(num_busy: int, repeats: int, num_updates: int) -> list[dict]:
     """Updates per second of the demo beside busy processes, ours and plain in turn."""
     counting = [sys.executable, "-c", "while True: pass"]
     others = [subprocess.Popen(counting) for _ in range(num_busy)]
@@ -76,7 +75,7 @@ def training(num_busy: int, repeats: int) -> list[dict]:
         for _ in range(repeats):
             for code, extra in (("ours", {}), ("plain", SPINNING)):
                 done = subprocess.run(
-                    [sys.executable, __file__, "--train"],
+                    [sys.executable, __file__, "--train", str(num_updates)],
                     env=os.environ | extra,
                     capture_output=True,
                     text=True,
@@ -92,17 +91,17 @@ def training(num_busy: int, repeats: int) -> list[dict]:
     ]
 
 
-def train() -> float:
-    """Updates per second of the demo, as `main.py experiment=demo_duo` trains it."""
+def updates_per_second(num_updates: int) -> float:
+    """Speed of `main.py experiment=demo_duo`, less the first tenth of the updates."""
     sys.path.insert(0, str(ROOT))
     from cli.environment import share_cores
 
     share_cores()
     import hydra
 
-    import main
     from benchmarks.clock import ends
     from cli.settle import settle
+    from main import train
     from utils import register_resolvers
 
     register_resolvers()
@@ -114,7 +113,7 @@ def train() -> float:
                 [
                     "experiment=demo_duo",
                     "trainer.accelerator=cpu",
-                    f"trainer.max_steps={LAST}",
+                    f"trainer.max_steps={num_updates}",
                     "trainer.limit_val_batches=0",
                     "+trainer.enable_progress_bar=False",
                     "callbacks.checkpoint_every_n_steps.every_n_train_steps=0",
@@ -123,9 +122,10 @@ def train() -> float:
                 ],
             )
         settle(config)
-        main.train(config)
+        train(config)
         os.chdir(ROOT)
-    return (LAST - FIRST) / (ends[LAST] - ends[FIRST])
+    first = max(1, num_updates // 10)
+    return (num_updates - first) / (ends[num_updates] - ends[first])
 
 
 def report(starts: list[dict], speeds: list[dict], output: Path) -> None:
@@ -161,20 +161,25 @@ def report(starts: list[dict], speeds: list[dict], output: Path) -> None:
     (output / "machine.json").write_text(json.dumps(numbers, indent=1) + "\n")
 
 
-def main_() -> None:
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--train", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--train", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--updates", type=int, default=60, help="per training run")
     parser.add_argument("--busy", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks")
     args = parser.parse_args()
     if args.train:
-        print(train())
+        print(updates_per_second(args.train))
         return
     starts = start_up(args.repeats)
-    speeds = [row for busy in args.busy for row in training(busy, args.repeats)]
+    speeds = [
+        row
+        for num_busy in args.busy
+        for row in training(num_busy, args.repeats, args.updates)
+    ]
     report(starts, speeds, args.output)
 
 
 if __name__ == "__main__":
-    main_()
+    main()
