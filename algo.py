@@ -25,7 +25,7 @@ from diffusion.curriculum import Curriculum
 from diffusion.uniform import UniformState
 from models.attention import KVCache
 from models.device import widened
-from models.head import TokenLoss, TokenNLL
+from models.head import LossOfLogits, TokenNLL
 from sampling.prompts import Given
 from trainer_base import TrainerBase
 from training.scorable import Stratum, regret
@@ -48,22 +48,22 @@ class AR(TrainerBase):
     ) -> TokenNLL:
         """-log p(x_i | x_<i) for positions 1 .. L - 1, nats, (B, L - 1)."""
         hidden = self.backbone.trunk(x0[:, :-1])
-        return self.head_loss(hidden, self.token_nll, weights, x0=x0[:, 1:])
+        return self.head_loss(hidden, self.nll_of_logits, weights, x0=x0[:, 1:])
 
-    def token_nll(self, logits: Tensor, *, x0: Tensor) -> Tensor:
+    def nll_of_logits(self, logits: Tensor, *, x0: Tensor) -> Tensor:
         """Cross entropy of raw logits with clean tokens, (..., K) -> (...)."""
         return -pick(self.process_logits(logits), x0)
 
     def nll_given(self, x0: Tensor, known: Tensor, strata: Sequence[Stratum]) -> Tensor:
         """-log p(x_i | x_<i), exact; what is right of a token does not change it."""
-        return self._given(self.token_nll, x0, known)
+        return self._given(self.nll_of_logits, x0, known)
 
     def regret_given(
         self, x0: Tensor, known: Tensor, strata: Sequence[Stratum]
     ) -> Tensor:
         return self._given(self._token_regret, x0, known)
 
-    def _given(self, token_loss: TokenLoss, x0: Tensor, known: Tensor) -> Tensor:
+    def _given(self, token_loss: LossOfLogits, x0: Tensor, known: Tensor) -> Tensor:
         """A loss of the unknown tokens behind the first, 0 elsewhere, (B, L)."""
         hidden = self.backbone.trunk(x0[:, :-1])
         scored = flat_positions(~known[:, 1:], x0.device)
@@ -252,10 +252,8 @@ class D3PMAbsorb(AbsorbingState):
         loss = self.T * (term1 + torch.where(s > 0, term2, 0.0))
         return torch.where(xt == self.mask_index, loss, 0.0)
 
-    def latent_nll(
-        self, x0: Tensor, z: Latent, weights: Tensor | None = None
-    ) -> TokenNLL:
-        diffusion = super().latent_nll(x0, z, weights)
+    def nll_at(self, x0: Tensor, z: Latent, weights: Tensor | None = None) -> TokenNLL:
+        diffusion = super().nll_at(x0, z, weights)
         reconstruction = self.reconstruction_nll(x0, weights)
         return TokenNLL(*map(torch.add, diffusion, reconstruction))
 

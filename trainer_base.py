@@ -141,6 +141,10 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         """Token ids from which sampling starts."""
         raise NotImplementedError
 
+    def with_bos(self, given: Given) -> Given:
+        """What samples are given, with the bos that every sample begins with."""
+        raise NotImplementedError
+
     def valid_tokens(self, attention_mask: Tensor) -> Tensor:
         """Which positions of `nll` count, from the batch's mask (B, L)."""
         return attention_mask

@@ -67,11 +67,9 @@ class Diffusion(TrainerBase):
     ) -> TokenNLL:
         """One-sample estimate of the negative ELBO of each token."""
         t = self.sample_t(len(x0), batch_idx)
-        return self.latent_nll(x0, self.corrupt(x0, t, batch_idx), weights)
+        return self.nll_at(x0, self.corrupt(x0, t, batch_idx), weights)
 
-    def latent_nll(
-        self, x0: Tensor, z: Latent, weights: Tensor | None = None
-    ) -> TokenNLL:
+    def nll_at(self, x0: Tensor, z: Latent, weights: Tensor | None = None) -> TokenNLL:
         """The terms of the negative ELBO of each token at corrupted tokens.
 
         Args:
@@ -82,7 +80,7 @@ class Diffusion(TrainerBase):
         sigma = self.sigma(z.alpha_t)
         return self.head_loss(
             self.hidden(z.xt if z.inputs is None else z.inputs, sigma),
-            self.token_nll,
+            self.nll_of_logits,
             weights,
             scored=z.scored,
             xt=z.xt,
@@ -108,7 +106,7 @@ class Diffusion(TrainerBase):
         z = self.corrupt(x0, t, known=known, generators=generators)
         if z.scored is None:
             z = z._replace(scored=flat_positions(~known, x0.device))
-        nll = self.latent_nll(x0, z).nll
+        nll = self.nll_at(x0, z).nll
         return nll.masked_fill(to_device(known, x0.device), 0)
 
     def regret_given(
@@ -299,7 +297,7 @@ class Diffusion(TrainerBase):
 
     # ---- loss
 
-    def token_nll(
+    def nll_of_logits(
         self,
         logits: Tensor,
         *,

@@ -1,7 +1,7 @@
 """Head and loss in one, a few tokens at a time; reduction of token losses.
 
 With a vocabulary of 50 000 the logits of a batch and their gradients are far larger
-than everything else of a train step. `head_loss` maps hidden states to logits, to
+than everything else of a train step. `chunked_loss` maps hidden states to logits, to
 losses and to gradients one chunk of tokens after the other, so that at no time more
 than a chunk's logits exist. What an algorithm gives is the loss of a token as a plain
 torch function of its logits (`token_loss`); nothing here knows about algorithms.
@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 # (*logits, one (n, K) of each head; **inputs (n,)) -> losses (n,), nats. Row i of the
 # result depends on row i of the arguments only.
-TokenLoss = Callable[..., Tensor]
+LossOfLogits = Callable[..., Tensor]
 
 # Bytes of a chunk's logits in float32. On a CPU a chunk should stay in the cache, and
 # far below the 32 MiB from which glibc gives every new tensor fresh pages.
@@ -52,17 +52,17 @@ class Loss(NamedTuple):
         return valid_tokens / valid_tokens.sum().clamp(min=1)
 
     @classmethod
-    def reduce(cls, token_nll: TokenNLL, valid_tokens: Tensor) -> "Loss":
+    def reduce(cls, tokens: TokenNLL, valid_tokens: Tensor) -> "Loss":
         """Sums over each sequence's tokens whose mask (B, L) is 1.
 
         Args:
-            token_nll: Its total is of losses weighted by `Loss.weights`.
+            tokens: Its total is of losses weighted by `Loss.weights`.
             valid_tokens: 1 for tokens that count, else 0, (B, L).
         """
-        nll = token_nll.nll
+        nll = tokens.nll
         valid_tokens = valid_tokens.to(nll.dtype)
         nlls = (nll * valid_tokens).sum(dim=-1)
-        return cls(token_nll.total, nlls, valid_tokens.sum(dim=-1))
+        return cls(tokens.total, nlls, valid_tokens.sum(dim=-1))
 
 
 class Head(NamedTuple):
@@ -155,9 +155,9 @@ def logits_of(head: Head, precision: Precision) -> Tensor:
         return logits.to(precision.logits)
 
 
-def head_loss(
+def chunked_loss(
     heads: Sequence[Head],
-    token_loss: TokenLoss,
+    token_loss: LossOfLogits,
     inputs: Mapping[str, Tensor],
     weights: Tensor,
     *,
@@ -173,7 +173,7 @@ def head_loss(
 
     Args:
         heads: One, or several whose logits the loss compares (student, teacher).
-        token_loss: See `TokenLoss`.
+        token_loss: See `LossOfLogits`.
         inputs: Further arguments of the loss, (N,) each, without gradient.
         weights: (N,), without gradient.
         precision: Types to compute in.
@@ -204,7 +204,7 @@ def head_loss(
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """`head_loss` for autograd."""
+    """`chunked_loss` for autograd."""
 
     @staticmethod
     def forward(ctx: Any, plan: "_Plan", *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -325,7 +325,7 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _evaluate(
-    token_loss: TokenLoss,
+    token_loss: LossOfLogits,
     dtype: torch.dtype,
     logits: list[Tensor],
     inputs: dict[str, Tensor],

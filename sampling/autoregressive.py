@@ -3,7 +3,7 @@
 Shapes: B batch, L length, K vocabulary, D hidden size.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from models.attention import KVCache
 from sampling.categorical import nucleus
+from sampling.denoiser import Algorithm, LeftToRight, Model
 from sampling.prompts import Given
 from sampling.reverse_process import Chain, Samples
-from sampling.sampler import Algorithm, Sampler
+from sampling.sampler import Sampler
 from utils import ConfigError
 
 
@@ -28,25 +29,27 @@ class AutoRegressive(Sampler):
         return algorithm.is_autoregressive
 
     def run(self, chain: Chain, xt: Tensor, num_steps: int) -> Tensor:
-        model, length = chain.model, xt.shape[1]
+        model, length = cast(LeftToRight, chain.model), xt.shape[1]
         x = xt.clone()
         given = (~chain.free).all(dim=0).long().cumprod(dim=0).sum()
         start = int(given)  # what every sequence begins with goes in at once
         cache, new = KVCache(length), x[:, :start]
         for position in chain.progress(range(start, length)):
             hidden = model.hidden(new, cache)[:, -1]  # (B, D)
-            drawn = [self._draw(chain, rows) for rows in hidden.split(chain.chunk)]
+            rows = hidden.split(chain.chunk)
+            drawn = [self._draw(model, part, chain.generator) for part in rows]
             free = chain.free[:, position]
             x[:, position] = torch.where(free, torch.cat(drawn), x[:, position])
             new = x[:, position : position + 1]
         chain.evaluations += length - start
         return x
 
-    def _draw(self, chain: Chain, hidden: Tensor) -> Tensor:
+    def _draw(
+        self, model: LeftToRight, hidden: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
         """Next tokens, (n, D) -> (n,)."""
-        logits = self.widen(chain.model.logits_for_loss(hidden))
-        probs = chain.model.process_logits(logits).exp()
-        return self.draw(nucleus(probs, self.p_nucleus), chain.generator)
+        probs = model.process_logits(self.widen(model.logits_for_loss(hidden))).exp()
+        return self.draw(nucleus(probs, self.p_nucleus), generator)
 
 
 class SemiAutoRegressive:
@@ -101,7 +104,7 @@ class SemiAutoRegressive:
 
     def __call__(
         self,
-        model: Any,
+        model: Model,
         num_samples: int,
         *,
         given: Given | None = None,

@@ -4,14 +4,15 @@ the psi sampler is in `psi.py`.
 Shapes: B batch, L length, K vocabulary, n tokens of a chunk.
 """
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sampling.categorical import nucleus
+from sampling.denoiser import Algorithm, Denoiser
 from sampling.reverse_process import Chain, Step, Tokens
-from sampling.sampler import Algorithm, Sampler
+from sampling.sampler import Sampler
 
 
 class Ancestral(Sampler):
@@ -39,7 +40,7 @@ class AncestralCache(Ancestral):
     def fits(cls, algorithm: type[Algorithm]) -> bool:
         return super().fits(algorithm) and algorithm.has_mask
 
-    def remembers(self, model: Any) -> bool:
+    def remembers(self, model: Denoiser) -> bool:
         return not model.time_conditioning
 
 
@@ -128,7 +129,7 @@ class Analytic(Sampler):
         where = chain.free & (xt == model.mask_index)  # whatever `undecided` says
         return chain.replace(xt, alpha_t, where, drawn)
 
-    def log_scores(self, model: Any, tokens: Tokens) -> Tensor:
+    def log_scores(self, model: Denoiser, tokens: Tokens) -> Tensor:
         """log s(y) at masks, -inf for y = m, (n, K)."""
         log_score = model.log_score(
             self.widen(tokens.logits), alpha_t=tokens.alpha_t, sigma=tokens.sigma

@@ -12,7 +12,7 @@ arXiv:2503.00307.
 import re
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from omegaconf import DictConfig
@@ -204,10 +204,10 @@ class Psi(Ancestral):
         super().validate_config(config)
         PsiSchedule(config.psi)  # no more than what the settings mean
 
-    def time_grid(self, noise: Any, num_steps: int) -> Tensor:
+    def time_grid(self, noise: Noise, num_steps: int) -> Tensor:
         return self.schedule.times(noise, num_steps, TIME_EPS)
 
-    def plan(self, noise: Any, num_steps: int) -> list[Step]:
+    def plan(self, noise: Noise, num_steps: int) -> list[Step]:
         alphas = noise(self.time_grid(noise, num_steps)).alpha_t
         # The last kappa would belong to a step from the last time.
         pairs = zip(pairwise(alphas), self.schedule.kappas(alphas)[:-1], strict=True)

@@ -14,7 +14,8 @@ from utils import choose, imported
 
 if TYPE_CHECKING:
     from sampling.autoregressive import SemiAutoRegressive
-    from sampling.sampler import Algorithm, Sampler
+    from sampling.denoiser import Algorithm
+    from sampling.sampler import Sampler
 
 # By `sampling.predictor`; of several classes under a name, the one that fits counts.
 SAMPLERS: dict[str, tuple[str, ...]] = {

@@ -5,7 +5,7 @@ Shapes: B batch, L length, K vocabulary, D hidden size, n tokens of a chunk.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from models.device import wide_dtype
 from models.head import auto_chunk_size
+from sampling.denoiser import Denoiser
 
 T = TypeVar("T")
 
@@ -71,7 +72,7 @@ class Chain:
 
     def __init__(
         self,
-        model: Any,
+        model: Denoiser,
         free: Tensor,
         generator: torch.Generator | None,
         remembers: bool = False,

@@ -4,10 +4,9 @@ Steps are exact and lean: which positions may change is drawn first, from the sc
 alone; the network runs only for sequences that have one, its head and the draw of a
 token only at these positions, a chunk of them at a time. No (B, L, K) tensor exists.
 
-What a sampler asks of a diffusion model: `prior_sample`, `noise`, `hidden`,
-`logits_for_loss`, `denoised`, `undecided`, and the reverse step, lean
-(`change_bound`, `changed`) and as probabilities (`posterior`, `marginal`; `log_score`
-for `Analytic`). All draws take a generator, so a seed replays a sample.
+`denoiser.py` says what a sampler asks of a model. It asks for the reverse step in two
+forms, lean (`change_bound`, `changed`) and as probabilities (`posterior`, `marginal`).
+All draws take a generator, so a seed replays a sample.
 
 Shapes: B batch, L length, K vocabulary, D hidden size, n tokens of a chunk. Signal
 levels are (B, 1) or (B, L).
@@ -15,27 +14,21 @@ levels are (B, 1) or (B, L).
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, cast
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from models.device import wide_dtype
+from models.noise import Noise
 from sampling.categorical import exponential_race, inverse_cdf, nucleus
+from sampling.denoiser import Algorithm, Denoiser, Model
 from sampling.prompts import Given
 from sampling.reverse_process import Chain, Samples, Step, Tokens
 from utils import require
 
 TIME_EPS = 1e-5  # last time of the grid; noise removal goes from there to 0
-
-
-class Algorithm(Protocol):
-    """What a sampler asks of a model's class, before there is a model."""
-
-    is_autoregressive: bool
-    has_mask: bool
-    has_score: bool
 
 
 class Sampler:
@@ -99,7 +92,7 @@ class Sampler:
     @torch.no_grad()
     def __call__(
         self,
-        model: Any,
+        model: Model,
         num_samples: int,
         *,
         num_steps: int | None = None,
@@ -120,13 +113,14 @@ class Sampler:
         if given is None:
             given = Given.nothing(num_samples, model.num_tokens, model.device)
         given = model.with_bos(given.to(model.device))
-        remembers = self.remembers(model)
-        chain = Chain(model, ~given.known, generator, remembers, show_progress)
+        denoiser = cast(Denoiser, model)  # as `fits` has made sure; not for AR
+        remembers = self.remembers(denoiser)
+        chain = Chain(denoiser, ~given.known, generator, remembers, show_progress)
         xt = given.put(model.prior_sample(num_samples, generator))
         x0 = self.run(chain, xt, self.num_steps if num_steps is None else num_steps)
         return Samples(x0, chain.evaluations)
 
-    def remembers(self, model: Any) -> bool:
+    def remembers(self, model: Denoiser) -> bool:
         """Whether the network's output is kept for sequences that do not change."""
         return False
 
@@ -137,12 +131,12 @@ class Sampler:
             xt = self.step(chain, xt, step)
         return self.remove_noise(chain, xt, plan[-1].alpha_s)
 
-    def plan(self, noise: Any, num_steps: int) -> list[Step]:
+    def plan(self, noise: Noise, num_steps: int) -> list[Step]:
         """The steps, on the host."""
         alphas = noise(self.time_grid(noise, num_steps)).alpha_t
         return [Step(alpha_t, alpha_s) for alpha_t, alpha_s in pairwise(alphas)]
 
-    def time_grid(self, noise: Any, num_steps: int) -> Tensor:
+    def time_grid(self, noise: Noise, num_steps: int) -> Tensor:
         """Times from 1 down, (num_steps + 1,) float64."""
         return torch.linspace(1, TIME_EPS, num_steps + 1, dtype=torch.float64)
 
@@ -227,11 +221,11 @@ class Sampler:
 
         return chain.replace(xt, alpha_t, where, drawn)
 
-    def is_dense(self, model: Any) -> bool:
+    def is_dense(self, model: Denoiser) -> bool:
         """Whether positions draw from whole rows of the posterior."""
         return not self.is_lean or model.draws_whole_rows
 
-    def x_theta(self, model: Any, tokens: Tokens) -> Tensor:
+    def x_theta(self, model: Denoiser, tokens: Tokens) -> Tensor:
         """Probabilities of clean tokens, nucleus applied, (n, K)."""
         logits = self.widen(tokens.logits)
         log_x_theta = model.denoised(logits, xt=tokens.xt, sigma=tokens.sigma)

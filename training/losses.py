@@ -13,11 +13,11 @@ from torch import Tensor
 from models.device import wide_dtype
 from models.head import (
     Head,
+    LossOfLogits,
     Precision,
-    TokenLoss,
     TokenNLL,
     chunk_size,
-    head_loss,
+    chunked_loss,
     is_compiled,
     logits_of,
 )
@@ -34,7 +34,7 @@ class HeadLosses(lightning.LightningModule):
     def head_loss(
         self,
         hidden: Tensor,
-        token_loss: TokenLoss,
+        token_loss: LossOfLogits,
         weights: Tensor | None,
         *,
         others: Sequence[Head] = (),
@@ -63,7 +63,7 @@ class HeadLosses(lightning.LightningModule):
         training = self.config.training
         heads = [self._head(hidden), *others]
         precision = self.loss_precision()
-        total, nll = head_loss(
+        total, nll = chunked_loss(
             [head._replace(hidden=rows(head.hidden)) for head in heads],
             token_loss,
             {name: rows(x.expand(shape)) for name, x in inputs.items()},

@@ -177,7 +177,7 @@ def test_a_step_does_not_wait_for_the_device(step, chunk):
 )
 def test_the_probe_sees_what_waits(step, monkeypatch, waiting):
     """In the loss of a token, from where it would be easiest to overlook."""
-    name = "divergence" if hasattr(step.model, "divergence") else "token_nll"
+    name = "divergence" if hasattr(step.model, "divergence") else "nll_of_logits"
     token_loss = getattr(step.model, name)
 
     def careless(*logits, **inputs):

@@ -8,7 +8,7 @@ from torch.autograd import gradcheck
 
 from distillation.divergences import DIVERGENCES
 from distillation.teacher import Rounds
-from models.head import Head, Precision, head_loss
+from models.head import Head, Precision, chunked_loss
 
 B, K, L = 8000, 7, 8  # as many sequences as the loss may average over
 
@@ -128,7 +128,7 @@ def test_gradients_of_the_chunked_divergence(loss_type, generator):
         heads = [Head(*tensors), teacher]
         product = Precision(torch.float64, torch.float64)
         settings = {"precision": product, "chunk": chunk}
-        return head_loss(heads, DIVERGENCES[loss_type], {}, weights, **settings)[0]
+        return chunked_loss(heads, DIVERGENCES[loss_type], {}, weights, **settings)[0]
 
     assert gradcheck(loss, student)
     plain = torch.autograd.grad(loss(*student), student)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.head import FEW_ROWS, Head, Precision, head_loss, logits_of
+from models.head import FEW_ROWS, Head, Precision, chunked_loss, logits_of
 
 WIDE = Precision(torch.float64, torch.float64)
 N, D = 5, 3
@@ -41,7 +41,7 @@ def cross_entropy(logits, *, target):
 
 
 class Again(torch.autograd.Function):
-    """`head_loss` whose backward starts anew each time, which gradcheck needs."""
+    """`chunked_loss` whose backward starts anew each time, which gradcheck needs."""
 
     @staticmethod
     def forward(ctx, loss, *tensors):
@@ -69,7 +69,7 @@ def token_losses(model, laws, generator):
     clean = laws.clean(model)
     x0 = clean[torch.randint(len(clean), (1, N), generator=generator)]
     if model.is_autoregressive:
-        return {"token_nll": (model.token_nll, {"x0": x0[0]})}
+        return {"nll_of_logits": (model.nll_of_logits, {"x0": x0[0]})}
     t = torch.linspace(0.2, 0.9, N, dtype=torch.float64)[:, None]
     alpha_t, dalpha_t = (x[:, 0] for x in model.noise(t))
     noised = torch.rand(1, N, generator=generator) < 0.7
@@ -80,7 +80,7 @@ def token_losses(model, laws, generator):
         assert 0 < noised.sum() < N
     inputs = {"xt": xt[0], "x0": x0[0], "alpha_t": alpha_t, "dalpha_t": dalpha_t}
     inputs["sigma"] = model.sigma(alpha_t)
-    losses = {"token_nll": (model.token_nll, inputs)}
+    losses = {"nll_of_logits": (model.nll_of_logits, inputs)}
     if hasattr(model, "reconstruction_nll"):
         losses["reconstruction"] = (model._reconstruction, {"x0": x0[0]})
     return losses
@@ -97,7 +97,7 @@ def test_gradients_are_finite_differences(
     for loss, inputs in token_losses(model, laws, generator).values():
 
         def total(*tensors, loss=loss, inputs=inputs):
-            return head_loss(
+            return chunked_loss(
                 [Head(*tensors) if bias else Head(*tensors, None)],
                 loss,
                 inputs,
@@ -125,7 +125,7 @@ def test_a_loss_is_differentiated_once(generator):
     head = requiring(random_head(generator, 7), (True,) * 3)
     target = {"target": torch.arange(N)}
     options = {"precision": WIDE, "chunk": 2}
-    total, _ = head_loss([head], cross_entropy, target, torch.ones(N), **options)
+    total, _ = chunked_loss([head], cross_entropy, target, torch.ones(N), **options)
     total.backward(retain_graph=True)
     before = [x.grad.clone() for x in head]
     with pytest.raises(RuntimeError, match="differentiated only once"):
@@ -157,7 +157,9 @@ def gradients_of(heads, needed, loss, weights, chunk):
         nll = loss(*(F.linear(*head) for head in leaves))
         total = (weights * nll).sum()
     else:
-        total, nll = head_loss(leaves, loss, {}, weights, precision=WIDE, chunk=chunk)
+        total, nll = chunked_loss(
+            leaves, loss, {}, weights, precision=WIDE, chunk=chunk
+        )
         assert not nll.requires_grad
     total.backward()
     return total, nll, [x.grad for head in leaves for x in head]
@@ -201,9 +203,9 @@ def test_a_teacher_without_gradient_costs_no_gradient(generator):
         return kl(student, teacher)
 
     arguments = ([student, teacher], loss, {}, torch.ones(N))
-    total, nll = head_loss(*arguments, precision=WIDE, chunk=2)
+    total, nll = chunked_loss(*arguments, precision=WIDE, chunk=2)
     with torch.no_grad():
-        other, same = head_loss(*arguments, precision=WIDE, chunk=2)
+        other, same = chunked_loss(*arguments, precision=WIDE, chunk=2)
     assert given == [(True, False)] * 3 + [(False, False)] * 3
     assert torch.equal(total, other)
     assert torch.equal(nll, same)
@@ -218,7 +220,7 @@ def test_heads_that_share_their_weight(generator, chunk):
     leaves = [weight, bias, *hidden]
     heads = [Head(x, weight, bias) for x in hidden]
     weights = torch.rand(N, dtype=torch.float64, generator=generator)
-    total, _ = head_loss(heads, kl, {}, weights, precision=WIDE, chunk=chunk)
+    total, _ = chunked_loss(heads, kl, {}, weights, precision=WIDE, chunk=chunk)
     plain = (weights * kl(*(F.linear(*head) for head in heads))).sum()
     got, expected = (torch.autograd.grad(x, leaves) for x in (total, plain))
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-14)
@@ -231,7 +233,7 @@ def test_heads_that_share_their_weight(generator, chunk):
 def test_no_tokens(generator, chunk):
     """A sum over nothing: 0, and gradients of 0 for all that ask."""
     head = requiring(random_head(generator, 7, n=0), (True,) * 3)
-    total, nll = head_loss(
+    total, nll = chunked_loss(
         [head],
         cross_entropy,
         {"target": torch.zeros(0, dtype=torch.long)},
@@ -257,7 +259,7 @@ def test_no_more_than_a_chunk_of_logits_at_a_time(generator, chunk):
 
     head = requiring(random_head(generator, 7), (True,) * 3)
     target = {"target": torch.arange(N)}
-    head_loss([head], loss, target, torch.ones(N), precision=WIDE, chunk=chunk)
+    chunked_loss([head], loss, target, torch.ones(N), precision=WIDE, chunk=chunk)
     assert [i for _, part in seen for i in part] == list(range(N))
     assert all(n == chunk for n, _ in seen[:-1])
     assert seen[-1][0] == (N % chunk or chunk if chunk < N else N)

@@ -7,7 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from models import head
-from models.head import CHUNK_BYTES, Head, Precision, chunk_size, head_loss, is_compiled
+from models.head import (
+    CHUNK_BYTES,
+    Head,
+    Precision,
+    chunk_size,
+    chunked_loss,
+    is_compiled,
+)
 
 K, D = 50, 16
 
@@ -28,7 +35,7 @@ def gradients(head, weights, target, precision, chunk, loss=cross_entropy, scale
     """
     leaves = Head(*(x.clone().requires_grad_() for x in head))
     options = {"precision": precision, "chunk": chunk}
-    total, _ = head_loss([leaves], loss, {"target": target}, weights, **options)
+    total, _ = chunked_loss([leaves], loss, {"target": target}, weights, **options)
     with torch.autocast("cpu", enabled=False):
         (scale * total).backward()
     return [x.grad.double() / scale for x in leaves]

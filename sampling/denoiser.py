@@ -1,0 +1,105 @@
+"""What a sampler asks of a model. A model's class has the members, no base class.
+
+Shapes: B batch, L length, K vocabulary, D hidden size. Signal levels broadcast with the
+ids beside them.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from models.noise import Noise
+from sampling.prompts import Given
+
+
+class Algorithm(Protocol):
+    """What a sampler asks of a model's class, before there is a model."""
+
+    is_autoregressive: bool
+    has_mask: bool
+    has_score: bool
+
+
+class Model(Protocol):
+    """What every sampler asks for, from left to right or by diffusion."""
+
+    num_tokens: int  # L
+    vocab_size: int  # K
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def with_bos(self, given: Given) -> Given:
+        """What is given, together with the bos that the model begins with, if any."""
+
+    def prior_sample(
+        self, num_samples: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Ids from which sampling starts, (B, L)."""
+
+    def logits_for_loss(self, hidden: Tensor) -> Tensor:
+        """The head, (..., D) -> (..., K)."""
+
+
+class LeftToRight(Model, Protocol):
+    """An autoregressive model."""
+
+    def hidden(self, x: Tensor, cache: Any = None) -> Tensor:
+        """Hidden states of ids x that follow those of the cache, (B, l, D)."""
+
+    def process_logits(self, logits: Tensor) -> Tensor:
+        """Log-probabilities of the next token, (..., K)."""
+
+
+class Denoiser(Model, Protocol):
+    """A diffusion model; `diffusion.base.Diffusion` says what each method returns."""
+
+    mask_index: int  # of absorbing states
+    time_conditioning: bool
+    draws_whole_rows: bool
+    noise: Noise
+
+    def sigma(self, alpha_t: Tensor) -> Tensor:
+        """Total noise, (B, 1) -> (B, 1)."""
+
+    def hidden(self, xt: Tensor, sigma: Tensor) -> Tensor:
+        """Hidden states, (B, L) and (B, 1) -> (B, L, D)."""
+
+    def denoised(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
+        """Log-probabilities of clean tokens, (..., K)."""
+
+    def log_score(self, logits: Tensor, *, alpha_t: Tensor, sigma: Tensor) -> Tensor:
+        """Of models with `has_score`: log p_t(y) / p_t(mask), (..., K)."""
+
+    def undecided(self, xt: Tensor) -> Tensor:
+        """Tokens that the reverse process may still change, bool like xt."""
+
+    def noise_tokens(
+        self, shape: tuple[int, ...], generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Ids drawn from the prior, of this shape."""
+
+    def posterior(
+        self, x_theta: Tensor, *, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor
+    ) -> Tensor:
+        """q(x_s | x_t, x_theta), (..., K)."""
+
+    def marginal(self, x0_probs: Tensor, alpha_s: Tensor) -> Tensor:
+        """q(x_s) for x_0 ~ x0_probs, (..., K)."""
+
+    def change_bound(self, xt: Tensor, *, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
+        """Probability with which `changed` is to be asked, like xt."""
+
+    def changed(
+        self,
+        x_theta: Tensor,
+        *,
+        xt: Tensor,
+        alpha_t: Tensor,
+        alpha_s: Tensor,
+        draw: Callable[..., Tensor],
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Draws x_s for tokens that `change_bound` let through, (n, K) -> (n,)."""
