@@ -54,6 +54,17 @@ def test_a_section_measures_and_reports(tmp_path):
 
 
 @pytest.mark.slow
+def test_start_up_and_a_shared_machine_are_measured(tmp_path):
+    sizes = ("--repeats", "1", "--updates", "2", "--busy", "0")
+    done = bench("bench_machine.py", *sizes, "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "machine.json").read_text())
+    assert all(row["cpu"] > 0 for row in numbers["start_up"])
+    assert [row["code"] for row in numbers["training"]] == ["ours", "plain"]
+    assert "| no such file |" in (tmp_path / "machine.md").read_text()
+
+
+@pytest.mark.slow
 def test_the_other_sections_measure_and_report(tmp_path):
     results = run_sections(tmp_path, "train", "evaluation", "sampling", "scaling")
     assert [row["algorithm"] for row in results["sampling"]] == ["ar"]
