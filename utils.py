@@ -220,15 +220,40 @@ def hydra_quoted(text: str) -> str:
     return "'" + re.sub(r"(\\+)(?='|$)", r"\1\1", text).replace("'", r"\'") + "'"
 
 
+# What fsspec reads: a protocol, perhaps behind others (zip://a::s3://b, cache::s3://b).
+_STORED = re.compile(r"([\w.+-]+::)*[A-Za-z][\w.+-]*://")
+
+
+def filesystem_of(path: str) -> tuple[Any, str]:
+    """The file system of fsspec that a path is on, and its name there.
+
+    A path without a protocol is on this machine, whatever is in it: "::" and what
+    resembles a protocol further on are part of its name.
+    """
+    for protocol in ("file://", "local://"):
+        path = path.removeprefix(protocol)
+    if _STORED.match(path):
+        return fsspec.core.url_to_fs(path)
+    path = os.path.expanduser(path).removeprefix("./")
+    inner = os.path.join(os.getcwd(), path).rstrip("/") or "/"
+    return LocalFileSystem(), inner
+
+
+def open_file(path: str, mode: str = "rb", **options: Any) -> Any:
+    """Opens a local or fsspec path; options are those of fsspec's `open`."""
+    filesystem, inner = filesystem_of(path)
+    return filesystem.open(inner, mode, **options)
+
+
 def local_folder(path: str) -> str:
     """The folder itself where it is on this machine, else the user's cache."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = filesystem_of(path)
     return inner if isinstance(filesystem, LocalFileSystem) else user_cache_dir()
 
 
 def path_exists(path: str) -> bool:
     """Whether a local or fsspec path (s3://, gs://, memory://) exists."""
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = filesystem_of(path)
     return filesystem.exists(inner)
 
 
@@ -274,7 +299,7 @@ def whole_file(path: str, mode: str = "wb") -> Iterator[Any]:
     Processes that write at once do so to files of their own; the last one stays. On a
     local disk the file outlives a loss of power, too.
     """
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = filesystem_of(path)
     filesystem.makedirs(posixpath.dirname(inner), exist_ok=True)
     partial = f"{inner}.{os.getpid()}{PARTIAL}"
     try:
@@ -298,7 +323,7 @@ def write_json(path: str, data: Any) -> None:
 
 def copy_file(source: str, target: str) -> None:
     """Copies between local or fsspec paths, all of it or nothing."""
-    with fsspec.open(source, "rb") as old, whole_file(target) as new:
+    with open_file(source) as old, whole_file(target) as new:
         shutil.copyfileobj(old, new)
 
 

@@ -19,6 +19,7 @@ from cli.checks import check_values
 from models.device import keep_freed_memory
 from report.console import report_config
 from sampling.prompts import check_prompts
+from training.lightning_state import share_paths
 from training.loggers import logger_names
 from utils import CONFIGS, ConfigError, require, uses_cuda
 
@@ -35,6 +36,7 @@ def settle(config: DictConfig) -> None:
         ConfigError: If a value that this machine or a checkpoint gives has no meaning.
     """
     keep_freed_memory()
+    share_paths()
     adopt_network(config)
     OmegaConf.resolve(config)
     check_values(config)  # again, now that every value is there

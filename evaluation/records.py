@@ -4,14 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import fsspec
 from omegaconf import DictConfig
 
 from checkpoints.about import DISTILLED, likelihood
 from checkpoints.checkpoint import Checkpoint
 from data.fingerprints import Fingerprint
 from report.runs import NUMBERS
-from utils import ConfigError, first_line
+from utils import ConfigError, filesystem_of, first_line
 
 
 def check_path(path: Any, key: str) -> None:
@@ -22,7 +21,7 @@ def check_path(path: Any, key: str) -> None:
     """
     try:
         if isinstance(path, str) and path:
-            filesystem, inner = fsspec.core.url_to_fs(path)
+            filesystem, inner = filesystem_of(path)
             if not filesystem.isdir(inner):
                 return
         reason = "give a local or fsspec path of a file"

@@ -9,14 +9,13 @@ import math
 import time
 from typing import Any
 
-import fsspec
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from metrics.judge import TextScores
 from metrics.samples import mean_and_error
-from utils import ConfigError, path_exists, write_json
+from utils import ConfigError, filesystem_of, open_file, path_exists, write_json
 
 REFRESH = 10.0  # seconds between two writings of the JSON
 DISTINCT = (1, 2, 3)  # n of distinct-n
@@ -59,7 +58,7 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     for key in FILES:
         path = OmegaConf.select(config, key)
         if path and path_exists(path):
-            filesystem, inner = fsspec.core.url_to_fs(path)
+            filesystem, inner = filesystem_of(path)
             info = filesystem.info(inner)
             settings[f"{key} (bytes)"] = info.get("size")
             settings[f"{key} (changed)"] = str(info.get("mtime", ""))
@@ -101,7 +100,7 @@ class SampleFile:
                     "another path."
                 )
             return 0
-        with fsspec.open(self._about) as file:
+        with open_file(self._about) as file:
             there = json.load(file)
         if there != self.settings:
             changed = _first_difference(there, self.settings)
@@ -150,13 +149,13 @@ class SampleFile:
 
     def close(self) -> None:
         """Drops the parts; the JSON holds them all."""
-        filesystem, inner = fsspec.core.url_to_fs(self.parts)
+        filesystem, inner = filesystem_of(self.parts)
         filesystem.rm(inner, recursive=True)
 
     def batches(self) -> list[dict[str, Any]]:
         """The finished batches, in order."""
         for index in sorted(self.done() - self._read.keys()):
-            with fsspec.open(self._part(index)) as file:
+            with open_file(self._part(index)) as file:
                 self._read[index] = json.load(file)
         return [self._read[index] for index in sorted(self._read)]
 

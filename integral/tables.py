@@ -8,7 +8,6 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 import torch
 from scipy.interpolate import CubicHermiteSpline
@@ -17,7 +16,7 @@ from torch import Tensor
 from integral import unpickle
 from integral.transform import GammaRange, Operator, Spectral
 from models.noise import NoiseLevel
-from utils import ConfigError, one_line, path_exists, whole_file
+from utils import ConfigError, one_line, open_file, path_exists, whole_file
 
 _FIELDS = ("vocab_size", "gamma_min", "gamma_max", "num_points", "pt", "grad_pt")
 _DIFFERENCE = 1e-3  # step in gamma of the published derivative
@@ -81,7 +80,7 @@ def read_table(path: str, key: str) -> Table:
             "computed to machine precision."
         )
     try:
-        with fsspec.open(path, "rb") as file:
+        with open_file(path) as file:
             return _checked(_read(file))
     except Exception as error:  # a broken file may raise anything
         reason = one_line(str(error)) or type(error).__name__

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import fsspec
 from tqdm.auto import tqdm
 
 from report.runs import _mode, _read
-from utils import RunStopped, hydra_quoted, path_exists
+from utils import RunStopped, filesystem_of, hydra_quoted, path_exists
 
 MAIN = Path(__file__).parents[1] / "main.py"
 
@@ -34,7 +33,7 @@ class Job(NamedTuple):
         """Its file in a folder; another one for other settings or contents."""
         about = [self.overrides, self.checkpoint]
         if path_exists(self.checkpoint):
-            filesystem, inner = fsspec.core.url_to_fs(self.checkpoint)
+            filesystem, inner = filesystem_of(self.checkpoint)
             info = filesystem.info(inner)
             about += [info.get("size"), str(info.get("mtime"))]
         digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()

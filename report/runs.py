@@ -9,9 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import fsspec
-
-from utils import ConfigError, first_line
+from utils import ConfigError, filesystem_of, first_line, open_file
 
 log = logging.getLogger(__name__)
 NUMBERS = ("nll", "bpd", "ppl")
@@ -113,7 +111,7 @@ def read_runs(runs: Sequence[tuple[str | None, str]]) -> list[Evaluation]:
 
 
 def _evaluations(path: str, where: str) -> Iterator[tuple[str, Evaluation]]:
-    filesystem, inner = fsspec.core.url_to_fs(path)
+    filesystem, inner = filesystem_of(path)
     is_folder = filesystem.isdir(inner)
     pattern = f"{inner.rstrip('/')}/**/*.json" if is_folder else inner
     names = [inner] if filesystem.isfile(inner) else filesystem.glob(pattern)
@@ -141,7 +139,7 @@ def _read(path: str) -> Any:
     def refuse(name: str) -> None:
         raise ValueError(f"it holds {name}")
 
-    with fsspec.open(path, "r", encoding="utf-8") as file:
+    with open_file(path, "r", encoding="utf-8") as file:
         return json.load(file, parse_constant=refuse)
 
 

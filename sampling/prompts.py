@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from utils import ConfigError, path_exists
+from utils import ConfigError, open_file, path_exists
 
 KEYS = ("prompt", "prompt_file", "infill")
 _GAP = re.compile(r"\[MASK(?::(\d+))?\]")
@@ -156,7 +155,7 @@ def _file(path: str) -> list[tuple[str, str, bool]]:
     if not path_exists(path):
         raise ConfigError(f"{where}: there is no such file.")
     try:
-        with fsspec.open(path, "rt", encoding="utf-8") as file:
+        with open_file(path, "rt", encoding="utf-8") as file:
             lines = [line.rstrip("\r\n") for line in file]
     except (OSError, UnicodeDecodeError):
         raise ConfigError(f"{where} is not a text file.") from None

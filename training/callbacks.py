@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol, cast
 
-import fsspec
 import lightning
 import torch
 import torch.distributed as dist
@@ -25,7 +24,15 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from checkpoints.reading import read_checkpoint
 from training.lightning_state import meet_saving_ranks
 from training.resume import KEY, Resumed
-from utils import PARTIAL, STOP_SIGNALS, RunStopped, copy_file, first_line, whole_file
+from utils import (
+    PARTIAL,
+    STOP_SIGNALS,
+    RunStopped,
+    copy_file,
+    filesystem_of,
+    first_line,
+    whole_file,
+)
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +71,7 @@ class CheckpointFiles(CheckpointIO):
         return read_checkpoint(str(path), KEY, self._trusted).lightning
 
     def remove_checkpoint(self, path: Any) -> None:
-        filesystem, inner = fsspec.core.url_to_fs(str(path))
+        filesystem, inner = filesystem_of(str(path))
         if filesystem.exists(inner):
             filesystem.rm(inner)
 
@@ -176,7 +183,7 @@ class CheckpointEveryNSteps(CheckpointCallback):
 
     def _clean(self) -> None:
         """Removes what a killed process has left half-written."""
-        filesystem, inner = fsspec.core.url_to_fs(self.dirpath)
+        filesystem, inner = filesystem_of(self.dirpath)
         if not filesystem.exists(inner):
             return
         for path in filesystem.ls(inner, detail=False):

@@ -10,11 +10,29 @@ What is used here, and is not in Lightning's documentation:
 - Attributes of the trainer's loops, from which the position of a run is read.
 - The trainer's `log_every_n_steps`, which its type does not declare.
 - The barrier at which `Trainer.save_checkpoint` brings all ranks together.
+- The function by which its loggers and callbacks find the file system of a path.
 """
 
 from typing import Any
 
 import lightning
+from lightning.fabric.utilities import cloud_io
+from lightning.pytorch.trainer.connectors import checkpoint_connector
+
+from utils import filesystem_of
+
+# ---------------------------------------------------------------- paths
+
+
+def share_paths() -> None:
+    """Has Lightning find files where `utils.filesystem_of` does.
+
+    By itself it reads "::" in the name of a local folder as fsspec writes chains, and
+    writes to the file before it.
+    """
+    for module in (cloud_io, checkpoint_connector):
+        module.url_to_fs = filesystem_of  # type: ignore[attr-defined]
+
 
 # ---------------------------------------------------------------- in a checkpoint
 #

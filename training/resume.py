@@ -7,7 +7,6 @@ import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import fsspec
 import lightning
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
@@ -24,7 +23,7 @@ from training.lightning_state import (
     set_batches,
     set_data_position,
 )
-from utils import ConfigError, one_line, path_exists
+from utils import ConfigError, filesystem_of, one_line, path_exists
 
 log = logging.getLogger(__name__)
 warn = rank_zero_only(log.warning)
@@ -123,7 +122,7 @@ def _check_resumable(path: str, checkpoint: Checkpoint) -> None:
 
 def checkpoint_files(folder: str) -> list[str]:
     """Paths of the checkpoints of a run in its folder, the newest first."""
-    filesystem, inner = fsspec.core.url_to_fs(folder)
+    filesystem, inner = filesystem_of(folder)
     if not filesystem.exists(inner):
         return []
     names = [x for x in filesystem.ls(inner, detail=False) if x.endswith(".ckpt")]
@@ -140,7 +139,7 @@ def _is_same(path: str, other: str) -> bool:
     """Whether two local or fsspec paths lead to the same place."""
     names = []
     for x in (path, other):
-        filesystem, inner = fsspec.core.url_to_fs(x)
+        filesystem, inner = filesystem_of(x)
         names.append(filesystem.unstrip_protocol(posixpath.normpath(inner)))
     return names[0] == names[1]
 

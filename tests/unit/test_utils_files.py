@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import urllib.error
+from pathlib import Path
 
 import fsspec
 import pytest
@@ -222,3 +223,54 @@ def test_inputs_are_found_where_the_command_was_given(tmp_path, monkeypatch):
     config.data.tokenizer_name_or_path = "folder"
     find_inputs(config, str(tmp_path))
     assert config.data.tokenizer_name_or_path == f"{tmp_path}/folder"
+
+
+# ---------------------------------------------------------------- local and stored
+
+LOCAL = (
+    "a::b",
+    "run::notes/last.ckpt",
+    "a::b::c",
+    "x/zip::y.zip",
+    "a b/s3:/x",
+    "./a::b",
+    "file:a",
+    "local:a",
+    "a/memory://b",
+    "[a]/*::?",
+)
+
+
+@pytest.mark.parametrize("prefix", ["", "file://", "local://"])
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_local_path_is_never_a_chain(tmp_path, monkeypatch, name, prefix):
+    """Relative or absolute, written, found, read and copied under its own name."""
+    monkeypatch.chdir(tmp_path)
+    for first in ("a", "run", "x", "file", "local"):  # what a chain would begin with
+        if not name.startswith(f"{first}/"):
+            (tmp_path / first).write_text("mine")
+    paths = [f"{tmp_path}/{name.removeprefix('./')}"]
+    paths += [] if prefix else [name]
+    for path in paths:
+        write_json(f"{prefix}{path}", [1])
+        assert json.loads(Path(path).read_text()) == [1]
+        assert path_exists(f"{prefix}{path}")
+        with utils.open_file(f"{prefix}{path}", "r") as file:
+            assert json.load(file) == [1]
+        utils.copy_file(f"{prefix}{path}", f"{prefix}{path}.copy")
+        assert json.loads(Path(f"{path}.copy").read_text()) == [1]
+        os.remove(path)
+        assert not path_exists(f"{prefix}{path}")
+    for first in ("a", "run", "x", "file", "local"):
+        if (tmp_path / first).is_file():
+            assert (tmp_path / first).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "path", ["memory://a/b", "simplecache::memory://a/b", "zip://x::memory://a.zip"]
+)
+def test_what_has_a_protocol_is_for_fsspec(path):
+    fsspec.filesystem("memory").pipe("/a.zip", b"PK\x05\x06" + bytes(18))
+    ours, theirs = utils.filesystem_of(path), fsspec.core.url_to_fs(path)
+    assert type(ours[0]) is type(theirs[0])
+    assert ours[1] == theirs[1]

@@ -1,10 +1,15 @@
 """What is known of Lightning's private state, and that it is known in one file."""
 
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from lightning.fabric.utilities import cloud_io
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.trainer.connectors import checkpoint_connector
 
 from training import lightning_state
 from training.lightning_state import (
@@ -17,6 +22,7 @@ from training.lightning_state import (
     recount_batches,
     set_batches,
     set_data_position,
+    share_paths,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -129,3 +135,19 @@ def test_is_validation_due(every, epochs, total, in_epoch, limit, expected):
         fit_loop=SimpleNamespace(total_batch_idx=total, batch_idx=in_epoch),
     )
     assert is_validation_due(trainer) == expected
+
+
+def test_lightning_reads_local_paths_as_we_do(tmp_path, monkeypatch):
+    """Its CSV log and its callback write into the folder, not into the file beside."""
+    for module in (cloud_io, checkpoint_connector):
+        monkeypatch.setattr(module, "url_to_fs", module.url_to_fs)
+    share_paths()
+    (tmp_path / "vec").write_text("my notes")
+    folder = f"{tmp_path}/vec::notes"
+    logger = CSVLogger(folder, name="csv")
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.save()
+    callback = ModelCheckpoint(dirpath=f"{folder}/checkpoints", monitor="a")
+    callback._fs.makedirs(callback.dirpath)
+    assert sorted(os.listdir(folder)) == ["checkpoints", "csv"]
+    assert (tmp_path / "vec").read_text() == "my notes"
