@@ -23,8 +23,8 @@ from sampling.registry import build_sampler, check_sampler
 from sampling.reverse_process import Samples
 from training.lightning_state import (
     is_logged,
+    is_validating,
     is_validation_due,
-    validate_before_training,
 )
 from training.losses import HeadLosses
 from training.optimization import Optimization
@@ -193,8 +193,6 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
     def on_train_start(self) -> None:
         if self.ema is None and self.config.training.ema > 0:
             self.ema = self.make_ema()
-        if self.validation_due:
-            validate_before_training(self.trainer)
 
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Dropout and whatever else draws from torch's, numpy's or Python's state."""
@@ -212,8 +210,9 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
             torch.distributed.all_gather(ranks, sums)
         else:
             ranks = [sums]
+        is_due = is_validation_due(self.trainer) or is_validating(self.trainer)
         return {
-            "validation_due": is_validation_due(self.trainer) and not is_validated,
+            "validation_due": is_due and not is_validated,
             "logged_step": self._logged_step,
             "likelihood": torch.stack(ranks).cpu(),  # since the last log, (W, 6)
         }

@@ -7,7 +7,8 @@ arranges its state in another way, this file is what has to follow, and
 What is used here, and is not in Lightning's documentation:
 
 - The entry `loops` of a checkpoint: the state of the loops over epochs and batches.
-- Attributes of the trainer's loops, from which the position of a run is read.
+- Attributes of the trainer's loops, from which the position of a run is read; and how
+  they go on from a state, which decides whether a validation comes first.
 - The trainer's `log_every_n_steps`, which its type does not declare.
 - The barrier at which `Trainer.save_checkpoint` brings all ranks together.
 - The function by which its loggers and callbacks find the file system of a path.
@@ -60,6 +61,8 @@ def set_batches(content: dict[str, Any], *, of_epoch: int, of_run: int) -> None:
     """Sets how many batches have been trained on."""
     _count(_batches(content)["current"], of_epoch)
     _count(_batches(content)["total"], of_run)
+    if not of_epoch:
+        _set_logged_steps(content)
 
 
 def recount_batches(content: dict[str, Any], theirs: int, ours: int) -> None:
@@ -74,15 +77,10 @@ def recount_batches(content: dict[str, Any], theirs: int, ours: int) -> None:
         _count(counts, counts["ready"] * theirs // ours)
 
 
-def begin_epoch(content: dict[str, Any], is_validation_next: bool) -> None:
+def begin_epoch(content: dict[str, Any]) -> None:
     """Makes the state after an epoch's last batch that before the next one's first.
 
     Lightning goes on from the former, too, but then counts an epoch too few.
-
-    Args:
-        content: `is_epoch_over` holds.
-        is_validation_next: Whether a validation belongs to its step, by a number of
-            steps; Lightning then counts the step itself.
     """
     loop, batches = _loop(content), _batches(content)
     for counts in loop["epoch_progress"].values():
@@ -90,8 +88,27 @@ def begin_epoch(content: dict[str, Any], is_validation_next: bool) -> None:
     batches["total"] |= dict.fromkeys(batches["total"], batches["total"]["ready"])
     batches["current"] |= dict.fromkeys(batches["current"], 0)
     batches["is_last_batch"] = False
-    steps = content["global_step"] - is_validation_next
-    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
+    _set_logged_steps(content)
+
+
+def is_within_epoch(content: dict[str, Any]) -> bool:
+    """Whether what belongs to the end of its epoch has not been done yet."""
+    counts = _loop(content)["epoch_progress"]["current"]
+    return counts["processed"] < counts["ready"]
+
+
+def begin_validation(content: dict[str, Any]) -> None:
+    """Makes the state after a batch that of a validation that has just begun.
+
+    Args:
+        content: `is_within_epoch` holds. `validate_first` has it run on.
+    """
+    for counts in (_batches(content)["current"], _batches(content)["total"]):
+        counts |= dict.fromkeys(counts, counts["ready"])
+    validation = _loop(content)["epoch_loop.val_loop.batch_progress"]
+    begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    for name in ("current", "total"):
+        validation[name] |= begun
 
 
 def data_position(content: dict[str, Any]) -> dict[str, Any]:
@@ -111,6 +128,12 @@ def _loop(content: dict[str, Any]) -> dict[str, Any]:
 
 def _batches(content: dict[str, Any]) -> dict[str, Any]:
     return _loop(content)["epoch_loop.batch_progress"]
+
+
+def _set_logged_steps(content: dict[str, Any]) -> None:
+    """Sets the step that loggers are told, for a run that goes on with a new epoch."""
+    steps = {"_batches_that_stepped": content["global_step"]}
+    _loop(content)["epoch_loop.state_dict"] |= steps
 
 
 def _count(counts: dict[str, int], batches: int) -> None:
@@ -134,13 +157,44 @@ def is_validation_due(trainer: lightning.Trainer) -> bool:
     return in_epoch and (trainer.fit_loop.batch_idx + 1) % every == 0
 
 
-def validate_before_training(trainer: lightning.Trainer) -> None:
-    """Validates in `on_train_start`: on all batches, as in the middle of training."""
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    loop.restarting = False  # from its first batch, wherever the checkpoint left it
-    trainer.validating = True
-    loop.run()
-    trainer.training = True
+def is_validating(trainer: lightning.Trainer) -> bool:
+    """Whether a validation of a run that trains is under way."""
+    return trainer.state.fn == "fit" and trainer.validating
+
+
+def validate_first(trainer: lightning.Trainer, step: int) -> None:
+    """Has a run that goes on at a step begin with the validation that belongs to it.
+
+    What comes behind the validation comes then, too, such as the end of an epoch or of
+    the run: `trainer.max_steps` does not end it before.
+
+    Args:
+        trainer: Its loops are about to take over what `begin_validation` made.
+        step: Updates that were made.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    if not trainer.enable_validation:
+        return
+    last, is_due = loop.max_steps, loop._should_check_val_fx
+    if last != -1:
+        loop.max_steps = max(last, step + 1)
+
+    def is_due_now(fetcher: Any) -> bool:
+        if loop.restarting:  # its first iteration, which trains on nothing
+            loop.max_steps = last
+        return loop.restarting or is_due(fetcher)
+
+    vars(loop)[is_due.__name__] = is_due_now
+
+
+def begin_at_first_batch(trainer: lightning.Trainer) -> None:
+    """Has an epoch of which no batch was trained on begin, and not go on.
+
+    The two differ in how Lightning counts what it logs. Call this in `on_train_start`.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    if loop.batch_progress.current.ready == 0:
+        loop.restarting = False
 
 
 def meet_saving_ranks(trainer: lightning.Trainer) -> None:

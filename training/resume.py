@@ -15,13 +15,17 @@ from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_checkpoint
 from training.lightning_state import (
     batches_of_epoch,
+    begin_at_first_batch,
     begin_epoch,
+    begin_validation,
     data_position,
     epochs_done,
     is_epoch_over,
+    is_within_epoch,
     recount_batches,
     set_batches,
     set_data_position,
+    validate_first,
 )
 from utils import ConfigError, filesystem_of, one_line, path_exists
 
@@ -155,6 +159,9 @@ class Bookkeeping(lightning.Callback):
     validation dies.
     """
 
+    def on_train_start(self, trainer: lightning.Trainer, model: Any) -> None:
+        begin_at_first_batch(trainer)
+
     def on_train_batch_end(
         self, trainer: lightning.Trainer, model: Any, *args: Any
     ) -> None:
@@ -172,6 +179,8 @@ class Bookkeeping(lightning.Callback):
         adapt(checkpoint, model.config, model.make_optimizer().param_groups)
         if "training" in checkpoint:  # not in files of the published code
             model.load_training_state(checkpoint["training"])
+        if is_validation_next(checkpoint):
+            validate_first(trainer, checkpoint["global_step"])
 
     def on_exception(
         self, trainer: lightning.Trainer, model: Any, error: BaseException
@@ -241,16 +250,24 @@ def _adapt_position(checkpoint: dict[str, Any], config: DictConfig) -> None:
         if ours != theirs:
             warn("batches of %d rows hold, %d of the checkpoint do not", ours, theirs)
             recount_batches(checkpoint, theirs, ours)
-        if is_epoch_over(checkpoint):
-            every = config.trainer.val_check_interval
-            begin_epoch(checkpoint, type(every) is int and step % every == 0)
-        else:
+        is_over = is_epoch_over(checkpoint)
+        if not is_over:
             rows = batches_of_epoch(checkpoint) * ours
+        if is_validation_next(checkpoint):
+            begin_validation(checkpoint)
+        elif is_over:
+            begin_epoch(checkpoint)
     # The position in data that are streamed, which no number of rows tells.
     saved = data_position(checkpoint)
     stream = {name: saved[name] for name in ("stream", "next") if name in saved}
     position = {"epoch": epochs_done(checkpoint), "rows": rows}
     set_data_position(checkpoint, stream | position)
+
+
+def is_validation_next(checkpoint: dict[str, Any]) -> bool:
+    """Whether the run had a validation before it, with which it can go on."""
+    is_due = checkpoint.get("training", {}).get("validation_due", False)
+    return bool(is_due) and is_within_epoch(checkpoint)
 
 
 def rows_per_batch(loader: Mapping[str, Any], trainer: Mapping[str, Any]) -> int:

@@ -344,12 +344,41 @@ def test_stopped_at_ends_of_epochs(train, stops):
     check_same(whole, train("stopped", *own))
 
 
-def test_stopped_in_a_validation_at_the_end_of_an_epoch(train):
-    """Its line in the log tells the epoch after it, all else is the same."""
-    own = [*SHORT, "trainer.max_steps=12", "trainer.val_check_interval=9"]
+# Nine updates are an epoch, checkpoints are written every three. Validations by number
+# of updates, also across epochs; by epoch, at its end and on the way.
+VALIDATIONS = {
+    "updates": ("null", 5),
+    "epochs": (1, 1.0),
+    "second epochs": (2, 1.0),
+    "thirds of epochs": (1, 0.34),
+    "updates of epochs": (1, 6),
+}
+
+
+@pytest.mark.parametrize("name", VALIDATIONS)
+def test_validations_are_those_of_a_run_that_was_not_stopped(train, name):
+    """Killed behind checkpoints near ends of epochs, signalled in validations."""
+    epochs, interval = VALIDATIONS[name]
+    own = [
+        *SHORT,
+        "trainer.max_steps=20",
+        f"trainer.check_val_every_n_epoch={epochs}",
+        f"trainer.val_check_interval={interval}",
+        "callbacks.checkpoint_every_n_steps.every_n_train_steps=3",
+    ]
     whole = train("whole", *own)
-    train("stopped", *own, stop="9:valid:15")
-    check_same(whole, train("stopped", *own), but="epoch")
+    steps = sorted(step + 1 for column, step in curves(whole) if column == "val/nll")
+    stops = [(step, "saved:9") for step in (3, 9, 12, 18)]
+    for step, how in sorted(stops + [(step, "valid:15") for step in steps]):
+        train("stopped", *own, stop=f"{step}:{how}")
+    check_same(whole, train("stopped", *own))
+
+
+def test_killed_behind_its_last_checkpoint(train):
+    own = [*SHORT, "trainer.val_check_interval=6"]
+    whole = train("whole", *own)
+    train("stopped", *own, stop="12:saved:9")
+    check_same(whole, train("stopped", *own))
 
 
 def test_resumed_from_the_best(train):

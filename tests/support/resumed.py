@@ -134,8 +134,16 @@ def differences(one, two, name: str = "") -> list[str]:
     return [x for k, a, b in pairs for x in differences(a, b, f"{name}.{k}")]
 
 
-def last(folder: Path) -> dict:
-    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+def last(folder: Path, name: str = "last") -> dict:
+    return torch.load(folder / f"checkpoints/{name}.ckpt", weights_only=True)
+
+
+def best_score(checkpoint: dict) -> float | None:
+    """The best one of the monitored quantity, as a checkpoint knows it."""
+    states = checkpoint["callbacks"]
+    (state,) = (x for key, x in states.items() if key.startswith("ModelCheckpoint"))
+    score = state["best_model_score"]
+    return None if score is None else float(score)
 
 
 def curves(folder: Path) -> dict:
@@ -159,19 +167,14 @@ def batches(folder: Path) -> dict:
     return dict(found)
 
 
-def check_same(one: Path, two: Path, but: str = "") -> None:
-    """Args:
-    one, two: Folders of the runs.
-    but: A column of the logs that is left out.
-    """
-    first, second = last(one), last(two)
-    for name in COMPARED:
-        assert differences(first.get(name), second.get(name), name) == []
-    seen, expected = (
-        {key: x for key, x in curves(folder).items() if key[0] != but}
-        for folder in (two, one)
-    )
-    assert seen == expected
+def check_same(one: Path, two: Path) -> None:
+    """Two runs, by their folders: weights, EMA, optimiser, best one, curves, data."""
+    for file in ("last", "best"):
+        first, second = last(one, file), last(two, file)
+        for name in COMPARED:
+            assert differences(first.get(name), second.get(name), name) == [], file
+        assert best_score(first) == best_score(second), file
+    assert curves(two) == curves(one)
     assert batches(one) == batches(two)
     assert all(len(values) == 1 for values in batches(one).values())
 

@@ -7,13 +7,15 @@ import torch
 
 import algo
 import distillation
+from utils import RunStopped
 
 
 class Stops:
     """Signals its own process at STOP_AT=step:phase:signal, and notes its data.
 
     Phases: train, valid (the second batch of a validation), write (half of the
-    checkpoint of that step is on the disk), rename (all of it is, under another name).
+    checkpoint of that step is on the disk), rename (all of it is, under another name),
+    saved (the checkpoint of that step is there; the process ends as if it were killed).
     STOP_RANK is the rank that gets the signal; all, if empty.
     """
 
@@ -47,6 +49,11 @@ class Stops:
         super().validation_step(batch, batch_idx)
         if not self.trainer.sanity_checking and batch_idx == 1:
             self._maybe("valid")
+
+    def on_train_batch_end(self, *args):
+        super().on_train_batch_end(*args)
+        if self._spot("saved"):
+            raise RunStopped("killed")
 
     def on_save_checkpoint(self, checkpoint):
         super().on_save_checkpoint(checkpoint)

@@ -15,14 +15,17 @@ from training import lightning_state
 from training.lightning_state import (
     batches_of_epoch,
     begin_epoch,
+    begin_validation,
     data_position,
     epochs_done,
     is_epoch_over,
     is_validation_due,
+    is_within_epoch,
     recount_batches,
     set_batches,
     set_data_position,
     share_paths,
+    validate_first,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -89,19 +92,59 @@ def test_batches_of_another_size():
     assert progress["total"] == counts(30, unfinished=1)
 
 
-@pytest.mark.parametrize(("validates", "steps"), [(False, 15), (True, 14)])
-def test_the_next_epoch(validates, steps):
+def test_the_next_epoch():
     found = content(epoch_progress={"current": counts(2, 1), "total": counts(2, 1)})
     loop = found["loops"]["fit_loop"]
     loop["epoch_loop.batch_progress"]["is_last_batch"] = True
     assert is_epoch_over(found)
-    begin_epoch(found, validates)
+    begin_epoch(found)
     assert loop["epoch_progress"] == {"current": counts(2), "total": counts(2)}
     progress = loop["epoch_loop.batch_progress"]
     assert progress["current"] == counts(0)
     assert progress["total"] == counts(15)
-    assert loop["epoch_loop.state_dict"] == {"_batches_that_stepped": steps}
+    assert loop["epoch_loop.state_dict"] == {"_batches_that_stepped": 15}
     assert not is_epoch_over(found)
+
+
+def test_a_validation_that_comes_first():
+    validation = {"current": counts(3), "total": counts(7), "is_last_batch": True}
+    found = content(**{"epoch_loop.val_loop.batch_progress": validation})
+    found["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] = 0
+    assert is_within_epoch(found)
+    begin_validation(found)
+    progress = found["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    assert progress["current"] == counts(5)
+    assert progress["total"] == counts(15)
+    begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    assert validation["current"] == validation["total"] == begun
+
+
+@pytest.mark.parametrize(("last", "step"), [(12, 12), (12, 20), (12, 5), (-1, 5)])
+def test_a_run_does_not_end_before_its_validation(last, step):
+    """Nor does it train on behind it."""
+
+    def _should_check_val_fx(fetcher):
+        return False
+
+    loop = SimpleNamespace(
+        max_steps=last, restarting=True, _should_check_val_fx=_should_check_val_fx
+    )
+    fit_loop = SimpleNamespace(epoch_loop=loop)
+    trainer = SimpleNamespace(fit_loop=fit_loop, enable_validation=True)
+    validate_first(trainer, step)
+    assert last == -1 or loop.max_steps > step
+    assert loop._should_check_val_fx(None)
+    assert loop.max_steps == last
+    assert loop._should_check_val_fx(None)
+    loop.restarting = False
+    assert not loop._should_check_val_fx(None)
+
+
+def test_a_run_that_validates_no_more():
+    loop = SimpleNamespace(max_steps=12, _should_check_val_fx=None)
+    fit_loop = SimpleNamespace(epoch_loop=loop)
+    validate_first(SimpleNamespace(fit_loop=fit_loop, enable_validation=False), 12)
+    assert loop.max_steps == 12
 
 
 def test_the_position_in_the_data():
