@@ -18,12 +18,14 @@ import re
 import runpy
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -325,6 +327,68 @@ def copy_file(source: str, target: str) -> None:
     """Copies between local or fsspec paths, all of it or nothing."""
     with open_file(source) as old, whole_file(target) as new:
         shutil.copyfileobj(old, new)
+
+
+# ---------------------------------------------------------------- processes
+
+
+class Process(NamedTuple):
+    """A process, told from others also after its pid has come back."""
+
+    host: str
+    pid: int
+    started: str  # when, as the machine counts
+    space: str  # of its pids: a boot of the machine, and a container on it
+
+    @classmethod
+    def this(cls) -> "Process":
+        """The one that runs."""
+        pid = os.getpid()
+        return cls(socket.gethostname(), pid, _start_of(pid) or "", _pid_space())
+
+    def lives(self) -> bool | None:
+        """Whether it still runs; None: from here that cannot be seen."""
+        if self.space != _pid_space():
+            return None
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            pass  # another user's
+        if not _sees_own_processes():
+            return None
+        return bool(self.started) and _start_of(self.pid) == self.started
+
+
+def _start_of(pid: int) -> str | None:
+    """When a process began; None if there is none, or it only waits to be buried."""
+    name = "self" if pid == os.getpid() else pid
+    try:
+        stat = Path(f"/proc/{name}/stat").read_text()
+    except OSError:
+        return None if sys.platform == "linux" else _start_by_ps(pid)
+    state, *fields = stat.rpartition(")")[2].split()  # its name may hold blanks
+    return None if state in "ZX" else fields[18]
+
+
+def _start_by_ps(pid: int) -> str | None:
+    command = ["ps", "-o", "lstart=", "-p", str(pid)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _pid_space() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _sees_own_processes() -> bool:
+    """Whether /proc is that of this container and not of the machine around it."""
+    return sys.platform != "linux" or os.readlink("/proc/self") == str(os.getpid())
 
 
 # ---------------------------------------------------------------- older names

@@ -5,6 +5,9 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
+import time
 import urllib.error
 from pathlib import Path
 
@@ -18,7 +21,7 @@ import utils
 from checkpoints.keys import key_report
 from checkpoints.reading import read_checkpoint
 from cli.commandline import find_inputs
-from utils import ConfigError, path_exists, write_json
+from utils import ConfigError, Process, path_exists, write_json
 
 KEY = "eval.checkpoint_path"
 
@@ -274,3 +277,43 @@ def test_what_has_a_protocol_is_for_fsspec(path):
     ours, theirs = utils.filesystem_of(path), fsspec.core.url_to_fs(path)
     assert type(ours[0]) is type(theirs[0])
     assert ours[1] == theirs[1]
+# ---------------------------------------------------------------- processes
+
+
+@pytest.fixture
+def sleeper():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as p:
+        yield p
+        p.kill()
+
+
+def process_of(pid: int) -> Process:
+    return Process.this()._replace(pid=pid, started=utils._start_of(pid))
+
+
+def test_a_process_lives_until_it_is_dead(sleeper):
+    assert Process.this().lives() is True
+    other = process_of(sleeper.pid)
+    assert other.lives() is True
+    sleeper.kill()
+    while utils._start_of(sleeper.pid) is not None:  # it has no grave yet
+        time.sleep(0.01)
+    assert other.lives() is False
+    sleeper.wait()
+    assert other.lives() is False
+
+
+def test_a_pid_that_has_come_back_is_another_process(sleeper):
+    earlier = process_of(sleeper.pid)._replace(started="1")
+    assert earlier.lives() is False
+    assert Process.this()._replace(started="").lives() is False
+
+
+def test_another_container_or_boot_cannot_be_seen(sleeper):
+    assert process_of(sleeper.pid)._replace(space="another").lives() is None
+
+
+def test_a_process_goes_through_json(sleeper):
+    there = Process(*json.loads(json.dumps(Process.this())))
+    assert there == Process.this()
+    assert there.lives()
