@@ -21,9 +21,17 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from cli.again import command_again
 from cli.checks import check
 from cli.commandline import arguments, explain, find_inputs
 from cli.environment import share_cores
+from cli.paths import (
+    check_writable,
+    not_permitted,
+    permission_line,
+    place_outputs,
+    refuse_shared,
+)
 from report.sweep import REFUSED, is_sweep
 from utils import (
     CONFIGS,
@@ -168,9 +176,14 @@ def run(config: DictConfig) -> dict[str, Any] | None:
     """One job; what it returns is for the summary of a sweep."""
     try:
         mode = choose(MODES, config.mode, "mode")
-        is_job = HydraConfig.initialized()
-        find_inputs(config, HydraConfig.get().runtime.cwd if is_job else os.getcwd())
+        hydra = HydraConfig.get() if HydraConfig.initialized() else None
+        folder = os.getcwd() if hydra is None else hydra.runtime.cwd
+        place_outputs(config, folder)
+        find_inputs(config, folder)
+        if hydra is not None and is_sweep(hydra):
+            refuse_shared(config, hydra.job.num)
         check(config)
+        check_writable(config)
         imported("cli.settle.settle")(config)  # from here on with torch
         return mode(config)
     except RunStopped as error:
@@ -178,15 +191,29 @@ def run(config: DictConfig) -> dict[str, Any] | None:
 
         if getattr(rank_zero_only, "rank", 0):  # one rank says it
             sys.exit(error.status)
-        return fail(str(error), error.status)
+        return fail(f"{error}{_again(config, error.can_go_on)}", error.status)
     except OSError as error:
+        if refusal := not_permitted(error):
+            return _refused(permission_line(refusal, config))
         if error.errno not in NO_SPACE:
             raise
-        return fail(f"{error}. Checkpoints that were written are as they were.", 1)
+        there = "Checkpoints that were written are as they were"
+        return fail(f"{error}. {there}{_again(config, True)}", 1)
     except (ConfigError, OmegaConfBaseException) as error:
-        if HydraConfig.initialized() and is_sweep(HydraConfig.get()):
-            return {REFUSED: one_line(str(error))}  # the other jobs go on
-        return fail(str(error))
+        return _refused(str(error))
+
+
+def _refused(line: str) -> dict[str, str]:
+    """What a mistake ends with: this process, or one job of a sweep."""
+    if HydraConfig.initialized() and is_sweep(HydraConfig.get()):
+        return {REFUSED: one_line(line)}  # the other jobs go on
+    return fail(line)
+
+
+def _again(config: DictConfig, can_go_on: bool) -> str:
+    """The end of a line that says how a stopped run goes on."""
+    command = command_again(config) if can_go_on else ""
+    return f". The command that goes on: {command}" if command else ""
 
 
 def main() -> Any:
@@ -199,6 +226,10 @@ def main() -> Any:
         return run()
     except HydraException as error:
         return fail(explain(error))
+    except (OSError, ValueError) as error:  # Hydra makes the folder of a run
+        if refusal := not_permitted(error):
+            return fail(permission_line(refusal))
+        raise
 
 
 if __name__ == "__main__":

@@ -54,12 +54,17 @@ class ConfigError(ValueError):
 class RunStopped(RuntimeError):
     """A run that ends early through no mistake in its config: a full disk, a signal.
 
-    `main.py` prints the text without a traceback and exits with `status`.
+    `main.py` prints the text without a traceback and exits with `status`. Where the
+    same run can go on it prints the command, too.
     """
 
-    def __init__(self, message: str, status: int = 1) -> None:
+    def __init__(
+        self, message: str, status: int = 1, can_go_on: bool | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
+        was_signal = status > 128
+        self.can_go_on = was_signal if can_go_on is None else can_go_on
 
 
 def choose(table: Mapping[str, T], name: Any, key: str, where: str = "") -> T:
@@ -247,10 +252,14 @@ def open_file(path: str, mode: str = "rb", **options: Any) -> Any:
     return filesystem.open(inner, mode, **options)
 
 
+def is_local(path: str) -> bool:
+    """Whether a path is on this machine."""
+    return isinstance(filesystem_of(path)[0], LocalFileSystem)
+
+
 def local_folder(path: str) -> str:
     """The folder itself where it is on this machine, else the user's cache."""
-    filesystem, inner = filesystem_of(path)
-    return inner if isinstance(filesystem, LocalFileSystem) else user_cache_dir()
+    return filesystem_of(path)[1] if is_local(path) else user_cache_dir()
 
 
 def path_exists(path: str) -> bool:

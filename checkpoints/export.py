@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
@@ -121,7 +120,7 @@ def _free_folder(config: DictConfig) -> Path:
         raise ConfigError(
             f"export.path={path!r} is no local folder: give one to write to."
         )
-    folder = Path(to_absolute_path(path))
+    folder = Path(path)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(
             f"export.path={path!r} exists; it is not overwritten. Move it away or give "

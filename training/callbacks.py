@@ -94,7 +94,8 @@ def write_or_stop(path: str) -> Iterator[None]:
             raise
         raise RunStopped(
             f"{path} cannot be written: {first_line(reason)}. Training has stopped; "
-            "the checkpoints that were there are as they were."
+            "the checkpoints that were there are as they were",
+            can_go_on=True,
         ) from None
 
 
@@ -118,7 +119,7 @@ def save_checkpoint(trainer: lightning.Trainer, path: str, *copies: str) -> None
         except RunStopped as error:
             problem = str(error)
     if problem := trainer.strategy.broadcast(problem):
-        raise RunStopped(problem)
+        raise RunStopped(problem, can_go_on=True)
 
 
 class CheckpointEveryNSteps(CheckpointCallback):
@@ -313,8 +314,7 @@ class RunEnd(CheckpointCallback):
         if name == "SIGUSR1":
             requeue()
         raise RunStopped(
-            f"stopped by {name} after step {step}; the same command in the same folder "
-            f"goes on from there, or {KEY}={self.path}",
+            f"stopped by {name} after step {step}; {KEY}={self.path} is of that step",
             status=128 + number,
         )
 

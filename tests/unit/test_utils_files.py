@@ -277,12 +277,16 @@ def test_what_has_a_protocol_is_for_fsspec(path):
     ours, theirs = utils.filesystem_of(path), fsspec.core.url_to_fs(path)
     assert type(ours[0]) is type(theirs[0])
     assert ours[1] == theirs[1]
+
+
 # ---------------------------------------------------------------- processes
 
 
 @pytest.fixture
 def sleeper():
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as p:
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE
+    ) as p:
         yield p
         p.kill()
 

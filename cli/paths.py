@@ -1,0 +1,141 @@
+"""Where what a run writes goes: relative paths mean the folder where the command was
+given, no two jobs of a sweep write to one place, and what cannot be written is said.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from utils import ConfigError, filesystem_of, is_local
+
+# What a mode makes, by the key of its path.
+MADE = {
+    "train": "checkpointing.save_dir",
+    "ppl_eval": "eval.results_path",
+    "sample_eval": "eval.generated_samples_path",
+    "export": "export.path",
+    "report": "report.path",
+}
+CACHES = ("data.cache_dir", "algo.curriculum.cache_dir")
+# Keys that are paths of this machine or of fsspec, never the id of something else.
+# Those of what is read, or is something else where there is no such file, are in
+# `commandline.INPUTS`.
+PATHS = (*MADE.values(), *CACHES, "checkpointing.resume_ckpt_path")
+# The same in every node of a group: callbacks and loggers have folders of their own.
+OF_NODES = (("callbacks", "dirpath"), ("logger", "save_dir"))
+# Errors that giving another folder, or a right to this one, ends.
+NOT_PERMITTED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def place_outputs(config: DictConfig, folder: str) -> None:
+    """Makes relative paths absolute.
+
+    A run works in a folder of its own; its command was given in another one.
+
+    Args:
+        config: The run's config; changed in place.
+        folder: Where the command was given.
+    """
+    for key in _path_keys(config):
+        value = OmegaConf.select(config, key)
+        if not isinstance(value, str) or not value or "://" in value:
+            continue
+        path = os.path.normpath(os.path.join(folder, os.path.expanduser(value)))
+        if not os.path.isabs(value):
+            OmegaConf.update(config, key, path)
+
+
+def _path_keys(config: DictConfig) -> Iterator[str]:
+    """PATHS and the same of callbacks and loggers, as far as the config has them."""
+    yield from (key for key in PATHS if OmegaConf.select(config, key) is not None)
+    for group, name in OF_NODES:
+        nodes = OmegaConf.select(config, group)
+        for node in nodes if isinstance(nodes, DictConfig) else ():
+            if isinstance(nodes[node], DictConfig) and name in nodes[node]:
+                yield f"{group}.{node}.{name}"
+
+
+# ---------------------------------------------------------------- sweeps
+
+_jobs: dict[str, int] = {}  # of the sweep in this process, by what they make
+
+
+def refuse_shared(config: DictConfig, job: int) -> None:
+    """Refuses a job of a sweep that would write where an earlier one has written.
+
+    Args:
+        config: The job's config, with absolute paths.
+        job: Its number.
+    """
+    key = MADE.get(config.mode)
+    path = OmegaConf.select(config, key) if key else None
+    if isinstance(path, str) and _jobs.setdefault(path, job) != job:
+        raise ConfigError(
+            f"{key}={path!r} is that of job {_jobs[path]} of this sweep, too. Leave "
+            "it out, or put into it what differs: '${hydra:job.num}' is the number of "
+            "the job."
+        )
+
+
+# ---------------------------------------------------------------- permissions
+
+
+def check_writable(config: DictConfig) -> None:
+    """Refuses a place that this user may not write to, before anything is done.
+
+    Caches are not among them: one that holds all that is needed may be read-only.
+    """
+    for key in dict.fromkeys((MADE.get(config.mode), MADE["train"])):
+        if key is None:
+            continue
+        path = OmegaConf.select(config, key)
+        if not isinstance(path, str) or not path or not is_local(path):
+            continue
+        _, folder = filesystem_of(path)
+        is_file = key in ("eval.results_path", "eval.generated_samples_path")
+        if is_file or (key == "export.path" and os.path.isfile(folder)):
+            folder = os.path.dirname(folder)
+        while folder != os.path.dirname(folder) and not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            reason = "is no folder"
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            reason = "may not be written to by this user"
+        else:
+            continue
+        raise ConfigError(f"{key}={path!r}: {folder} {reason}; give another path.")
+
+
+def not_permitted(error: BaseException | None) -> OSError | None:
+    """The refusal of the operating system in an error or behind it, if there is one."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in NOT_PERMITTED:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def permission_line(error: OSError, config: DictConfig | None = None) -> str:
+    """One line that names the path and the key that leads there.
+
+    Args:
+        error: One of `NOT_PERMITTED`.
+        config: The run's; None where Hydra has not made the run's folder yet.
+    """
+    path = str(error.filename2 or error.filename or "")
+    keys = [] if config is None else list(_path_keys(config))
+    found = [key for key in keys if _is_within(path, OmegaConf.select(config, key))]
+    key = found[0] if found else "hydra.run.dir" if config is None else ""
+    advice = f"give another {key}" if key else "give another path"
+    reason = error.strerror or type(error).__name__
+    return f"{path or 'a file'}: {reason}; {advice}, or this user the right to use it."
+
+
+def _is_within(path: str, folder: Any) -> bool:
+    if not isinstance(folder, str) or not folder or not is_local(folder):
+        return False
+    _, inner = filesystem_of(folder)
+    return path == inner or path.startswith(f"{inner.rstrip('/')}/")
