@@ -55,7 +55,7 @@ def _path_keys(config: DictConfig) -> Iterator[str]:
         nodes = OmegaConf.select(config, group)
         for node in nodes if isinstance(nodes, DictConfig) else ():
             if isinstance(nodes[node], DictConfig) and name in nodes[node]:
-                yield f"{group}.{node}.{name}"
+                yield ".".join((group, str(node), name))
 
 
 # ---------------------------------------------------------------- sweeps
@@ -126,9 +126,11 @@ def permission_line(error: OSError, config: DictConfig | None = None) -> str:
         config: The run's; None where Hydra has not made the run's folder yet.
     """
     path = str(error.filename2 or error.filename or "")
-    keys = [] if config is None else list(_path_keys(config))
-    found = [key for key in keys if _is_within(path, OmegaConf.select(config, key))]
-    key = found[0] if found else "hydra.run.dir" if config is None else ""
+    key = "hydra.run.dir"
+    if config is not None:
+        keys = _path_keys(config)
+        within = (x for x in keys if _is_within(path, OmegaConf.select(config, x)))
+        key = next(within, "")
     advice = f"give another {key}" if key else "give another path"
     reason = error.strerror or type(error).__name__
     return f"{path or 'a file'}: {reason}; {advice}, or this user the right to use it."
