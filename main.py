@@ -63,7 +63,7 @@ def train(config: DictConfig) -> dict[str, float]:
     from report.console import report_files, report_samples
     from training.callbacks import CheckpointFiles, RunEnd
     from training.loggers import build_loggers
-    from training.resume import KEY, find_checkpoint
+    from training.resume import KEY, check_state, find_checkpoint
     from training.sample_logging import SampleLogging
     from training.trainer import build_trainer
 
@@ -84,6 +84,7 @@ def train(config: DictConfig) -> dict[str, float]:
         model.load_weights(weights, "training.finetune_path")
     if resumed:
         model.check_weights(resumed.checkpoint, KEY)
+        check_state(resumed, model)
     data = DataModule(config, tokenizer, model.mask_index)
     data.load_training()
     data.load("valid")

@@ -8,6 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from checkpoints.checkpoint import Checkpoint
+from checkpoints.schema import is_reference
+from utils import CONFIGS
 
 # ---------------------------------------------------------------- what a file is
 
@@ -29,13 +31,24 @@ def adopt(config: DictConfig, checkpoint: Checkpoint, keys: Iterable[str]) -> No
     Args:
         config: Changed in place.
         checkpoint: One that may state them.
-        keys: Those that the checkpoint does not state stay as they are.
+        keys: Those that the checkpoint does not state, or states by a reference to
+            other values, stay as they are.
     """
     for key in keys:
         value = checkpoint.setting(key)
-        is_reference = isinstance(value, str) and "${" in value
-        if value is not None and not is_reference:
+        if value is not None and not isinstance(value, dict) and is_plain(value):
             OmegaConf.update(config, key, value, force_add=True)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a config may hold it as it is: numbers, texts and lists of these.
+
+    Nothing of a checkpoint is interpolated: what would be is not taken over.
+    """
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    is_value = value is None or isinstance(value, (bool, int, float, str))
+    return is_value and not is_reference(value)
 
 
 # What `algo.backbone=hf_dit` takes from a checkpoint.
@@ -92,6 +105,11 @@ def likelihood(algo: str | None) -> str | None:
 
 def _ema(ema: Mapping[str, Any]) -> str:
     return f"decay {ema['decay']}, {ema['num_updates']} updates"
+
+
+def own_algorithms() -> list[str]:
+    """Names of the algorithms of `configs/algo`, the only ones found by a name."""
+    return sorted(path.stem for path in (CONFIGS / "algo").glob("*.yaml"))
 
 
 def disagreements(checkpoint: Checkpoint, config: DictConfig) -> list[str]:

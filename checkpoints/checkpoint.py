@@ -7,13 +7,15 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from checkpoints.schema import setting
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Checkpoint:
     """What a file or a Hugging Face folder holds, as plain data on the CPU.
 
-    A field is None where the file or folder does not say. The values of a file are
-    those that somebody wrote into it, and they may be of another type.
+    A field is None where the file or folder does not say. `checkpoints.schema` has the
+    types and ranges that the fields of a file have been compared with.
     """
 
     weights: Mapping[str, Tensor] | None = None  # names begin with `backbone.`
@@ -58,9 +60,4 @@ class Checkpoint:
 
     def setting(self, key: str) -> Any:
         """A value of its config by a dotted key; None if it does not say."""
-        node: Any = self.config
-        for name in key.split("."):
-            if not isinstance(node, dict):
-                return None
-            node = node.get(name)
-        return node
+        return setting(self.config, key)

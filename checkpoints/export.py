@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from checkpoints.about import NETWORK, adopt, likelihood
+from checkpoints.about import NETWORK, adopt, likelihood, own_algorithms
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.huggingface import (
     CONFIG,
@@ -169,12 +169,12 @@ def _as_stated(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
 
 def _algo_config(name: str) -> DictConfig:
     """`configs/algo/NAME.yaml` with what it builds upon."""
-    path = CONFIGS / "algo" / f"{name}.yaml"
-    if not path.exists():
+    if name not in own_algorithms():
         raise ConfigError(
             f"{CHECKPOINT} is of algo={name}, which is not among ours; give "
             f"algo={name} with the config it was trained with."
         )
+    path = CONFIGS / "algo" / f"{name}.yaml"
     node = cast(DictConfig, OmegaConf.load(path))  # no file there holds a list
     parents = [x for x in node.pop("defaults", []) if x != "_self_"]
     return cast(DictConfig, OmegaConf.merge(*map(_algo_config, parents), node))

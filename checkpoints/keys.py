@@ -15,6 +15,7 @@ class KeyReport(NamedTuple):
     missing: list[str]
     unexpected: list[str]
     reshaped: list[str]
+    retyped: list[str]
 
     def raise_if_any(self, where: str) -> None:
         """Refuses a partial fit, which would silently evaluate random weights."""
@@ -40,5 +41,10 @@ def key_report(module: nn.Module, state: Mapping[str, torch.Tensor]) -> KeyRepor
             f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
             for name in own.keys() & state.keys()
             if own[name].shape != state[name].shape
+        ),
+        retyped=sorted(
+            f"{name} {state[name].dtype} for {own[name].dtype}"
+            for name in own.keys() & state.keys()
+            if own[name].is_floating_point() != state[name].is_floating_point()
         ),
     )

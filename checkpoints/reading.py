@@ -5,21 +5,19 @@ tokenizer as an object. Here such objects become `Record`s, which hold what the 
 says of them and do nothing; the config becomes plain data.
 """
 
-import pickle
-import warnings
-import zipfile
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
-import fsspec
-import torch
 from omegaconf import DictConfig
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from checkpoints.archive import read_archive
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.huggingface import own_name, read_hub
 from checkpoints.locating import check_checkpoint_path, is_folder_or_hub_id
-from utils import ConfigError, first_line
+from checkpoints.pickles import MAX_DEPTH, Budget, Named, check_extent
+from checkpoints.schema import check_content
+from utils import ConfigError, first_line, open_file
 
 # Where classes may come from whose objects are read as records.
 KNOWN = (
@@ -33,13 +31,8 @@ KNOWN = (
 )
 
 
-def _new_dict(factory: Any = None) -> dict:
-    """In place of a defaultdict, of which torch would not take the entries."""
-    return {}
-
-
-# Plain types of Python's that files name.
-PLAIN: dict[str, Callable[..., Any]] = {
+# Plain types of Python's that files name, and the one that each makes.
+PLAIN: dict[str, type] = {
     "builtins.dict": dict,
     "builtins.list": list,
     "builtins.tuple": tuple,
@@ -48,21 +41,24 @@ PLAIN: dict[str, Callable[..., Any]] = {
     "builtins.float": float,
     "builtins.str": str,
     "builtins.bool": bool,
-    "collections.defaultdict": _new_dict,
+    "collections.OrderedDict": dict,
+    "collections.defaultdict": dict,
+    "_codecs.encode": bytes,
+    "builtins.bytes": bytes,
 }
+
+
+# The same, as protocol 2 has it.
+_OLDER = {"__builtin__.long": "builtins.int", "__builtin__.unicode": "builtins.str"}
 
 
 class Record:
     """What a file says of an object: the arguments of its making, and its state."""
 
-    name = ""  # of the object's class
-    args: tuple[Any, ...]
-    state: Any
-
-    def __new__(cls, *args: Any) -> "Record":  # files do not call __init__
-        record = super().__new__(cls)
-        record.args, record.state = args, {}
-        return record
+    def __init__(self, name: str, args: tuple[Any, ...]) -> None:
+        self.name = name  # of the object's class
+        self.args = args
+        self.state: Any = {}
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -87,28 +83,23 @@ def read_checkpoint(path: str, key: str, trusted: Collection[str] = ()) -> Check
     check_checkpoint_path(path, key)
     if is_folder_or_hub_id(path):
         return read_hub(path, key)
+
+    def find(name: str, budget: Budget) -> Named:
+        return _stand_in(name, trusted, budget)
+
     try:
-        with fsspec.open(path, "rb") as file:
-            _check_sums(file)
-            names = _globals_of(file)
-            allowed = safe_globals([_stand_in(name, trusted) for name in names])
-            file.seek(0)
-            with allowed, warnings.catch_warnings(action="ignore"):
-                content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # torch's text tells to read it without care
-        raise ConfigError(
-            f"{key}={path!r} cannot be read safely: it is no checkpoint, or it asks "
-            "for more than to be read as data"
-        ) from None
+        with open_file(path) as file:
+            content = read_archive(file, find)
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+        settings = content.get("hyper_parameters")
+        if isinstance(settings, dict) and "config" in settings:
+            settings["config"] = plain(settings["config"])
+        check_extent(content)
+        check_content(content)
     except Exception as error:  # a broken file may raise anything
         reason = first_line(error)
         raise ConfigError(f"{key}={path!r} cannot be read safely: {reason}") from None
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise ConfigError(f"{key}={path!r} is no checkpoint: it holds a {kind}.")
-    settings = content.get("hyper_parameters")
-    if isinstance(settings, dict) and "config" in settings:
-        settings["config"] = plain(settings["config"])
     weights = content.get("state_dict")
     if isinstance(weights, dict):
         kept = {k: x for k, x in weights.items() if not k.startswith("teacher")}
@@ -118,53 +109,72 @@ def read_checkpoint(path: str, key: str, trusted: Collection[str] = ()) -> Check
     return Checkpoint.of_lightning(content)
 
 
-def _check_sums(file: Any) -> None:
-    """Compares every record of the archive with its checksum, which torch does not.
-
-    Raises:
-        ValueError: If one differs.
-    """
-    if file.read(4) == b"PK\x03\x04":  # else: written before torch 1.6, no checksums
-        with zipfile.ZipFile(file) as archive:
-            if (name := archive.testzip()) is not None:
-                raise ValueError(f"it is damaged (checksum of {name})")
-    file.seek(0)
-
-
-def _globals_of(file: Any) -> list[str]:
-    """Names in the file that torch does not know to be harmless."""
-    try:
-        return get_unsafe_globals_in_checkpoint(file)
-    except ValueError:  # not of the format that can be searched: torch decides
-        return []
-
-
-def _stand_in(name: str, trusted: Collection[str]) -> tuple[Callable[..., Any], str]:
+def _stand_in(name: str, trusted: Collection[str], budget: Budget) -> Named:
     """What to put in place of a name in the file.
 
     Raises:
         ValueError: If it is not known.
     """
+    name = _OLDER.get(name, name.replace("__builtin__.", "builtins.", 1))
     if name in PLAIN:
-        return PLAIN[name], name
+        return Named(name, _maker(name, budget))
     if name not in trusted and not name.startswith(KNOWN):
         raise ValueError(
             f"it holds an object of class {name} (if you trust the file, "
             f"checkpointing.trusted_classes=[{name}] reads it as a plain record)"
         )
-    return type("Record", (Record,), {"name": name}), name
+    return Named(name, lambda *args: Record(name, args))
+
+
+def _maker(name: str, budget: Budget) -> Callable[..., Any]:
+    """Makes a plain value: an empty dict, bytes, or a copy of a list."""
+    kind = PLAIN[name]
+
+    def make(*args: Any) -> Any:
+        if name == "collections.defaultdict" or not args:
+            return kind()
+        given, *more = args
+        if name == "_codecs.encode" and type(given) is str and more == ["latin1"]:
+            budget.spend(len(given))
+            return given.encode("latin1")
+        if kind not in (list, tuple, set) or type(given) not in (list, tuple, set):
+            raise ValueError(f"it calls {name}")
+        budget.spend(len(given))
+        if kind is set and not all(isinstance(x, (str, int, float)) for x in given):
+            raise ValueError("it has a set of no plain values")
+        return kind(given)
+
+    return make
 
 
 def plain(node: Any) -> Any:
-    """OmegaConf nodes that were read as records, as dicts, lists and values."""
-    if not isinstance(node, Record):
-        return node
-    content = node.state.get("_content")
+    """OmegaConf nodes that were read as records, as dicts, lists and values.
+
+    Raises:
+        ValueError: If they do not end.
+    """
+    known: dict[int, Any] = {}  # one that is there twice is the same one
+
+    def value_of(node: Any, depth: int) -> Any:
+        if not isinstance(node, Record):
+            return node
+        if depth > MAX_DEPTH:
+            raise ValueError(f"its config nests more than {MAX_DEPTH} deep")
+        if id(node) not in known:
+            known[id(node)] = _content_of(node, partial(value_of, depth=depth + 1))
+        return known[id(node)]
+
+    return value_of(node, 0)
+
+
+def _content_of(node: Record, value_of: Callable[[Any], Any]) -> Any:
+    state = node.state if isinstance(node.state, dict) else {}
+    content = state.get("_content")
     if isinstance(content, dict):
-        return {key: plain(value) for key, value in content.items()}
+        return {key: value_of(value) for key, value in content.items()}
     if isinstance(content, list):
-        return [plain(value) for value in content]
-    return plain(node.state.get("_val"))
+        return [value_of(value) for value in content]
+    return value_of(state.get("_val"))
 
 
 # ---------------------------------------------------------------- building blocks

@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from checkpoints.about import adopt
+from checkpoints.about import adopt, own_algorithms
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_checkpoint
 from cli.commandline import explain
@@ -191,7 +191,7 @@ def complete(overrides: list[str], checkpoint: Checkpoint) -> DictConfig:
     given = _keys(overrides)
     if "algo" not in given:
         name = checkpoint.setting("algo.name")
-        if not (CONFIGS / "algo" / f"{name}.yaml").exists():
+        if name not in own_algorithms():
             what = "no algorithm" if name is None else f"algo={name}, which is not here"
             raise ConfigError(
                 f"The checkpoint states {what}: give it by overrides='algo=...'."

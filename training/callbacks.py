@@ -195,7 +195,13 @@ class CheckpointEveryNSteps(CheckpointCallback):
         return {"written": self._written}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._written = list(state["written"])
+        """Takes over the names in a checkpoint that are of the kind it gives itself.
+
+        They are of files in its folder; whatever else is named is not its own.
+        """
+        given = re.escape(self.name).replace(r"\{\}", r"\d+")
+        names = [x for x in state["written"] if isinstance(x, str)]
+        self._written = [x for x in names if re.fullmatch(given, x, re.ASCII)]
 
 
 class Validated(Protocol):

@@ -14,12 +14,15 @@ What is used here, and is not in Lightning's documentation:
 - The function by which its loggers and callbacks find the file system of a path.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 import lightning
 from lightning.fabric.utilities import cloud_io
+from lightning.pytorch.loops import progress
 from lightning.pytorch.trainer.connectors import checkpoint_connector
 
+from checkpoints.schema import count, each, fields, like, table
 from utils import filesystem_of
 
 # ---------------------------------------------------------------- paths
@@ -40,6 +43,77 @@ def share_paths() -> None:
 # `content` is what a file holds, as Lightning writes it and restores from it; the
 # functions change it in place. Counters of batches have "ready", "started", "processed"
 # and "completed", each for the epoch ("current") and for the run ("total").
+
+
+def check_loops(content: dict[str, Any]) -> None:
+    """Whether the counters are all there, and are counts that go together.
+
+    Raises:
+        ValueError: With a line that names the entry.
+    """
+    fields({"loops": _LOOPS, "global_step": count}, ("loops",))(content, "content")
+    loop = _loop(content)
+    for name in ("epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"):
+        for counts in (loop[name][x] for x in ("current", "total") if name in loop):
+            ordered = [counts[x] for x in ("completed", "processed", "started")]
+            if sorted(ordered) != ordered or ordered[-1] > counts["ready"]:
+                raise ValueError(f"its loops.fit_loop.{name} counts more than there is")
+    steps = loop[_OPTIMIZER]["optimizer"]["step"]["total"]["completed"]
+    if content["global_step"] != steps or content["epoch"] != epochs_done(content):
+        raise ValueError("its loops have other steps and epochs than it says")
+    position = data_position(content)
+    readers = position.get("stream", [])
+    if any(len(rank) != len(readers[0]) or not rank for rank in readers):
+        raise ValueError("its position in the data is none")
+    if any(len(state) != _NUMBERS for rank in readers for state in rank):
+        raise ValueError("its position in the data is none")
+    if "stream" in position and not position.get("next", -1) < len(readers[0]):
+        raise ValueError("its position in the data is none")
+
+
+def _counts(of: progress._BaseProgress) -> Any:
+    return like(asdict(of), count)
+
+
+_NUMBERS = 6  # of a reader's position in a stream
+_OPTIMIZER = "epoch_loop.automatic_optimization.optim_progress"
+_PROGRESS = {
+    "epoch_loop.batch_progress": progress._BatchProgress(),
+    "epoch_loop.scheduler_progress": progress._SchedulerProgress(),
+    _OPTIMIZER: progress._OptimizationProgress(),
+    "epoch_loop.manual_optimization.optim_step_progress": progress._Progress(
+        *(progress._ReadyCompletedTracker() for _ in range(2))
+    ),
+    "epoch_loop.val_loop.batch_progress": progress._BatchProgress(),
+    "epoch_progress": progress._Progress(),
+}
+_POSITION = fields(
+    {
+        "epoch": count,
+        "rows": count,
+        "stream": each(each(each(count))),
+        "next": count,
+    }
+)
+_LOOPS = fields(
+    {
+        "fit_loop": fields(
+            {name: _counts(value) for name, value in _PROGRESS.items()}
+            | {
+                "state_dict": fields({"combined_loader": each(_POSITION)}),
+                "epoch_loop.state_dict": table(count),
+            },
+            needed=(
+                "epoch_loop.batch_progress",
+                _OPTIMIZER,
+                "epoch_progress",
+                "state_dict",
+                "epoch_loop.state_dict",
+            ),
+        )
+    },
+    needed=("fit_loop",),
+)
 
 
 def epochs_done(content: dict[str, Any]) -> int:

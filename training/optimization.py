@@ -33,15 +33,16 @@ class Optimization(lightning.LightningModule):
             fused=str(self.config.trainer.precision) not in ("16", "16-mixed"),
         )
 
+    def make_schedule(self, optimizer: torch.optim.Optimizer) -> Any:
+        """The schedule of an optimiser's learning rate, as `lr_scheduler` says."""
+        return hydra.utils.instantiate(self.config.lr_scheduler, optimizer=optimizer)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = self.make_optimizer()
-        scheduler = hydra.utils.instantiate(
-            self.config.lr_scheduler, optimizer=optimizer
-        )
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
-                "scheduler": scheduler,
+                "scheduler": self.make_schedule(optimizer),
                 "interval": "step",
                 "name": "trainer/lr",
             },

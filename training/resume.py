@@ -13,11 +13,14 @@ from omegaconf import DictConfig
 
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_checkpoint
+from checkpoints.schema import check_training
+from training.callback_states import TEACHER_PREFIX, fit_callbacks
 from training.lightning_state import (
     batches_of_epoch,
     begin_at_first_batch,
     begin_epoch,
     begin_validation,
+    check_loops,
     data_position,
     epochs_done,
     is_epoch_over,
@@ -33,7 +36,6 @@ log = logging.getLogger(__name__)
 warn = rank_zero_only(log.warning)
 
 KEY = "checkpointing.resume_ckpt_path"
-TEACHER_PREFIX = "round_"  # of the names of files that hold a distillation's teachers
 # What training cannot go on without, as Lightning names it.
 NEEDED = ("state_dict", "optimizer_states", "loops", "global_step")
 
@@ -124,6 +126,29 @@ def _check_resumable(path: str, checkpoint: Checkpoint) -> None:
             )
 
 
+def check_state(resumed: Resumed, model: Any) -> None:
+    """Refuses state that is not that of a run with this model, before it is used.
+
+    Args:
+        resumed: Where training goes on.
+        model: Whole, with parameters and the optimiser that the config gives it.
+
+    Raises:
+        ConfigError: With the entry that does not fit.
+    """
+    content = resumed.checkpoint.lightning
+    optimizer = model.make_optimizer()
+    schedule = model.make_schedule(optimizer).state_dict()
+    try:
+        check_training(content, optimizer, schedule)
+        check_loops(content)
+    except ValueError as error:
+        raise ConfigError(
+            f"{KEY}={resumed.path!r} cannot be resumed: {error}. Its weights can be "
+            "fine-tuned: training.finetune_path."
+        ) from None
+
+
 def checkpoint_files(folder: str) -> list[str]:
     """Paths of the checkpoints of a run in its folder, the newest first."""
     filesystem, inner = filesystem_of(folder)
@@ -176,6 +201,8 @@ class Bookkeeping(lightning.Callback):
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, model: Any, checkpoint: dict[str, Any]
     ) -> None:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined] # a connector's
+        fit_callbacks(checkpoint["callbacks"], callbacks, KEY)
         adapt(checkpoint, model.config, model.make_optimizer().param_groups)
         if "training" in checkpoint:  # not in files of the published code
             model.load_training_state(checkpoint["training"])
