@@ -54,7 +54,7 @@ def check_loops(content: dict[str, Any]) -> None:
     fields({"loops": _LOOPS, "global_step": count}, ("loops",))(content, "content")
     loop = _loop(content)
     for name in ("epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress"):
-        for counts in (loop[name][x] for x in ("current", "total") if name in loop):
+        for counts in (loop[name][x] for x in ("current", "total")):
             ordered = [counts[x] for x in ("completed", "processed", "started")]
             if sorted(ordered) != ordered or ordered[-1] > counts["ready"]:
                 raise ValueError(f"its loops.fit_loop.{name} counts more than there is")
@@ -105,6 +105,7 @@ _LOOPS = fields(
             },
             needed=(
                 "epoch_loop.batch_progress",
+                "epoch_loop.val_loop.batch_progress",
                 _OPTIMIZER,
                 "epoch_progress",
                 "state_dict",
