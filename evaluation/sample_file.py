@@ -1,12 +1,18 @@
 """The JSON of `mode=sample_eval`, which survives an interruption.
 
 Every finished batch is a file of `<json>.parts/`; the JSON is made of these whenever
-ten seconds have passed, and at the end, when the folder goes.
+ten seconds have passed, and at the end, when the folder goes. With each batch is a hash
+of it and of the run's settings: one that is damaged or of other settings is drawn anew.
 """
 
+import hashlib
 import json
+import logging
 import math
+import posixpath
+import re
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,6 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from metrics.judge import TextScores
 from metrics.samples import mean_and_error
 from utils import ConfigError, filesystem_of, open_file, path_exists, write_json
+
+log = logging.getLogger(__name__)
 
 REFRESH = 10.0  # seconds between two writings of the JSON
 DISTINCT = (1, 2, 3)  # n of distinct-n
@@ -58,11 +66,30 @@ def settings_of(config: DictConfig) -> dict[str, Any]:
     for key in FILES:
         path = OmegaConf.select(config, key)
         if path and path_exists(path):
-            filesystem, inner = filesystem_of(path)
-            info = filesystem.info(inner)
-            settings[f"{key} (bytes)"] = info.get("size")
-            settings[f"{key} (changed)"] = str(info.get("mtime", ""))
+            settings[f"{key} (sha256)"] = digest_of(path)
     return json.loads(json.dumps(settings))
+
+
+_OF_FOLDERS = (".json", ".safetensors", ".txt")
+
+
+def digest_of(path: str) -> str:
+    """A hash of a file's content, or of those of a Hugging Face folder's files."""
+    filesystem, inner = filesystem_of(path)
+    names, total = [inner], hashlib.sha256()
+    if filesystem.isdir(inner):
+        every = sorted(filesystem.ls(inner, detail=False))
+        names = [name for name in every if name.endswith(_OF_FOLDERS)]
+        total.update("/".join(map(posixpath.basename, names)).encode())
+    for name in names:
+        with filesystem.open(name, "rb") as file:
+            while chunk := file.read(1 << 20):
+                total.update(chunk)
+    return total.hexdigest()
+
+
+# Names of the files of the parts' folder, whole or half-written.
+_OURS = re.compile(r"(batch_\d+|settings)\.json(\..*)?")
 
 
 class SampleFile:
@@ -80,6 +107,7 @@ class SampleFile:
         self.settings = settings
         self.num_batches: int = settings["sampling"]["num_sample_batches"]
         self._read: dict[int, dict[str, Any]] = {}
+        self._damaged: set[int] = set()  # those that have been named
         self._written = time.monotonic()
 
     def check(self) -> int:
@@ -100,8 +128,14 @@ class SampleFile:
                     "another path."
                 )
             return 0
-        with open_file(self._about) as file:
-            there = json.load(file)
+        try:
+            with open_file(self._about) as file:
+                there = json.load(file)
+        except (ValueError, RecursionError):
+            raise ConfigError(
+                f"{where}: {self._about} of an interrupted run is damaged. Give "
+                f"another path, or remove {self.parts}."
+            ) from None
         if there != self.settings:
             changed = _first_difference(there, self.settings)
             raise ConfigError(
@@ -124,12 +158,36 @@ class SampleFile:
             self.close()
 
     def done(self) -> set[int]:
-        """Indices of the finished batches."""
-        return {i for i in range(self.num_batches) if path_exists(self._part(i))}
+        """Indices of the finished batches; a damaged one is named, and is not."""
+        for index in range(self.num_batches):
+            if index not in self._read and path_exists(self._part(index)):
+                batch = self._batch(index)
+                if batch is not None:
+                    self._read[index] = batch
+                elif index not in self._damaged:
+                    self._damaged.add(index)
+                    text = "%s is damaged or of another run: it is drawn again"
+                    log.warning(text, self._part(index))
+        return set(self._read)
+
+    def _batch(self, index: int) -> dict[str, Any] | None:
+        """A batch whose hash is right."""
+        try:
+            with open_file(self._part(index)) as file:
+                batch = json.load(file)
+            digest = batch.pop("sha256")
+            return batch if digest == self._digest(index, batch) else None
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None
+
+    def _digest(self, index: int, batch: Any) -> str:
+        whole = json.dumps([self.settings, index, batch], sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()
 
     def add(self, index: int, batch: dict[str, Any]) -> None:
         """Keeps a finished batch."""
-        write_json(self._part(index), batch)
+        digest = self._digest(index, batch)
+        write_json(self._part(index), batch | {"sha256": digest})
         if time.monotonic() - self._written > REFRESH:
             self.write({"complete": False})
 
@@ -150,13 +208,15 @@ class SampleFile:
     def close(self) -> None:
         """Drops the parts; the JSON holds them all."""
         filesystem, inner = filesystem_of(self.parts)
-        filesystem.rm(inner, recursive=True)
+        for name in filesystem.ls(inner, detail=False):
+            if _OURS.fullmatch(posixpath.basename(name)):
+                filesystem.rm_file(name)
+        with suppress(OSError):  # not empty, or none of the store's
+            filesystem.rmdir(inner)
 
     def batches(self) -> list[dict[str, Any]]:
         """The finished batches, in order."""
-        for index in sorted(self.done() - self._read.keys()):
-            with open_file(self._part(index)) as file:
-                self._read[index] = json.load(file)
+        self.done()
         return [self._read[index] for index in sorted(self._read)]
 
     def _part(self, index: int) -> str:

@@ -29,7 +29,7 @@ from sampling.prompts import Prompt, given_tokens, read_prompts
 from sampling.registry import build_sampler
 from trainer_base import TrainerBase
 from training.trainer import build_trainer
-from utils import ConfigError
+from utils import ConfigError, RunStopped
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,12 @@ def finish_samples(
     """The whole JSON, `about` the checkpoint included, and a report of it."""
     file, judge, config = drawing.file, drawing.judge, drawing.model.config
     batches = file.batches()
+    if len(batches) < file.num_batches:
+        missing = file.num_batches - len(batches)
+        raise RunStopped(
+            f"{missing} batches of {file.parts} are damaged; the same command draws "
+            "them again"
+        )
     texts = [text for batch in batches for text in batch["generated_seqs"]]
     results = summarise(batches)
     if references and judge is not None:

@@ -3,6 +3,7 @@ refused; the numbers that are made of them; what a run's samples depend on."""
 
 import json
 import math
+import os
 from functools import partial
 from types import SimpleNamespace
 
@@ -141,6 +142,98 @@ def test_an_interruption_before_the_first_batch_leaves_nothing(path):
     assert not path_exists(path)
     assert not path_exists(file.parts)
     assert sample_file(path, seed=2).check() == 0
+
+
+# ---------------------------------------------------------------- damaged parts
+
+
+def damages(raw: bytes) -> dict[str, bytes]:
+    """What may become of a part on a disk."""
+    text = raw.decode()
+    return {
+        "empty": b"",
+        "cut off": raw[:100],
+        "one bit": raw.replace(b"text 2", b"text 3"),
+        "a number": text.replace("2.0", "2.5").encode(),
+        "no JSON": b"\x00" * len(raw),
+        "a list": b"[1]",
+        "a number alone": b"7",
+        "nothing in it": b"{}",
+        "deep": b"[" * 10**5,
+        "no hash": text.replace('"sha256"', '"sha255"').encode(),
+        "no text": b"\xff\xfe" + raw,
+        "huge": b"9" * 5000,
+    }
+
+
+DAMAGES = sorted(damages(b""))
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_part_is_named_and_drawn_again(path, name, caplog):
+    """In one line, once, and the others stay."""
+    first = sample_file(path)
+    first.begin()
+    first.add(0, batch(0))
+    first.add(1, batch(2))
+    filesystem, inner = fsspec.core.url_to_fs(first._part(1))
+    filesystem.pipe(inner, damages(filesystem.cat(inner))[name])
+    again = sample_file(path)
+    assert again.check() == 1
+    assert again.done() == {0}
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert f"{path}.parts/batch_000001.json" in line
+    assert "\n" not in line
+    again.add(1, batch(2))
+    assert sample_file(path).done() == {0, 1}
+
+
+def test_a_part_of_other_settings_is_not_taken(path, caplog):
+    """Whoever put it there; nor one under another number."""
+    file, other = sample_file(path), sample_file(path, seed=2)
+    file.begin()
+    other.add(0, batch(0))
+    file.add(1, batch(2))
+    filesystem, inner = fsspec.core.url_to_fs(file._part(1))
+    filesystem.copy(inner, inner.replace("000001", "000002"))
+    assert sample_file(path).done() == {1}
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 10**5, b"\xff"])
+def test_damaged_settings_are_refused(path, content):
+    """Whose batches these are is then not known."""
+    file = sample_file(path)
+    file.begin()
+    file.add(0, batch(0))
+    filesystem, inner = fsspec.core.url_to_fs(f"{file.parts}/settings.json")
+    filesystem.pipe(inner, content)
+    refused(sample_file(path).check, "settings.json", "damaged", file.parts)
+
+
+def test_only_its_own_files_go_at_the_end(tmp_path):
+    file = sample_file(str(tmp_path / "a.json"))
+    file.begin()
+    file.add(0, batch(0))
+    (tmp_path / "a.json.parts" / "notes.txt").write_text("mine")
+    file.close()
+    assert [x.name for x in (tmp_path / "a.json.parts").iterdir()] == ["notes.txt"]
+
+
+def test_the_content_of_a_checkpoint_is_a_setting(compose, tmp_path):
+    """Whatever its size and time are: of a file, and of a folder's files."""
+    path, folder = tmp_path / "a.ckpt", tmp_path / "hub"
+    folder.mkdir()
+    found = []
+    for content in ("one", "two"):
+        for file in (path, folder / "model.safetensors"):
+            file.write_text(content)
+            os.utime(file, (1e9, 1e9))
+        found += [
+            settings_of(compose(f"eval.checkpoint_path={x}")) for x in (path, folder)
+        ]
+    assert found[0] != found[2]
+    assert found[1] != found[3]
 
 
 # ---------------------------------------------------------------- refusals
