@@ -8,6 +8,7 @@ Nothing here knows about algorithms or data. Importing it has no side effects;
 import ast
 import difflib
 import functools
+import glob
 import importlib
 import json
 import math
@@ -266,6 +267,23 @@ def path_exists(path: str) -> bool:
     """Whether a local or fsspec path (s3://, gs://, memory://) exists."""
     filesystem, inner = filesystem_of(path)
     return filesystem.exists(inner)
+
+
+def files_named(name: str) -> list[str]:
+    """What a local name means: itself if that exists, else what it matches as a pattern.
+
+    Folders of a pattern that exist as they are written are no patterns, so that
+    wiki[en]/*.txt is of the folder wiki[en]; a folder `**` is any number of them.
+    """
+    if os.path.lexists(name):
+        return [name]
+    folder, rest = os.path.dirname(name), os.path.basename(name)
+    while folder and not os.path.isdir(folder):
+        above = os.path.dirname(folder)
+        rest = os.path.join(os.path.basename(folder), rest)
+        folder = "" if above == folder else above
+    pattern = os.path.join(glob.escape(folder), rest)
+    return sorted(glob.glob(pattern, recursive=True))
 
 
 def hub_options(name_or_path: str) -> dict[str, bool]:

@@ -2,7 +2,6 @@
 to one line that helps.
 """
 
-import glob
 import os
 import re
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cli.older_keys import translated
-from utils import CONFIGS, did_you_mean, hydra_quoted, unknown_value
+from utils import CONFIGS, did_you_mean, files_named, hydra_quoted, unknown_value
 
 
 def explain(error: HydraException) -> str:
@@ -108,7 +107,7 @@ def find_inputs(config: DictConfig, folder: str) -> None:
         if not isinstance(value, str) or not value or "://" in value:
             return value
         path = os.path.join(folder, value)  # value itself where that is absolute
-        return path if glob.glob(path, recursive=True) else value
+        return path if files_named(path) else value
 
     for key in INPUTS:
         value = OmegaConf.select(config, key)
