@@ -270,12 +270,12 @@ def path_exists(path: str) -> bool:
 
 
 def files_named(name: str) -> list[str]:
-    """What a local name means: itself if that exists, else what it matches as a pattern.
+    """What a local name means: itself if it exists, else what it matches as a pattern.
 
     Folders of a pattern that exist as they are written are no patterns, so that
     wiki[en]/*.txt is of the folder wiki[en]; a folder `**` is any number of them.
     """
-    if os.path.lexists(name):
+    if os.path.exists(name):
         return [name]
     folder, rest = os.path.dirname(name), os.path.basename(name)
     while folder and not os.path.isdir(folder):
@@ -348,6 +348,17 @@ def write_json(path: str, data: Any) -> None:
     """Writes JSON to a local or fsspec path, all of it or nothing."""
     with whole_file(path, "w") as file:
         json.dump(data, file, indent=1)
+
+
+def flush(path: str) -> None:
+    """Has the disk keep a local file, or the names in a folder, should the power go."""
+    is_folder = os.path.isdir(path)
+    with suppress(*([OSError] if is_folder else [])):  # not every system can do it
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def copy_file(source: str, target: str) -> None:

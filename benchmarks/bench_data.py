@@ -32,6 +32,7 @@ from data.docstrings import docstrings, standard_library  # noqa: E402
 from data.documents import Documents  # noqa: E402
 from data.files import load_files  # noqa: E402
 from data.packing import Block, Layout, lay_out, tokenize  # noqa: E402
+from data.readers import Files  # noqa: E402
 
 OPENWEBTEXT = 8_013_769  # documents
 CHARACTERS = 4900  # of a document of it, on average
@@ -66,7 +67,7 @@ def ours(
 ) -> int:
     """Rows on disk, as a run makes them; their number."""
 
-    def build() -> Any:
+    def build(folder: str) -> Any:
         return lay_out(tokenize(documents, tokenizer, num_proc=num_proc), layout)
 
     key = {"vocab_size": len(tokenizer), "num_proc": num_proc}
@@ -123,9 +124,8 @@ def measure(settings: dict[str, Any], pipe: Any) -> None:
             peak.append(anonymous_mb())
 
     with tempfile.TemporaryDirectory() as folder:
-        documents = load_files(
-            [settings["path"]], "documents", "text", str(Path(settings["path"]).parent)
-        )
+        copy = Path(settings["path"]).parent / "texts"
+        documents = load_files(Files([settings["path"]], "text"), str(copy))
         watcher = threading.Thread(target=watch)
         watcher.start()
         start = time.perf_counter()

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from checkpoints.locating import check_checkpoint_path
 from cli.older_keys import refuse_older_keys
 from data.files import find_files
+from data.readers import ON_BAD_ROW
 from data.registry import check_splits, packed_splits
 from data.tokenizers import check_tokenizer
 from models.registry import validate_backbone
@@ -81,6 +82,7 @@ FLAGS = (
 # Keys with a few values.
 CHOICES = {
     **dict.fromkeys(FLAGS, (True, False)),
+    "data.on_bad_row": ON_BAD_ROW,
     "training.loss_compile": ("auto", True, False),
     "trainer.profiler": (None, "simple", "advanced"),
 }

@@ -4,6 +4,9 @@ A folder `rows/NAME-DIGEST` of the cache appears whole or not at all, so any num
 processes and jobs may ask for it at once: one builds it, the others wait. The digest
 is that of everything the rows depend on. The cache may be on an object store; then the
 folder is built here and copied there, or the other way round.
+
+The folder's description has the sizes and hashes of its files. They are checked before
+rows are used, once for all processes of a job; what does not have them is built anew.
 """
 
 import contextlib
@@ -15,24 +18,43 @@ import posixpath
 import shutil
 import socket
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import filelock
 import numpy as np
 import pyarrow as pa
+from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from data.packing import Block, Layout
 from data.rows import TokenRows, add_counts
-from utils import PARTIAL, ConfigError, copy_file, local_folder, one_line, path_exists
+from utils import (
+    PARTIAL,
+    ConfigError,
+    copy_file,
+    filesystem_of,
+    flush,
+    local_folder,
+    num_cpus,
+    one_line,
+    path_exists,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 ROWS_PER_BATCH = 4096
 # The description comes last: where it is, the others are whole.
 ROWS, COUNTS, DESCRIPTION = FILES = ("rows.arrow", "counts.npy", "description.json")
+CHECKED = "checked.json"  # which state of the files has been found right
+CHECK_HOLDS = 600  # seconds: for the other processes of a job, not for the next one
+A_DAY = 24 * 3600
+PIECE = 2**26  # bytes that are hashed at a time, by each thread
+SAID_FROM = 2**31  # bytes of a file whose hash takes seconds
 
 
 def stored_rows(
@@ -40,7 +62,7 @@ def stored_rows(
     name: str,
     key: Mapping[str, Any],
     layout: Layout,
-    build: Callable[[], Iterable[Block]],
+    build: Callable[[str], Iterable[Block]],
     about: Callable[[], Mapping[str, Any]] = dict,
 ) -> TokenRows:
     """Rows of the cache, which are built first if they are not there.
@@ -50,7 +72,7 @@ def stored_rows(
         name: For people who look into the folder.
         key: All that the rows depend on, apart from `layout`; JSON.
         layout: The rows'.
-        build: Makes the rows.
+        build: Makes the rows; is given a folder for what it needs meanwhile.
         about: What else is to be known of rows that were made, JSON; `num_documents`
             is of the source.
 
@@ -61,23 +83,41 @@ def stored_rows(
     text = json.dumps(key, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     relative = posixpath.join("rows", f"{name.replace('/', '_')}-{digest}")
-    shared = posixpath.join(cache_dir, relative)
-    home = os.path.join(local_folder(cache_dir), relative)  # the same, if it is here
-    if not _is_whole(home):
-        with _lock(home, name):
-            if not _is_whole(home):
-                with _new_folder(home) as folder:
-                    if _is_whole(shared):
-                        _copy(shared, folder)
-                    else:
-                        _write(folder, build(), layout, key, about)
-        if not _is_whole(shared):
-            _copy(home, shared)
+    home = os.path.join(local_folder(cache_dir), relative)
+    is_here = isinstance(filesystem_of(cache_dir)[0], LocalFileSystem)
+    store = None if is_here else posixpath.join(cache_dir, relative)
+    with _lock(home, name, key) as is_locked:
+        fault = _fault(home, key)
+        if fault is None and store and not is_whole(store):
+            _copy(home, store)
+        if fault is not None:
+            _say(home, fault)
+            with _new_folder(home, key, is_locked) as folder:
+                if not (store and _fetched(store, folder, key)):
+                    _write(folder, build(folder), layout, key, about)
+                    if store:
+                        _copy(folder, store)
     return open_rows(home)
 
 
-def _is_whole(folder: str) -> bool:
+def is_whole(folder: str) -> bool:
     return path_exists(posixpath.join(folder, DESCRIPTION))
+
+
+def _fetched(store: str, folder: str, key: Mapping[str, Any]) -> bool:
+    """Whether an object store has the rows; then they are in `folder`."""
+    if not is_whole(store):
+        return False
+    _copy(store, folder)
+    fault = _fault(folder, key)
+    if fault is not None:
+        _say(store, fault)
+    return fault is None
+
+
+def _say(folder: str, fault: str) -> None:
+    if fault:
+        log.warning("%s: %s; the rows are made again", folder, fault)
 
 
 def _copy(source: str, target: str) -> None:
@@ -86,60 +126,166 @@ def _copy(source: str, target: str) -> None:
 
 
 @contextlib.contextmanager
-def _lock(home: str, name: str) -> Iterator[None]:
-    """One process at a time, where the disk can lock; elsewhere all build the same."""
+def _lock(home: str, name: str, key: Mapping[str, Any]) -> Iterator[bool]:
+    """One process at a time, where the disk can lock; elsewhere all build the same.
+
+    Yields:
+        Whether nobody else on this machine is at work on these rows.
+    """
     os.makedirs(os.path.dirname(home), exist_ok=True)
     lock = filelock.FileLock(f"{home}.lock")
     try:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            log.info("another process is tokenizing %s: waiting for it", name)
+            log.info("another process is at work on %s: waiting for it", name)
             lock.acquire()
     except (OSError, NotImplementedError) as error:
-        log.warning("%s cannot be locked (%s): going on without", home, error)
+        if not is_whole(home):
+            log.warning("%s cannot be locked (%s): going on without", home, error)
         rank = getattr(rank_zero_only, "rank", 0)
-        while rank and not _is_whole(home):  # the first rank builds
+        while rank and _fault(home, key) is not None:  # the first rank builds
             time.sleep(1)
     try:
-        yield
+        yield lock.is_locked
     finally:
         lock.release()
 
 
 @contextlib.contextmanager
-def _new_folder(home: str) -> Iterator[str]:
-    """A folder to fill, which then takes the place of `home`."""
-    _remove_left_over(home)
-    folder = f"{home}.{socket.gethostname()}.{os.getpid()}{PARTIAL}"
+def _new_folder(home: str, key: Mapping[str, Any], is_locked: bool) -> Iterator[str]:
+    """A folder to fill, whose `FILES` then take the place of `home`."""
+    _remove_left_over(home, is_locked)
+    own = f"{socket.gethostname()}.{uuid.uuid4().hex[:8]}"
+    folder = f"{home}.{own}{PARTIAL}"
     os.makedirs(folder)
     try:
         yield folder
-        if not _is_whole(home):
+        for name in os.listdir(folder):  # what was needed meanwhile goes
+            path = os.path.join(folder, name)
+            (flush if name in FILES else os.remove)(path)
+        flush(folder)  # before it gets its name: that may outlive a loss of power
+        if _fault(home, key) is not None:
             shutil.rmtree(home, ignore_errors=True)
             os.rename(folder, home)
+            flush(os.path.dirname(home))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_left_over(home: str) -> None:
-    """Folders that processes of this machine began and did not live to finish."""
+def _remove_left_over(home: str, is_locked: bool) -> None:
+    """Folders that processes began and did not live to finish.
+
+    Whoever fills one on this machine holds the lock, which ends with its process and
+    is ours. Other machines may not see it: theirs go when nothing in them has changed
+    for a day.
+    """
     parent, base = os.path.split(home)
+    own = f"{base}.{socket.gethostname()}."
     for name in os.listdir(parent):
-        parts = name.removeprefix(f"{base}.").removesuffix(PARTIAL).rsplit(".", 1)
-        is_partial = name.startswith(f"{base}.") and name.endswith(PARTIAL)
-        if is_partial and parts[0] == socket.gethostname() and not _lives(parts[1]):
-            shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
+        path = os.path.join(parent, name)
+        if name.startswith(f"{base}.") and name.endswith(PARTIAL):
+            is_dead = is_locked and name.startswith(own)
+            if is_dead or time.time() - _last_change(path) > A_DAY:
+                shutil.rmtree(path, ignore_errors=True)
 
 
-def _lives(pid: str) -> bool:
+def _last_change(folder: str) -> float:
+    times = [time.time() - 2 * A_DAY]
+    with contextlib.suppress(OSError):  # it is being removed
+        paths = (folder, *(entry.path for entry in os.scandir(folder)))
+        times += [os.stat(path).st_mtime for path in paths]
+    return max(times)
+
+
+# ---------------------------------------------------------------- hashes
+
+
+def _fault(folder: str, key: Mapping[str, Any]) -> str | None:
+    """What is wrong with the rows of a local folder: empty if there are none.
+
+    A check is remembered for ten minutes, so that of the processes of a job one reads
+    the files for it and the others do not.
+    """
+    if not is_whole(folder):
+        return ""
     try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
+        state = {name: _state(os.path.join(folder, name)) for name in FILES}
+    except OSError as error:
+        return one_line(str(error))
+    if _was_checked(folder, state):
+        return None
+    try:
+        described = _description(folder)
+        if {name: described.get(name) for name in key} != json.loads(json.dumps(key)):
+            return f"{DESCRIPTION} is of other rows"
+        for name in (ROWS, COUNTS):
+            size, digest = described["files"][name]
+            if state[name][0] != size:
+                return f"{name} has {state[name][0]} bytes instead of {size}"
+            if file_digest(os.path.join(folder, name)) != digest:
+                return f"{name} is not what was written (its hash is another)"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"{DESCRIPTION} cannot be read ({one_line(str(error))})"
+    with contextlib.suppress(OSError):  # of another user, who lets us read
+        write_json(os.path.join(folder, CHECKED), state)
+    return None
+
+
+def _state(path: str) -> list[int]:
+    """What changes when a file does; the size first."""
+    about = os.stat(path)
+    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
+
+
+def _was_checked(folder: str, state: Mapping[str, list[int]]) -> bool:
+    path = os.path.join(folder, CHECKED)
+    try:
+        if not 0 <= time.time() - os.stat(path).st_mtime < CHECK_HOLDS:
+            return False
+        with open(path) as file:
+            return json.load(file) == state
+    except (OSError, ValueError):
         return False
-    except PermissionError:
-        pass  # another user's
-    return True
+
+
+def file_digest(path: str) -> str:
+    """SHA-256 of the SHA-256s of a file's pieces, which threads make."""
+
+    size = os.path.getsize(path)
+    if size > SAID_FROM:
+        log.info("hashing %s (%.1f GB)", path, size / 1e9)
+
+    def of_piece(start: int) -> bytes:
+        digest = hashlib.sha256()
+        with open(path, "rb", buffering=0) as file:
+            file.seek(start)
+            for _ in range(PIECE // 2**20):
+                digest.update(file.read(2**20))
+        return digest.digest()
+
+    with ThreadPoolExecutor(num_cpus()) as pool:
+        pieces = pool.map(of_piece, range(0, size, PIECE))
+        return hashlib.sha256(b"".join(pieces)).hexdigest()
+
+
+def _description(folder: str) -> dict[str, Any]:
+    """Of the rows.
+
+    Raises:
+        ValueError: If it is not as it was written.
+    """
+    with open(os.path.join(folder, DESCRIPTION), encoding="utf-8") as file:
+        described = json.load(file)
+    if not isinstance(described, dict):
+        raise ValueError("it is no object")
+    if described.pop("sha256", None) != _sha256(described):
+        raise ValueError("its hash is another")
+    return described
+
+
+def _sha256(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 # ---------------------------------------------------------------- files
@@ -168,8 +314,14 @@ def _write(
             counts = add_counts(counts, block.ids)
             num_rows += len(block.ids)
     np.save(os.path.join(folder, COUNTS), counts)
-    with open(os.path.join(folder, DESCRIPTION), "w") as file:
-        json.dump({"rows": num_rows, **about(), **key}, file, indent=1)
+    files = {}
+    for name in (ROWS, COUNTS):
+        path = os.path.join(folder, name)
+        files[name] = [os.path.getsize(path), file_digest(path)]
+    described = {"rows": num_rows, **about(), **key, "files": files}
+    described["sha256"] = _sha256(described)
+    with open(os.path.join(folder, DESCRIPTION), "w", encoding="utf-8") as file:
+        json.dump(described, file, indent=1)
 
 
 def _id_type(key: Mapping[str, Any]) -> pa.DataType:
@@ -205,15 +357,15 @@ def open_rows(folder: str) -> TokenRows:
     try:
         ids = MappedIds(os.path.join(folder, ROWS))
         counts = np.load(os.path.join(folder, COUNTS), allow_pickle=False)
-        with open(os.path.join(folder, DESCRIPTION)) as file:
-            num_documents = json.load(file).get("num_documents")
-    except (pa.ArrowInvalid, OSError, ValueError, EOFError) as error:
+        described = _description(folder)
+    except (pa.ArrowInvalid, OSError, ValueError, KeyError, EOFError) as error:
         reason = one_line(str(error))
         raise ConfigError(
             f"data.cache_dir: {folder} cannot be read ({reason}); remove this folder, "
             "and it will be made again."
         ) from None
-    return TokenRows(ids, ids.num_valid, counts, num_documents)
+    about = described.get("num_documents"), described.get("num_skipped", 0)
+    return TokenRows(ids, ids.num_valid, counts, *about)
 
 
 class MappedIds:

@@ -15,11 +15,15 @@ class Documents(Protocol):
     def num_whole(self) -> int:
         """Of the source, which these may be a part of."""
 
+    num_skipped: int  # rows of the source that could not be read
+
     def texts(self, start: int, stop: int) -> list[str]: ...
 
 
 class Whole(Sized):
     """Documents that are all of their source."""
+
+    num_skipped: int = 0
 
     @property
     def num_whole(self) -> int:
@@ -39,29 +43,12 @@ class Listed(Whole):
         return list(self._texts[start:stop])
 
 
-class Joined(Whole):
-    """Documents of several, one behind the other."""
-
-    def __init__(self, parts: Sequence[Documents]) -> None:
-        self._parts = parts
-
-    def __len__(self) -> int:
-        return sum(map(len, self._parts))
-
-    def texts(self, start: int, stop: int) -> list[str]:
-        texts = []
-        for part in self._parts:
-            size = len(part)
-            texts += part.texts(min(start, size), min(stop, size))
-            start, stop = max(start - size, 0), max(stop - size, 0)
-        return texts
-
-
 class Part:
     """The documents start .. stop - 1 of others."""
 
     def __init__(self, documents: Documents, start: int, stop: int) -> None:
         self._documents, self._start, self._stop = documents, start, stop
+        self.num_skipped = documents.num_skipped
 
     def __len__(self) -> int:
         return self._stop - self._start

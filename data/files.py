@@ -1,42 +1,21 @@
 """The user's files (.txt, .jsonl, .parquet, gzip of these) as documents."""
 
-import functools
 import glob
-import gzip
-import itertools
 import os
 import re
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import ListConfig
+from tqdm.auto import tqdm
 
-from data.documents import Documents, Joined, Whole
-from utils import ConfigError, local_folder, one_line, require
+from data.documents import Documents, Whole
+from data.readers import Files, Skipped, Txt, read
+from utils import ConfigError, files_named, local_folder, require
 
-# ---------------------------------------------------------------- files
-
-
-class Txt(NamedTuple):
-    """How a .txt file holds documents."""
-
-    lines: bool = False  # one a line; else the file is one
-    # Lines are documents as the hub's copies have them: of WikiText whole, and empty if
-    # they are blank; of all other sets without blanks around them.
-    ends: bool = False
-
-    def options(self) -> dict[str, Any]:
-        """Of the builder of the `datasets` library."""
-        sample_by = "line" if self.lines else "document"
-        return {"sample_by": sample_by, "keep_linebreaks": self.ends}
-
-    def document(self, text: str | None, suffix: str) -> str:
-        """A document of a file with that suffix, as it counts."""
-        text = text or ""
-        if self.ends:
-            return text if text.strip() else ""
-        return text.strip() if self.lines and suffix == ".txt" else text
+# ---------------------------------------------------------------- the hub's
 
 
 class Texts(Whole):
@@ -69,35 +48,20 @@ def load_rows(builder: str, files: list[str], cache_dir: str, txt: Txt) -> Any:
     """Rows of files or URLs, by a builder of the `datasets` library (gzip included)."""
     import datasets
 
+    # Names that were found are not patterns any more.
+    names = [glob.escape(x) if str(x).startswith("hf://") else x for x in files]
     return datasets.load_dataset(
         builder,
-        data_files=files,
+        data_files=names,
         split="train",
         cache_dir=local_folder(cache_dir),
         **(txt.options() if builder == "text" else {}),
     )
 
 
-def _load_gzipped_parquet(files: list[str], cache_dir: str, txt: Txt) -> Any:
-    import datasets
-    import pyarrow.parquet
+# ---------------------------------------------------------------- the user's
 
-    tables = []
-    for file in files:
-        with gzip.open(file) as plain:
-            tables.append(pyarrow.parquet.read_table(plain))
-    return datasets.Dataset(pyarrow.concat_tables(tables))
-
-
-# Suffix -> (files, cache_dir, txt) -> rows.
-TEXT_FORMATS: dict[str, Callable[..., Any]] = {
-    ".txt": functools.partial(load_rows, "text"),
-    ".txt.gz": functools.partial(load_rows, "text"),
-    ".jsonl": functools.partial(load_rows, "json"),
-    ".jsonl.gz": functools.partial(load_rows, "json"),
-    ".parquet": functools.partial(load_rows, "parquet"),
-    ".parquet.gz": _load_gzipped_parquet,
-}
+TEXT_FORMATS = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet", ".parquet.gz")
 
 
 def find_files(paths: str | ListConfig | None, key: str) -> list[str]:
@@ -112,15 +76,22 @@ def find_files(paths: str | ListConfig | None, key: str) -> list[str]:
     """
     if paths is None:
         raise ConfigError(f"{key} is empty: give a file or glob, {key}='corpus/*.txt'.")
-    patterns = [paths] if isinstance(paths, str) else list(paths)
-    found = {
-        file for pattern in patterns for file in glob.glob(pattern, recursive=True)
-    }
-    files = sorted(found, key=by_number)
+    names = [paths] if isinstance(paths, str) else list(paths)
+    found: dict[str, str] = {}  # each once, however it is written
+    for file in (file for name in names for file in files_named(str(name))):
+        if file in names or not os.path.isdir(file):
+            found.setdefault(os.path.abspath(file), file)
+    files = sorted(found.values(), key=by_number)
     if not files:
         raise ConfigError(f"{key}={paths!r} matches no file.")
     for file in files:
+        if os.path.isdir(file):
+            raise ConfigError(
+                f"{key}={file!r} is a folder; name its files: {key}='{file}/*.jsonl'."
+            )
         require(suffix_of(file), TEXT_FORMATS, f"suffix in {key}", file)
+        if not os.path.isfile(file):
+            raise ConfigError(f"{key}: {file} is no file, or a link to nothing.")
     return files
 
 
@@ -132,7 +103,7 @@ def by_number(file: str) -> list[str | int]:
 
 def suffix_of(file: str) -> str:
     """.jsonl, .parquet.gz and so on."""
-    suffixes = Path(file).suffixes
+    suffixes = Path(file.lower()).suffixes
     return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
 
 
@@ -144,49 +115,78 @@ def state_of(files: Iterable[str | Path]) -> list[list[Any]]:
     ]
 
 
-def load_files(
-    files: list[str],
-    key: str,
-    column: str,
-    cache_dir: str,
-    *,
-    txt: Txt | None = None,
-    column_key: str = "data.text_column",
-) -> Documents:
-    """Documents of files, in order, which stay on disk.
+class StoredTexts(Whole):
+    """Documents of an Arrow file, which stay on disk.
 
     Args:
-        files: From `find_files`.
-        key: Config key that named the files, for messages.
-        column: Text column of .jsonl and .parquet files.
-        cache_dir: Where the `datasets` library keeps its Arrow copy, if it is local.
-        txt: How a .txt file holds documents; None: it is one.
-        column_key: Config key that named the column, for messages.
+        path: Of the file, from `store_texts`.
+        num_skipped: Rows of the source that could not be read.
+    """
+
+    def __init__(self, path: str, num_skipped: int = 0) -> None:
+        import pyarrow
+
+        self._path = path
+        self.num_skipped = num_skipped
+        with pyarrow.memory_map(path) as file:
+            self._texts = pyarrow.ipc.open_file(file).read_all()["text"]
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def texts(self, start: int, stop: int) -> list[str]:
+        return self._texts[start:stop].to_pylist()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredTexts, (self._path, self.num_skipped)
+
+
+def store_texts(texts: Iterable[str], path: str) -> None:
+    """Writes texts to an Arrow file, a few megabytes at a time."""
+    import pyarrow
+
+    schema = pyarrow.schema({"text": pyarrow.large_string()})
+    with pyarrow.OSFile(path, "wb") as file, pyarrow.ipc.new_file(file, schema) as to:
+        held: list[str] = []
+        size = 0
+        for text in texts:
+            held.append(text)
+            size += len(text) + 100
+            if size > CHARACTERS_AT_A_TIME:
+                to.write_batch(pyarrow.record_batch([held], schema=schema))
+                held, size = [], 0
+        if held:
+            to.write_batch(pyarrow.record_batch([held], schema=schema))
+
+
+CHARACTERS_AT_A_TIME = 2**22
+
+
+def documents_in(files: Files, skipped: Skipped) -> Iterator[str]:
+    """Documents of all files, one after the other."""
+    for path in files.paths:
+        yield from (text for _, text in read(path, files, skipped))
+
+
+def load_files(files: Files, folder: str) -> Documents:
+    """Documents of files, in order, copied to a file, from which any can be had.
+
+    Args:
+        files: Which, and how they are read.
+        folder: Local, where the copy is made. Whoever owns the folder removes it.
 
     Raises:
-        ConfigError: If a file cannot be parsed or lacks the column.
+        ConfigError: If a file cannot be read or lacks the column.
     """
-    import datasets
-
-    failed = datasets.exceptions.DatasetGenerationError
-    loaded, txt = [], txt or Txt()
-    by_suffix = itertools.groupby(files, suffix_of)
-    for suffix, group in by_suffix:
-        same = list(group)
-        where = same[0] if len(same) == 1 else f"{same[0]} and {len(same) - 1} more"
-        try:
-            rows = TEXT_FORMATS[suffix](same, cache_dir, txt)
-        except (failed, OSError, EOFError, ValueError) as error:
-            reason = one_line(str(error.__cause__ or error))
-            raise ConfigError(f"{key}: {where} cannot be read: {reason}") from None
-        suffix = suffix.removesuffix(".gz")
-        column_here = "text" if suffix == ".txt" else column
-        require(column_here, rows.column_names, column_key, where)
-        loaded.append(Texts(rows, column_here, txt, suffix))
-    return loaded[0] if len(loaded) == 1 else Joined(loaded)
+    os.makedirs(folder, exist_ok=True)
+    handle, path = tempfile.mkstemp(".arrow", "texts-", folder)
+    os.close(handle)
+    skipped = Skipped(files)
+    texts = documents_in(files, skipped)
+    store_texts(tqdm(texts, f"reading {files.key}", unit="", leave=False), path)
+    return StoredTexts(path, skipped.number)
 
 
-def read_texts(files: list[str], key: str, column: str, cache_dir: str) -> list[str]:
+def read_texts(files: Files) -> list[str]:
     """All documents of files that are not empty, in order, in memory."""
-    documents = load_files(files, key, column, cache_dir)
-    return [text for text in documents.texts(0, len(documents)) if text]
+    return [text for text in documents_in(files, Skipped(files)) if text]

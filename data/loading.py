@@ -22,9 +22,10 @@ from data.documents import Documents, Listed
 from data.files import find_files, load_files, state_of
 from data.packing import Layout, lay_out, tokenize
 from data.published import CORPORA, published_documents
+from data.readers import Files
 from data.rows import TokenRows, batch_of
 from data.sources import documents_of, identity, stream_files
-from data.streaming import Files, Stream
+from data.streaming import Stream
 from data.synthetic import synthetic_rows
 
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def load_docstrings(config: DictConfig, tokenizer: Any, split: str) -> TokenRows
     """
     files = standard_library()
 
-    def documents() -> Listed:
+    def documents(folder: str) -> Listed:
         texts = []
         for name, text in docstrings(files):
             digest = hashlib.sha256(name.encode()).digest()
@@ -116,16 +117,10 @@ def load_text_files(config: DictConfig, tokenizer: Any, split: str) -> TokenRows
     """The user's own files; see configs/data/text_files.yaml."""
     data = config.data
     key = "valid_path" if split == "valid" and data.valid_path else "path"
-    files = find_files(data[key], f"data.{key}")
-    documents = functools.partial(
-        load_files,
-        files,
-        f"data.{key}",
-        data.text_column,
-        data.cache_dir,
-    )
+    files = text_files(config, key)
+    documents = functools.partial(load_files, files)
     rules = text_rules(config)
-    where = [state_of(files), data.text_column]
+    where = [state_of(files.paths), data.text_column, data.on_bad_row]
     name = "text_files"  # of both splits: rows of the same files are made once
     rows = packed(
         config, tokenizer, split, documents, where, rules, name=name, drop_empty=True
@@ -138,10 +133,20 @@ def load_text_files(config: DictConfig, tokenizer: Any, split: str) -> TokenRows
 
 def stream_text_files(config: DictConfig, tokenizer: Any) -> Stream:
     """The user's own files, read as they are needed."""
-    data = config.data
-    paths = find_files(data.path, "data.path")
-    files = Files(paths, data.text_column, drop_empty=True)
+    files = text_files(config, "path")
     return stream_of(files, config, tokenizer, text_rules(config))
+
+
+def text_files(config: DictConfig, key: str) -> Files:
+    """The files of `data.path` or `data.valid_path`, and how they are read."""
+    data = config.data
+    return Files(
+        find_files(data[key], f"data.{key}"),
+        data.text_column,
+        drop_empty=True,
+        on_bad_row=data.on_bad_row,
+        key=f"data.{key}",
+    )
 
 
 def text_rules(config: DictConfig) -> Rules:
@@ -204,7 +209,7 @@ def packed(
     config: DictConfig,
     tokenizer: Any,
     split: str,
-    documents: Callable[[], Documents],
+    documents: Callable[[str], Documents],
     where: Any,
     rules: Rules,
     *,
@@ -217,14 +222,14 @@ def packed(
         config: The run's config.
         tokenizer: From `get_tokenizer`.
         split: 'train' or 'valid'.
-        documents: Gives them if they have to be tokenised.
+        documents: Gives them if they have to be tokenised, with a folder for a copy.
         where: What tells these documents from others, JSON.
         rules: Run on every text first.
         name: Of the folder in the cache; by default data set and split.
         drop_empty: Whether documents without text are left out.
     """
     data, layout = config.data, layout_of(config, tokenizer, split)
-    documents = functools.cache(documents)
+    made: list[Documents] = []
     key = {
         "documents": _digest(where),
         "detokenizer": _digest(repr(rules)),
@@ -232,9 +237,10 @@ def packed(
         **tokenizer_state(tokenizer),
     }
 
-    def build() -> Iterator[Any]:
+    def build(folder: str) -> Iterator[Any]:
+        made[:] = [documents(folder)]
         chunks = tokenize(
-            documents(),
+            made[0],
             tokenizer,
             rules,
             num_proc=data.num_proc,
@@ -244,10 +250,20 @@ def packed(
         return lay_out(chunks, layout)
 
     def about() -> dict[str, int]:
-        return {"num_documents": documents().num_whole}
+        return {
+            "num_documents": made[0].num_whole,
+            "num_skipped": made[0].num_skipped,
+        }
 
     name = name or f"{data[split]}-{split}"
-    return stored_rows(data.cache_dir, name, key, layout, build, about)
+    rows = stored_rows(data.cache_dir, name, key, layout, build, about)
+    if rows.num_skipped:
+        log.warning(
+            "data.%s=%s: %d rows could not be read and were passed over "
+            "(data.on_bad_row=skip)",
+            *(split, data[split], rows.num_skipped),
+        )
+    return rows
 
 
 class CroppedRows(TokenRows):

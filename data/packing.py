@@ -12,10 +12,14 @@ import functools
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +29,7 @@ from tqdm.auto import tqdm
 from data.detokenizers import Rules, detokenize
 from data.documents import Documents
 from data.rows import TokenRows
+from utils import RunStopped
 
 DOCUMENTS_AT_A_TIME = 512
 
@@ -190,7 +195,7 @@ def _in_order(
         return
     is_safe = sys.platform == "linux"  # elsewhere libraries do not survive a fork
     context = multiprocessing.get_context("fork" if is_safe else "spawn")
-    pool = ProcessPoolExecutor(num_proc, context, _set_task, (run,))
+    pool = ProcessPoolExecutor(num_proc, context, _set_task, (run, os.getpid()))
     try:
         waiting: deque[Any] = deque()
         for task in tasks:
@@ -199,6 +204,11 @@ def _in_order(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise RunStopped(
+            "A process that tokenizes has been killed, probably because memory is "
+            f"exhausted: lower data.num_proc={num_proc}."
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -206,11 +216,20 @@ def _in_order(
 _task: Callable[[Any], Any]  # of a worker process
 
 
-def _set_task(run: Callable[[Any], Any]) -> None:
+def _set_task(run: Callable[[Any], Any], parent: int) -> None:
     global _task
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this one
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
     torch.set_num_threads(1)
     _task = run
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent has been killed, which ends nobody else."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _run_task(task: Any) -> Any:

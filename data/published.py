@@ -9,7 +9,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from data.documents import Documents, Listed, Part
-from data.files import Txt
+from data.readers import Txt
 from utils import ConfigError
 
 

@@ -19,6 +19,7 @@ class TokenRows(Dataset):
         num_valid: Tokens before the padding of each row, (N,); None: no padding.
         counts: How often each id occurs, (K,), where that is known already.
         num_documents: Of the source that the rows are made of; None: not known.
+        num_skipped: Rows of that source that could not be read.
     """
 
     def __init__(
@@ -27,10 +28,12 @@ class TokenRows(Dataset):
         num_valid: np.ndarray | None = None,
         counts: np.ndarray | None = None,
         num_documents: int | None = None,
+        num_skipped: int = 0,
     ) -> None:
         self.ids = ids
         self.num_valid = num_valid
         self.num_documents = num_documents
+        self.num_skipped = num_skipped
         self._counts = counts
 
     num_starts = 1  # of the parts of a row that may be handed out

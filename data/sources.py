@@ -182,7 +182,7 @@ def identity(config: DictConfig, split: str) -> Any:
     cut = data.valid_documents if corpus.cut is held_out_end else None
     local = local_files(data, split)
     if local is not None:
-        where: Any = state_of(local.files)
+        where: Any = [state_of(local.files), data.on_bad_row]
     elif (key := source_key(data, split)) is not None:
         where = data[key.removeprefix("data.")]
     else:
@@ -190,8 +190,13 @@ def identity(config: DictConfig, split: str) -> Any:
     return [where, data[split], split_of(corpus, split, data), corpus.column, cut]
 
 
-def documents_of(config: DictConfig, split: str) -> Documents:
+def documents_of(config: DictConfig, split: str, folder: str) -> Documents:
     """The documents of a split, in the published order.
+
+    Args:
+        config: The run's config.
+        split: 'train' or 'valid'.
+        folder: For a copy of them, see `load_files`.
 
     Raises:
         ConfigError: If no source has them; the line says what was tried.
@@ -199,20 +204,25 @@ def documents_of(config: DictConfig, split: str) -> Documents:
     data, corpus = config.data, CORPORA[config.data[split]]
     key, local = source_key(data, split), local_files(data, split)
     if key is not None and local is not None:
-        documents = load_files(
-            local.files,
-            key,
-            corpus.column,
-            data.cache_dir,
-            txt=corpus.txt,
-            column_key="column",
-        )
+        documents = load_files(files_of(local, corpus, data, key), folder)
         is_whole = local.is_whole
     else:
         documents, is_whole = _from_hub(corpus, data, split)
     if corpus.cut is not None and (corpus.always_cut or is_whole):
         return corpus.cut(documents, split, data)
     return documents
+
+
+def files_of(local: Local, corpus: Corpus, data: DictConfig, key: str) -> Files:
+    """How local files of a published data set are read."""
+    return Files(
+        local.files,
+        corpus.column,
+        corpus.txt,
+        on_bad_row=data.on_bad_row,
+        key=key,
+        column_key="column",
+    )
 
 
 # ---------------------------------------------------------------- the hub
@@ -376,7 +386,8 @@ def stream_files(data: DictConfig) -> Files:
     paths = _files_of_hub(corpus, data) if local is None else local.files
     for path in paths:
         require(format_of(path), FORMATS, "data.streaming=True: suffix", path)
-    return Files(paths, corpus.column, corpus.txt)
+    key = source_key(data, "train") or "data.train"
+    return files_of(Local(paths, is_whole=False), corpus, data, key)
 
 
 def _files_of_hub(corpus: Corpus, data: DictConfig) -> list[str]:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data.detokenizers import Rules
 from data.packing import Layout, encode, framed, pad, separated
-from data.readers import FORMATS, Files, format_of
+from data.readers import Files, Skipped, read
 from data.rows import batch_of
 from utils import ConfigError
 
@@ -77,9 +77,11 @@ def read_documents(
     readers; if there are fewer files than readers, their documents are.
 
     Raises:
-        ConfigError: If no document is the reader's.
+        ConfigError: If no document is the reader's, or something cannot be read.
     """
+    skipped = Skipped(files)
     has_files = len(files.paths) >= num_readers
+    share = (0, 1) if has_files else (reader, num_readers)
     epoch, first, document = place
     while True:
         order = np.random.default_rng([seed, epoch]).permutation(len(files.paths))
@@ -87,12 +89,7 @@ def read_documents(
         is_empty = first == document == 0
         for number in range(first, len(mine)):
             path = files.paths[mine[number]]
-            suffix = format_of(path)
-            texts = FORMATS[suffix](path, files, document)
-            for index, text in enumerate(texts, document):
-                if not has_files and index % num_readers != reader:
-                    continue
-                text = files.txt.document(text, suffix)
+            for index, text in read(path, files, skipped, document, *share):
                 if text or not files.drop_empty:
                     is_empty = False
                     yield Place(epoch, number, index), text
@@ -197,6 +194,10 @@ def shuffled(
 # ---------------------------------------------------------------- batches
 
 
+# A batch, the reader that it is of, and where that one goes on.
+StreamBatch = tuple[dict[str, torch.Tensor], int, list[int]]
+
+
 class Stream(IterableDataset):
     """Batches of one rank; each data worker is a reader.
 
@@ -237,8 +238,20 @@ class Stream(IterableDataset):
         )
         return read_rows(documents, *self._tokenize, used=mark.used)
 
-    def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], int, list[int]]]:
-        """Batches, the reader that each is of, and where this one goes on."""
+    def __iter__(
+        self,
+    ) -> Iterator[tuple[dict[str, torch.Tensor], int, list[int]] | str]:
+        """Batches of the readers in turn.
+
+        What cannot be read ends them with the line that says so: raised in a worker it
+        would reach the run with the worker's traceback as its text.
+        """
+        try:
+            yield from self._batches()
+        except ConfigError as error:
+            yield str(error)
+
+    def _batches(self) -> Iterator[StreamBatch]:
         worker = get_worker_info()
         number, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         local = (number + self.next_reader) % num_workers
@@ -283,7 +296,10 @@ class StreamLoader(DataLoader):
     # torch declares its own iterator, of which nothing but the batches is needed.
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         stream = self.dataset
-        for batch, reader, state in super().__iter__():
+        for item in super().__iter__():
+            if isinstance(item, str):
+                raise ConfigError(item)
+            batch, reader, state = item
             self._check(batch["input_ids"])
             self._states[reader] = state
             stream.next_reader = (reader + 1) % self._num_readers

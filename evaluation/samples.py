@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from checkpoints.reading import read_evaluated
 from cli.settle import prepare
 from data.files import find_files, read_texts
+from data.readers import Files
 from data.tokenizers import get_tokenizer
 from dataloader import DataModule
 from evaluation.records import origin
@@ -136,7 +137,9 @@ def mauve_references(config: DictConfig) -> list[str]:
             "states are compared."
         )
     require_mauve()
-    texts = read_texts(find_files(path, key), key, "text", config.data.cache_dir)
+    texts = read_texts(
+        Files(find_files(path, key), "text", key=key, column_key="column")
+    )
     if ".txt" in Path(path).suffixes:  # one a line
         texts = [line for text in texts for line in text.splitlines() if line.strip()]
     return texts

@@ -9,7 +9,9 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from utils import ConfigError, filesystem_of, first_line, open_file
+from fsspec.implementations.local import LocalFileSystem
+
+from utils import ConfigError, files_named, filesystem_of, first_line, open_file
 
 log = logging.getLogger(__name__)
 NUMBERS = ("nll", "bpd", "ppl")
@@ -113,9 +115,7 @@ def read_runs(runs: Sequence[tuple[str | None, str]]) -> list[Evaluation]:
 def _evaluations(path: str, where: str) -> Iterator[tuple[str, Evaluation]]:
     filesystem, inner = filesystem_of(path)
     is_folder = filesystem.isdir(inner)
-    pattern = f"{inner.rstrip('/')}/**/*.json" if is_folder else inner
-    names = [inner] if filesystem.isfile(inner) else filesystem.glob(pattern)
-    for name in sorted(names):
+    for name in sorted(_names(filesystem, inner, is_folder)):
         if filesystem.isdir(name) or (is_folder and ".json.parts/" in name):
             continue
         full = filesystem.unstrip_protocol(name) if "://" in path else name
@@ -135,11 +135,20 @@ def _evaluations(path: str, where: str) -> Iterator[tuple[str, Evaluation]]:
             )
 
 
+def _names(filesystem: Any, inner: str, is_folder: bool) -> list[str]:
+    """Files of a folder, the one of that very name, or those that it matches."""
+    if is_folder:
+        return [name for name in filesystem.find(inner) if name.endswith(".json")]
+    if isinstance(filesystem, LocalFileSystem):
+        return files_named(inner)
+    return [inner] if filesystem.isfile(inner) else filesystem.glob(inner)
+
+
 def _read(path: str) -> Any:
     def refuse(name: str) -> None:
         raise ValueError(f"it holds {name}")
 
-    with open_file(path, "r", encoding="utf-8") as file:
+    with open_file(path, "r", encoding="utf-8-sig") as file:
         return json.load(file, parse_constant=refuse)
 
 

@@ -155,7 +155,7 @@ def _file(path: str) -> list[tuple[str, str, bool]]:
     if not path_exists(path):
         raise ConfigError(f"{where}: there is no such file.")
     try:
-        with open_file(path, "rt", encoding="utf-8") as file:
+        with open_file(path, "rt", encoding="utf-8-sig") as file:
             lines = [line.rstrip("\r\n") for line in file]
     except (OSError, UnicodeDecodeError):
         raise ConfigError(f"{where} is not a text file.") from None

@@ -1,22 +1,36 @@
 """Packed rows on disk: whole or not at all, built once, read in place."""
 
 import contextlib
+import hashlib
 import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
-from refusals import refused
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import utils
 from data import cache
-from data.cache import FILES, MappedIds, open_rows, stored_rows
+from data.cache import (
+    CHECK_HOLDS,
+    COUNTS,
+    DESCRIPTION,
+    FILES,
+    ROWS,
+    MappedIds,
+    file_digest,
+    open_rows,
+    stored_rows,
+)
 from data.packing import Block, Layout
 from utils import PARTIAL
 
@@ -33,7 +47,7 @@ def blocks(num_rows=23, size=4, seed=0):
 
 
 def store(folder, key=KEY, layout=LAYOUT, build=blocks):
-    return stored_rows(str(folder), "set-valid", key, layout, build)
+    return stored_rows(str(folder), "set-valid", key, layout, lambda _: build())
 
 
 def expected(num_rows=23):
@@ -260,15 +274,158 @@ def test_every_rank_fetches_what_its_machine_lacks(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- damage
 
 
-@pytest.mark.parametrize("file", ["rows.arrow", "counts.npy"])
-@pytest.mark.parametrize("content", [b"", b"nonsense" * 9])
-def test_damaged_files_are_refused(tmp_path, file, content):
-    store(tmp_path)
+def flip(path, place, bit):
+    """A bad disk: one bit of a byte is another."""
+    data = bytearray(path.read_bytes())
+    data[place % len(data)] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def folder_of(tmp_path):
     (folder,) = (tmp_path / "rows").glob("set-valid-????????????????")
-    (folder / file).write_bytes(content)
-    refused(
-        lambda: store(tmp_path), str(folder), "cannot be read", "remove this folder"
+    return folder
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("content", [b"", b"nonsense" * 9, b"[1]", b"[" * 10**5, None])
+def test_what_is_damaged_is_made_again(tmp_path, caplog, file, content):
+    """As after a loss of power, which leaves files without content, or none."""
+    store(tmp_path)
+    path = folder_of(tmp_path) / file
+    path.unlink() if content is None else path.write_bytes(content)
+    assert np.array_equal(store(tmp_path).ids, expected())
+    if file != DESCRIPTION or content is not None:
+        (line,) = [x.getMessage() for x in caplog.records if "made again" in x.message]
+        assert str(path.parent) in line
+        assert "\n" not in line
+    caplog.clear()
+    never = lambda: pytest.fail("built again")  # noqa: E731
+    assert np.array_equal(store(tmp_path, build=never).ids, expected())
+    assert not caplog.records
+
+
+@given(st.sampled_from(FILES), st.integers(0, 10**6), st.integers(0, 7))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
+def test_any_other_bit_is_seen(tmp_path, file, place, bit):
+    rows = store(tmp_path)
+    flip(folder_of(tmp_path) / file, place, bit)
+    again = store(tmp_path)
+    assert np.array_equal(again.ids, expected())
+    assert again.counts().tolist() == rows.counts().tolist()
+
+
+def test_a_flip_is_seen_whatever_the_files_times_say(tmp_path):
+    store(tmp_path)
+    store(tmp_path)  # has looked at the files just now
+    path = folder_of(tmp_path) / ROWS
+    times = path.stat()
+    flip(path, times.st_size // 2, 0)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert np.array_equal(store(tmp_path).ids, expected())
+
+
+def test_files_are_hashed_once_for_the_processes_of_a_job(tmp_path, monkeypatch):
+    """And again for a later one."""
+    store(tmp_path)
+    hashed = []
+    monkeypatch.setattr(
+        cache, "file_digest", lambda path: hashed.append(path) or file_digest(path)
     )
+    for _ in range(3):
+        store(tmp_path)
+    assert [Path(path).name for path in hashed] == [ROWS, COUNTS]
+    now = time.time()
+    monkeypatch.setattr(cache.time, "time", lambda: now + 2 * CHECK_HOLDS)
+    store(tmp_path)
+    assert len(hashed) == 4
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**20, 2**26, 2**26 + 5])
+def test_a_hash_is_that_of_the_pieces(tmp_path, size):
+    data = os.urandom(1000) * (size // 1000 + 1)
+    path = tmp_path / "x"
+    path.write_bytes(data[:size])
+    pieces = [data[:size][n : n + 2**26] for n in range(0, size, 2**26)]
+    whole = b"".join(hashlib.sha256(piece).digest() for piece in pieces)
+    assert file_digest(str(path)) == hashlib.sha256(whole).hexdigest()
+
+
+def test_rows_of_another_key_are_not_taken(tmp_path):
+    """A folder that was copied under the name of another."""
+    store(tmp_path)
+    others = {**KEY, "documents": "others"}
+    store(tmp_path, others, build=lambda: blocks(seed=1))
+    folders = sorted((tmp_path / "rows").glob("set-valid-????????????????"))
+    mine = [x for x in folders if '"mine"' in (x / DESCRIPTION).read_text()]
+    (other,) = set(folders) - set(mine)
+    shutil.rmtree(mine[0])
+    shutil.copytree(other, mine[0])
+    assert np.array_equal(store(tmp_path).ids, expected())
+
+
+def test_a_damaged_copy_of_an_object_store_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "user_cache_dir", lambda: str(tmp_path / "here"))
+    store("memory://flipped/cache")
+    memory = fsspec.filesystem("memory")
+    (path,) = memory.glob("/flipped/cache/rows/*/rows.arrow")
+    data = bytearray(memory.cat(path))
+    data[len(data) // 2] ^= 1
+    memory.pipe(path, bytes(data))
+    for place in ("elsewhere", "third"):  # the second one mends it
+        monkeypatch.setattr(utils, "user_cache_dir", lambda x=place: str(tmp_path / x))
+        built = []
+        rows = store(
+            "memory://flipped/cache",
+            build=lambda built=built: built.append(1) or blocks(),
+        )
+        assert np.array_equal(rows.ids, expected())
+        assert bool(built) == (place == "elsewhere")
+    memory.rm("/flipped", recursive=True)
+
+
+def test_files_are_flushed_before_the_folder_has_its_name(tmp_path, monkeypatch):
+    """All three, the folder, then the one above it."""
+    flushed = []
+    monkeypatch.setattr(
+        cache,
+        "flush",
+        lambda path: flushed.append(
+            (Path(path).name, list((tmp_path / "rows").glob("*[0-9a-f]")))
+        ),
+    )
+    store(tmp_path)
+    assert {name for name, _ in flushed[:3]} == set(FILES)
+    assert flushed[3][0].endswith(PARTIAL)
+    assert not any(named for _, named in flushed[:4])
+    assert flushed[4] == ("rows", [folder_of(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("host", "age", "goes"), [("", 0, True), ("x", 0, False), ("x", 2, True)]
+)
+def test_left_overs(tmp_path, host, age, goes):
+    """Of this machine whatever its process was called, which may be there again; of
+    another one when they are old."""
+    store(tmp_path)
+    home = folder_of(tmp_path)
+    shutil.rmtree(home)
+    left = Path(f"{home}.{host or socket.gethostname()}.1{PARTIAL}")
+    left.mkdir()
+    (left / ROWS).write_bytes(b"half")
+    then = time.time() - age * 24 * 3600
+    for path in (left / ROWS, left):
+        os.utime(path, (then, then))
+    store(tmp_path)
+    assert left.exists() != goes
+
+
+def test_what_is_needed_meanwhile_goes(tmp_path):
+    def build(folder):
+        Path(folder, "texts.arrow").write_bytes(b"x")
+        return blocks()
+
+    stored_rows(str(tmp_path), "set-valid", KEY, LAYOUT, build)
+    assert sorted(os.listdir(folder_of(tmp_path))) == sorted(FILES)
 
 
 def test_the_description_says_what_the_rows_are(tmp_path):

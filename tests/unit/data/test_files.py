@@ -5,9 +5,12 @@ import gzip
 import itertools
 import json
 import math
+import pickle
+import re
 import string
 import sys
 import sysconfig
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -18,10 +21,21 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from refusals import refused
 
+from cli.commandline import find_inputs
 from data.detokenizers import text8_normalize
 from data.docstrings import docstrings, standard_library
-from data.files import TEXT_FORMATS, find_files, read_texts
+from data.files import (
+    TEXT_FORMATS,
+    StoredTexts,
+    find_files,
+    load_files,
+    read_texts,
+    store_texts,
+)
+from data.readers import Files, Txt
+from data.streaming import Place, read_documents
 from data.synthetic import synthetic_entropy, synthetic_rows
+from utils import ConfigError
 
 # ---------------------------------------------------------------- synthetic
 
@@ -197,7 +211,12 @@ def write(path, column="text"):
 
 
 def read(files, tmp_path, column="text"):
-    return read_texts(files, "data.path", column, str(tmp_path / "cache"))
+    """Documents that are not empty: of packing, which streams have as well."""
+    source = Files(files, column, drop_empty=True)
+    texts = read_texts(source)
+    stored = load_files(source, str(tmp_path / "cache"))
+    assert texts == [text for text in stored.texts(0, len(stored)) if text]
+    return texts
 
 
 @pytest.mark.parametrize("suffix", sorted(TEXT_FORMATS))
@@ -260,3 +279,290 @@ def test_unusable_paths_are_refused(tmp_path):
         (tmp_path / name).touch()
         call = lambda file=file: find_files(file, key)  # noqa: E731
         refused(call, f"{suffix!r}", name, *TEXT_FORMATS)
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("part[1].txt", "what?.txt", "*.txt", "[!a].txt", "[.txt", "a{b,c}.txt"),
+        *("wiki[en]/a.txt", "**/a.txt", "a*/b?/c[1].txt", "lr=[1e-4]/x.txt"),
+    ],
+)
+def test_a_name_that_exists_is_that_file(tmp_path, name):
+    """Beside others that it would match, and alone."""
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    assert find_files(str(path), "data.path") == [str(path)]
+    for other in ("part1.txt", "whatX.txt", "b.txt", "wikie/a.txt", "x/a.txt"):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        (tmp_path / other).write_text("another's")
+    assert find_files(str(path), "data.path") == [str(path)]
+    assert read([str(path)], tmp_path) == ["mine"]
+
+
+def test_what_a_pattern_finds_is_read_once_each(tmp_path):
+    for name in ("part[1].txt", "part1.txt", "part*.txt"):
+        (tmp_path / name).write_text(name)
+    files = find_files(f"{tmp_path}/p*.txt", "data.path")
+    assert sorted(read(files, tmp_path)) == ["part*.txt", "part1.txt", "part[1].txt"]
+
+
+def test_folders_of_a_pattern_that_exist_are_no_patterns(tmp_path):
+    for name in ("wiki[en]/a.txt", "wiki[en]/b.txt", "wikie/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for pattern, expected in {
+        "wiki[en]/*.txt": ["a.txt", "b.txt"],
+        "wiki[[]en]/*.txt": ["a.txt", "b.txt"],
+        "wiki[ex]/*.txt": ["c.txt"],
+        "**/[ab].txt": ["a.txt", "b.txt"],
+    }.items():
+        found = find_files(f"{tmp_path}/{pattern}", "data.path")
+        assert [Path(file).name for file in found] == expected
+
+
+def test_relative_names_in_a_folder_with_brackets(tmp_path, monkeypatch):
+    """Where the command is given, and where the run works, which is elsewhere."""
+    folder = tmp_path / "runs[1]"
+    (folder / "lr=[1e-4]").mkdir(parents=True)
+    for name in ("a.txt", "lr=[1e-4]/last.ckpt"):
+        (folder / name).touch()
+    config = OmegaConf.create(
+        {
+            "data": {"path": "*.txt", "tokenizer_name_or_path": "lr=[1e-4]"},
+            "eval": {"checkpoint_path": "lr=[1e-4]/last.ckpt"},
+        }
+    )
+    find_inputs(config, str(folder))
+    assert config.eval.checkpoint_path == f"{folder}/lr=[1e-4]/last.ckpt"
+    assert config.data.tokenizer_name_or_path == f"{folder}/lr=[1e-4]"
+    assert find_files(config.data.path, "data.path") == [f"{folder}/a.txt"]
+
+
+def test_each_file_once_however_it_is_written(tmp_path):
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "sub").mkdir()
+    names = [f"{tmp_path}/{x}" for x in ("a.txt", "./a.txt", "sub/../a.txt", "*")]
+    assert len(find_files(OmegaConf.create(names[:3]), "data.path")) == 1
+    assert len(find_files(names[3], "data.path")) == 1  # folders are passed over
+
+
+def test_what_is_no_file_is_refused(tmp_path):
+    (tmp_path / "folder").mkdir()
+    refused(lambda: find_files(f"{tmp_path}/folder", "data.path"), "is a folder")
+    (tmp_path / "x.txt").symlink_to(tmp_path / "gone.txt")
+    refused(lambda: find_files(f"{tmp_path}/*.txt", "data.path"), "link to nothing")
+
+
+@pytest.mark.parametrize("name", ["A.TXT", "b.Jsonl", "c.JSONL.GZ", "d.Parquet"])
+def test_suffixes_may_be_capital(tmp_path, name):
+    source = Path(write(tmp_path / f"x{Path(name.lower()).name[1:]}"))
+    source.rename(tmp_path / name)
+    assert read([str(tmp_path / name)], tmp_path)
+
+
+# ---------------------------------------------------------------- odd rows
+
+GOOD = [f"text {n}" for n in range(6)]
+BOM = b"\xef\xbb\xbf"
+
+
+def lines_of(texts):
+    return [json.dumps({"text": text}).encode() for text in texts]
+
+
+def both(path, on_bad_row="stop", column="text", txt=None):
+    """Documents of packing, and of a stream: the same, or the same message."""
+    source = Files([str(path)], column, txt or Txt(), True, on_bad_row)
+    found = []
+    for docs in (lambda: packed_texts(source), lambda: streamed_texts(source)):
+        try:
+            found.append(docs())
+        except ConfigError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
+    return found[0]
+
+
+def packed_texts(source):
+    with tempfile.TemporaryDirectory() as folder:
+        stored = load_files(source, folder)
+        return [text for text in stored.texts(0, len(stored)) if text]
+
+
+def streamed_texts(source):
+    documents = read_documents(source, 0, 1, 1, Place())
+    first = itertools.takewhile(lambda pair: pair[0].epoch == 0, documents)
+    return [text for _, text in first]
+
+
+HARMLESS = {
+    "a blank line at the end": lambda rows: [*rows, b""],
+    "blank lines": lambda rows: [b"", *rows[:3], b" \t", b"", *rows[3:]],
+    "a byte order mark": lambda rows: [BOM + rows[0], *rows[1:]],
+    "Windows line ends": lambda rows: [row + b"\r" for row in rows],
+    "a missing text": lambda rows: [*rows, b'{"other": 1}'],
+    "the first texts missing": lambda rows: [b'{"other": 1}', b"{}", *rows],
+    "a null": lambda rows: [b'{"text": null}', *rows],
+    "an empty text": lambda rows: [b'{"text": ""}', *rows],
+    "other columns that are no UTF-8": lambda rows: [*rows, b'{"x": "\xff"}'],
+    "blanks around": lambda rows: [b"  " + row + b" \t " for row in rows],
+}
+
+
+@pytest.mark.parametrize("gz", [False, True])
+@pytest.mark.parametrize("name", HARMLESS)
+def test_rows_that_are_passed_over(tmp_path, name, gz):
+    data = b"\n".join(HARMLESS[name](lines_of(GOOD)))
+    path = tmp_path / ("a.jsonl.gz" if gz else "a.jsonl")
+    path.write_bytes(gzip.compress(data) if gz else data)
+    assert both(path) == GOOD
+
+
+BAD = {
+    b'{"text": "cut of': "it is no JSON",
+    b"no json": "it is no JSON",
+    b'{"text": "a\xff"}': "UTF-8",
+    b'{"text": "\\ud800"}': "half of a character",
+    b'["a"]': "of type list",
+    b'"a"': "of type str",
+    b"17": "of type int",
+    b'{"text": 3}': "data.text_column='text' is of type int, not text",
+    b'{"text": ["a", "b"]}': "of type list, not text",
+    b'{"text": {"a": 1}}': "of type dict, not text",
+    b'{"text": true}': "of type bool, not text",
+    b"[" * 100_000: "it is no JSON",
+    b'{"text": ' + b"9" * 5000 + b"}": "it is no JSON",
+    b'{"text": "a"}{"text": "b"}': "it is no JSON",
+}
+
+
+@pytest.mark.parametrize("row", BAD, ids=lambda row: row[:30])
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_a_row_that_cannot_be_read_is_named_or_passed_over(tmp_path, row, place):
+    path = tmp_path / "a.jsonl"
+    rows = lines_of(GOOD)
+    path.write_bytes(b"\n".join([*rows[:place], row, *rows[place:]]))
+    said = both(path)
+    for part in (f"data.path: {path}, line {place + 1} ", BAD[row], "on_bad_row=skip"):
+        assert part in said
+    assert "\n" not in said
+    assert both(path, "skip") == GOOD
+
+
+def test_what_was_passed_over_is_counted(tmp_path, caplog):
+    """It is said more and more rarely, and once for the rows that are packed."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join([*lines_of(GOOD), *[b"?"] * 9]))
+    source = Files([str(path)], "text", on_bad_row="skip")
+    assert load_files(source, str(tmp_path / "c")).num_skipped == 9
+    said = [record.getMessage() for record in caplog.records]
+    assert [int(re.search(r"\((\d+) so far", x)[1]) for x in said] == [1, 2, 4, 8]
+    assert f"{path}, line 7 cannot be read" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("raw", "part"),
+    [
+        (b"good\ntext\nb\xffd", "line 3 cannot be read: it is no UTF-8"),
+        ("text".encode("utf-16"), "line 1 cannot be read: it is UTF-16"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_encodings(tmp_path, raw, part, suffix):
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".jsonl":
+        raw = b'{"text": "' + raw.replace(b"\n", b'"}\n{"text": "') + b'"}'
+        if b"UTF-16" in part.encode():
+            raw = '{"text": "a"}'.encode("utf-16")
+    path.write_bytes(raw)
+    assert part in both(path)
+    (tmp_path / "bom.txt").write_bytes(BOM + b"a\r\nb\rc")
+    assert both(tmp_path / "bom.txt") == ["a\nb\nc"]
+
+
+def test_lines_of_txt_files(tmp_path):
+    """One document each, as published sets have them."""
+    path = tmp_path / "a.txt"
+    path.write_bytes(BOM + b"a\r\n\r\n caf\xc3\xa9 \nb\xff\nlast")
+    lines = Txt(lines=True)
+    assert "line 4 cannot be read: it is no UTF-8" in both(path, txt=lines)
+    assert both(path, "skip", txt=lines) == ["a", "caf\u00e9", "last"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".txt.gz", ".parquet"])
+def test_a_file_that_ends_too_soon(tmp_path, suffix):
+    """Its rest cannot be read; what came before can."""
+    path = Path(write(tmp_path / f"a{suffix}"))
+    good = tmp_path / f"b{suffix}"
+    good.write_bytes(path.read_bytes())
+    path.write_bytes(path.read_bytes()[:-20])
+    assert f"{path}, from " in both(path)
+    source = Files([str(path), str(good)], "text", on_bad_row="skip")
+    expected = read([str(good)], tmp_path)
+    assert packed_texts(source)[-len(expected) :] == expected
+
+
+def test_what_the_system_refuses_is_no_bad_row(tmp_path):
+    """It is said whatever is passed over."""
+    said = both(tmp_path / "gone.jsonl", "skip")
+    assert "gone.jsonl cannot be read" in said
+    assert "No such file" in said
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1, 2], "int64"),
+        ([["a", "b"]], "list"),
+        ([b"bytes"], "binary"),
+        ([{"role": "user"}], "struct"),
+    ],
+)
+def test_a_column_that_is_no_text(tmp_path, values, kind):
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": values}), path)
+    for on_bad_row in ("stop", "skip"):
+        said = both(path, on_bad_row)
+        assert f"data.path: {path}: data.text_column='text' is of type {kind}" in said
+
+
+@pytest.mark.parametrize(
+    "kind", ["string", "large_string", "string_view", "dictionary"]
+)
+def test_kinds_of_text(tmp_path, kind):
+    import pyarrow
+    import pyarrow.parquet
+
+    types = {"dictionary": pyarrow.dictionary(pyarrow.int32(), pyarrow.string())}
+    wanted = types.get(kind) or getattr(pyarrow, kind)()
+    column = pyarrow.array([*GOOD, None], pyarrow.string()).cast(wanted)
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), path)
+    assert both(path) == GOOD
+
+
+def test_texts_travel_as_a_path(tmp_path):
+    path = write(tmp_path / "a.jsonl")
+    stored = load_files(Files([path], "text"), str(tmp_path / "copy"))
+    copied = pickle.dumps(stored)
+    assert len(copied) < 500
+    assert pickle.loads(copied).texts(0, 2) == DOCUMENTS
+
+
+@given(st.lists(st.text(max_size=20), max_size=30), st.integers(1, 60))
+def test_texts_come_back(texts, size):
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data.files.CHARACTERS_AT_A_TIME", size)
+        store_texts(texts, f"{folder}/x")
+        stored = StoredTexts(f"{folder}/x")
+        assert len(stored) == len(texts)
+        for start in range(0, len(texts), 7):
+            assert stored.texts(start, start + 9) == texts[start : start + 9]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from data import packing
 from data.detokenizers import DETOKENIZERS, detokenize
-from data.documents import Joined, Listed, Part
+from data.documents import Listed, Part
 from data.packing import Chunk, Layout, lay_out, rows_of, tokenize
 from data.rows import TokenRows
 from data.tokenizers import bytes_tokenizer
@@ -125,17 +125,6 @@ def test_a_part_of_documents(start, stop, low, high):
     part = Part(Listed(texts), start, stop)
     assert len(part) == stop - start
     assert part.texts(low, high) == texts[start:stop][low:high]
-
-
-@given(st.lists(st.integers(0, 5), max_size=5), st.integers(0, 25), st.integers(0, 25))
-def test_documents_one_behind_the_other(sizes, low, high):
-    """Those of any span, across any number of parts."""
-    parts = [[f"{n}.{i}" for i in range(size)] for n, size in enumerate(sizes)]
-    joined = Joined([Listed(part) for part in parts])
-    texts = [text for part in parts for text in part]
-    assert len(joined) == len(texts)
-    low, high = min(low, high), max(low, high)
-    assert joined.texts(low, high) == texts[low:high]
 
 
 # ---------------------------------------------------------------- fingerprints

@@ -40,7 +40,7 @@ def documents(tmp_path):
 
 
 def texts(config, split):
-    found = documents_of(config, split)
+    found = documents_of(config, split, f"{config.data.cache_dir}/texts")
     return found.texts(0, len(found))
 
 
@@ -128,7 +128,7 @@ def test_the_end_of_openwebtext_is_held_out(config_of, documents):
     """The last documents in order; nothing of them is trained on."""
     options = (f"data.source={documents}/train.jsonl", "data.valid_documents=15")
     config = config_of("openwebtext-split", *options)
-    whole = documents_of(config_of("openwebtext", *options), "train").texts(0, 40)
+    whole = texts(config_of("openwebtext", *options), "train")
     assert len(whole) == 40
     assert texts(config, "valid") == whole[25:]
     assert texts(config, "train") == whole[:25]
@@ -374,7 +374,7 @@ def test_what_is_out_of_reach_is_said_in_time(config_of, monkeypatch):
 def test_copies_of_hub_repositories(config_of):
     """A folder for each config, with a file for each split."""
     config = config_of("wikitext2", f"data.source={SHARED}/wikitext2/wikitext")
-    assert len(documents_of(config, "valid")) == 3760
+    assert len(texts(config, "valid")) == 3760
     folder = f"{SHARED}/scientific_papers/scientific_papers"
     config = config_of("scientific_papers_pubmed", f"data.source={folder}")
     assert "pubmed" in local_files(config.data, "valid").files[0]
