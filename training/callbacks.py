@@ -22,8 +22,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from checkpoints.reading import read_checkpoint
-from training.lightning_state import meet_saving_ranks
 from training.resume import KEY, Resumed
+from training.trainer import stopping_together
 from utils import (
     PARTIAL,
     STOP_SIGNALS,
@@ -105,21 +105,11 @@ def save_checkpoint(trainer: lightning.Trainer, path: str, *copies: str) -> None
     Raises:
         RunStopped: On all ranks, if that of rank 0 cannot write.
     """
-    problem = None
-    try:
-        trainer.save_checkpoint(path, weights_only=False)
-    except RunStopped as error:
-        problem = str(error)
-        meet_saving_ranks(trainer)
-    if problem is None:
-        try:
-            for copy in copies:
-                with write_or_stop(copy):
-                    rank_zero_only(copy_file)(path, copy)
-        except RunStopped as error:
-            problem = str(error)
-    if problem := trainer.strategy.broadcast(problem):
-        raise RunStopped(problem, can_go_on=True)
+    trainer.save_checkpoint(path, weights_only=False)
+    with stopping_together(trainer):
+        for copy in copies:
+            with write_or_stop(copy):
+                rank_zero_only(copy_file)(path, copy)
 
 
 class CheckpointEveryNSteps(CheckpointCallback):

@@ -59,7 +59,8 @@ def check_loops(content: dict[str, Any]) -> None:
             if sorted(ordered) != ordered or ordered[-1] > counts["ready"]:
                 raise ValueError(f"its loops.fit_loop.{name} counts more than there is")
     steps = loop[_OPTIMIZER]["optimizer"]["step"]["total"]["completed"]
-    if content["global_step"] != steps or content["epoch"] != epochs_done(content):
+    ended = loop["epoch_progress"]["current"]["completed"]  # with all that ends them
+    if content["global_step"] != steps or content["epoch"] != ended:
         raise ValueError("its loops have other steps and epochs than it says")
     position = data_position(content)
     readers = position.get("stream", [])

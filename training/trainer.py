@@ -1,7 +1,8 @@
 """The Lightning trainer of every mode."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import hydra
@@ -10,6 +11,49 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
+
+from training.lightning_state import meet_saving_ranks
+from utils import RunStopped
+
+
+class Trainer(lightning.Trainer):
+    """Lightning's, of which all ranks end in the same way if one cannot write.
+
+    Every checkpoint of a run is written by `save_checkpoint`, whichever callback or
+    algorithm asks for it.
+    """
+
+    def save_checkpoint(self, *args: Any, **options: Any) -> None:
+        """Writes a checkpoint; all ranks call this.
+
+        Raises:
+            RunStopped: On all ranks, if that of rank 0 cannot write.
+        """
+        with stopping_together(self, lambda: meet_saving_ranks(self)):
+            super().save_checkpoint(*args, **options)
+
+
+@contextmanager
+def stopping_together(
+    trainer: lightning.Trainer, meet: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Stops all ranks where rank 0 has to stop.
+
+    Args:
+        trainer: Of a run whose ranks all come here.
+        meet: Joins the others where they wait for a rank that has failed.
+
+    Raises:
+        RunStopped: On all ranks, as on rank 0.
+    """
+    problem = None
+    try:
+        yield
+    except RunStopped as error:
+        problem = str(error)
+        meet()
+    if problem := trainer.strategy.broadcast(problem):
+        raise RunStopped(problem, can_go_on=True)
 
 
 def build_trainer(

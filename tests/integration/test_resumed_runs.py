@@ -6,6 +6,7 @@ CSV logs together, and which rows it trained on at which step.
 """
 
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -209,10 +210,25 @@ def test_two_processes(live_as_two, tmp_path):
     check_two(live_as_two, tmp_path, [("12:train:15", "1")])
 
 
+FIRST_FILES = {
+    "0-5.ckpt": (),
+    "best.ckpt": ("callbacks.checkpoint_every_n_steps.every_n_train_steps=100",),
+    "round_0.ckpt": ("algo=distillation", "algo._target_=stopper.Distilled"),
+}
+
+
 @pytest.mark.slow
-def test_two_processes_on_a_disk_without_space(live_as_two, tmp_path):
-    lives = live_as_two(tmp_path, FILE_SIZE_LIMIT="100000")
+@pytest.mark.parametrize("file", FIRST_FILES)
+def test_two_processes_on_a_disk_without_space(live_as_two, train, tmp_path, file):
+    """Whoever writes the first checkpoint of the run."""
+    more = list(FIRST_FILES[file])
+    if "algo=distillation" in more:
+        short = ("trainer.max_steps=2", "trainer.val_check_interval=2")
+        parent = train("parent", *short) / "checkpoints/last.ckpt"
+        more += ["algo.T=16", f"training.finetune_path={parent}"]
+    lives = live_as_two(tmp_path / "run", *more, FILE_SIZE_LIMIT="50000")
     assert [life.wait() for life in lives] == [1, 1]
+    assert f"{file} cannot be written" in "".join(life.stderr for life in lives)
     assert not list(tmp_path.rglob("*.partial"))
     said = "".join(life.stderr for life in lives)
     assert said.count("error:") == 1
@@ -361,6 +377,8 @@ def test_validations_are_those_of_a_run_that_was_not_stopped(train, name):
     epochs, interval = VALIDATIONS[name]
     own = [
         *SHORT,
+        "optim.lr=1e-2",
+        "callbacks.checkpoint_monitor.mode=max",  # the best validation is an early one
         "trainer.max_steps=20",
         f"trainer.check_val_every_n_epoch={epochs}",
         f"trainer.val_check_interval={interval}",
@@ -372,6 +390,13 @@ def test_validations_are_those_of_a_run_that_was_not_stopped(train, name):
     for step, how in sorted(stops + [(step, "valid:15") for step in steps]):
         train("stopped", *own, stop=f"{step}:{how}")
     check_same(whole, train("stopped", *own))
+    path = whole / "checkpoints/best.ckpt"
+    step = last(whole, "best")["global_step"]
+    assert step < 20
+    again = train("again", *own, f"checkpointing.resume_ckpt_path={path}")
+    assert differences(last(whole)["state_dict"], last(again)["state_dict"]) == []
+    late = {key: x for key, x in curves(whole).items() if key[1] >= step}
+    assert {key: x for key, x in curves(again).items() if key[1] >= step} == late
 
 
 def test_killed_behind_its_last_checkpoint(train):
@@ -379,6 +404,20 @@ def test_killed_behind_its_last_checkpoint(train):
     whole = train("whole", *own)
     train("stopped", *own, stop="12:saved:9")
     check_same(whole, train("stopped", *own))
+
+
+def test_a_run_that_is_moved_while_it_stands(train):
+    """Its best validation is the first one: the best is what nll is worst at."""
+    own = [*SHORT, "optim.lr=1e-2", "callbacks.checkpoint_monitor.mode=max"]
+    own += ["trainer.max_steps=20", "trainer.val_check_interval=4"]
+    whole = train("whole", *own)
+    assert last(whole, "best")["global_step"] < 12
+    place = train("moved", *own, stop="12:train:15")
+    shutil.copytree(place, place.parent / "copy")
+    place.rename(place.parent / "elsewhere")
+    (place.parent / "link").symlink_to("elsewhere")
+    for name in ("copy", "link"):
+        check_same(whole, train(name, *own))
 
 
 def test_resumed_from_the_best(train):

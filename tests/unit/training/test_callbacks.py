@@ -26,6 +26,7 @@ from training.callbacks import (
     write_or_stop,
 )
 from training.resume import Resumed
+from training.trainer import stopping_together
 from utils import STOP_SIGNALS, RunStopped, copy_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -391,6 +392,31 @@ def test_requeue_that_is_refused(scontrol, monkeypatch, caplog):
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     requeue()
     assert [x.getMessage() for x in caplog.records] == ["scontrol requeue 12: no"]
+
+
+# ---------------------------------------------------------------- two ranks
+
+
+@pytest.mark.parametrize("own", [None, "my disk is full"])
+def test_all_ranks_stop_where_the_first_one_has_to(own):
+    """The first one joins the others where they wait, and only then tells them."""
+    seen = []
+
+    def broadcast(problem):
+        seen.append(problem)
+        return "the disk is full"  # of the first one
+
+    ranks = SimpleNamespace(strategy=SimpleNamespace(broadcast=broadcast))
+
+    def save():
+        with stopping_together(ranks, lambda: seen.append("met")):
+            if own:
+                raise RunStopped(own)
+
+    with pytest.raises(RunStopped, match=r"^the disk is full$") as error:
+        save()
+    assert error.value.status == 1
+    assert seen == (["met", own] if own else [None])
 
 
 # ---------------------------------------------------------------- a whole run
