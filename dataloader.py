@@ -8,6 +8,7 @@ algorithm; what one needs of the data (its mask id) is passed in.
 
 import atexit
 import functools
+import math
 import multiprocessing
 import os
 import signal
@@ -148,6 +149,25 @@ class TrainLoader(DataLoader):
         is_over = batches >= order.num_batches
         order.epoch = state["epoch"] + is_over
         order.start = 0 if is_over else batches
+
+
+def check_limit(config: DictConfig, num_rows: int) -> None:
+    """Refuses a share of the validation that has no batch.
+
+    Args:
+        config: The run's config.
+        num_rows: Of the validation.
+    """
+    limit, trainer = config.trainer.limit_val_batches, config.trainer
+    if not isinstance(limit, float) or not 0 < limit < 1:
+        return
+    of_rank = num_rows // (trainer.devices * trainer.num_nodes)
+    batches = math.ceil(of_rank / config.loader.eval_batch_size)
+    if batches and int(batches * limit) == 0:
+        raise ConfigError(
+            f"trainer.limit_val_batches={limit}: this share of {batches} validation "
+            "batches is none; give 1 for one batch, 1.0 for all."
+        )
 
 
 class DataModule(lightning.LightningDataModule):

@@ -50,14 +50,14 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # ---------------------------------------------------------------- modes
 
 
-def train(config: DictConfig) -> dict[str, float]:
+def train(config: DictConfig) -> dict[str, Any]:
     """Trains, resuming from `checkpointing.resume_ckpt_path` if it exists."""
     from lightning.pytorch.callbacks import LearningRateMonitor
 
     from checkpoints.reading import read_checkpoint
     from cli.settle import prepare
     from data.tokenizers import get_tokenizer
-    from dataloader import DataModule
+    from dataloader import DataModule, check_limit
     from evaluation.likelihood import report_likelihood
     from evaluation.samples import load_judge
     from report.console import report_files, report_samples
@@ -87,7 +87,7 @@ def train(config: DictConfig) -> dict[str, float]:
         check_state(resumed, model)
     data = DataModule(config, tokenizer, model.mask_index)
     data.load_training()
-    data.load("valid")
+    check_limit(config, len(data.load("valid")))
     is_judged = config.eval.compute_generative_perplexity
     samples = SampleLogging(load_judge(config, algorithm) if is_judged else None)
     loggers = build_loggers(config)
@@ -104,12 +104,13 @@ def train(config: DictConfig) -> dict[str, float]:
     path = None if resumed is None else resumed.path
     del resumed  # the trainer has it until it has read it
     trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
-    if model.validation_due:  # the run was stopped in its last one
+    if model.global_step and not model.is_validated:  # a finished run that goes on
+        model.validation_due = True
         trainer.validate(model, datamodule=data, verbose=False)
-    report_likelihood(config, model, data)
+    results = report_likelihood(config, model, data)
     report_samples(samples.texts[: config.sampling.num_sample_log])
     report_files(config, trainer)
-    return model.valid_results
+    return results
 
 
 def prepare_data(config: DictConfig) -> dict[str, Any]:

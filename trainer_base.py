@@ -34,6 +34,8 @@ from training.scorable import Scorable
 from training.weights import Weights
 from utils import ConfigError, require
 
+COUNTS = ("rows", "tokens")  # that a validation has measured
+
 
 class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
     """Life cycle of every algorithm: optimiser, EMA, logging, validation, samples.
@@ -71,6 +73,8 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         self.ema: ExponentialMovingAverage | None = None
         self.train_likelihood = Likelihood()
         self.valid_likelihood = Likelihood()
+        # Of the last validation: nll (nats), bpd, ppl, their standard errors; rows and
+        # tokens that were measured; the step.
         self.valid_results: dict[str, float] = {}
         self.sampler = build_sampler(config, type(self))
         self.validation_due = False  # whether one was cut off where a run went on
@@ -203,7 +207,6 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
 
     def training_state(self) -> dict[str, Any]:
         """What a run that goes on needs beside weights, optimiser and position."""
-        is_validated = self._validated_step == self.global_step
         sums = self.train_likelihood.sums()
         ranks = [torch.empty_like(sums) for _ in range(self.trainer.world_size)]
         if len(ranks) > 1:
@@ -212,7 +215,7 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
             ranks = [sums]
         is_due = is_validation_due(self.trainer) or is_validating(self.trainer)
         return {
-            "validation_due": is_due and not is_validated,
+            "validation_due": is_due and not self.is_validated,
             "logged_step": self._logged_step,
             "likelihood": torch.stack(ranks).cpu(),  # since the last log, (W, 6)
         }
@@ -228,6 +231,11 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
     def configure_callbacks(self) -> list[lightning.Callback]:
         return [Bookkeeping()]
 
+    @property
+    def is_validated(self) -> bool:
+        """Whether there was a validation since the last update."""
+        return self._validated_step == self.global_step
+
     def on_validation_epoch_start(self) -> None:
         self.valid_likelihood.reset()
         self._validating.enter_context(self.eval_weights())
@@ -235,11 +243,18 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
     def on_validation_epoch_end(self) -> None:
         try:
             results = self.valid_likelihood.compute()
-            self.valid_results = {name: float(x) for name, x in results.items()}
-            results = {f"val/{name}": x for name, x in results.items()}
-            self.log_dict(results, sync_dist=True)
+            numbers = {k: x for k, x in results.items() if k not in COUNTS}
+            logged = {f"val/{name}": x for name, x in numbers.items()}
+            self.log_dict(logged, sync_dist=True)
         finally:
             self.leave_validation()  # before callbacks write checkpoints
+        if self.trainer.sanity_checking:
+            return  # a few batches of an untrained model are no result
+        self.valid_results = {
+            **{name: float(x) for name, x in numbers.items()},
+            **{name: int(results[name]) for name in COUNTS},
+            "step": self.global_step,
+        }
         self._validated_step = self.global_step
         self.validation_due = False
 

@@ -152,6 +152,17 @@ def check_values(config: DictConfig) -> None:
         if _is_there(config, key):
             require(OmegaConf.select(config, key), choices, key)
     check_loss_chunk(config)
+    check_measures(config)
+
+
+def check_measures(config: DictConfig) -> None:
+    """Refuses an evaluation of nothing."""
+    limit = config.trainer.limit_val_batches
+    if config.mode == "ppl_eval" and limit is not None and not limit:
+        raise ConfigError(
+            f"trainer.limit_val_batches={limit!r}: mode=ppl_eval would measure "
+            "nothing; leave it out, or give a number of batches."
+        )
 
 
 def check_numbers(config: DictConfig) -> None:

@@ -2,6 +2,8 @@
 as a file.
 """
 
+from typing import Any
+
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
@@ -14,7 +16,7 @@ from cli.settle import prepare
 from data.fingerprints import known_fingerprint
 from data.published import published_documents
 from data.tokenizers import get_tokenizer
-from dataloader import DataModule
+from dataloader import DataModule, check_limit
 from evaluation.records import check_path, likelihood_record, origin
 from metrics.likelihood import unigram_nll
 from report.console import console
@@ -24,7 +26,7 @@ from training.trainer import build_trainer
 from utils import write_json
 
 
-def ppl_eval(config: DictConfig) -> dict[str, float]:
+def ppl_eval(config: DictConfig) -> dict[str, Any]:
     """Prints val/nll, val/bpd and val/ppl of a checkpoint, with standard errors, and
     writes them to `eval.results_path`."""
     algorithm = prepare(config)
@@ -34,30 +36,52 @@ def ppl_eval(config: DictConfig) -> dict[str, float]:
     model = algorithm(config, tokenizer)
     model.load_weights(checkpoint, "eval.checkpoint_path")
     data = DataModule(config, tokenizer, model.mask_index)
-    data.load("valid")
+    check_limit(config, len(data.load("valid")))
     trainer = build_trainer(config, callbacks=[], logger=build_loggers(config))
     trainer.validate(model, datamodule=data, verbose=False)
-    report_likelihood(config, model, data, checkpoint)
-    return model.valid_results
+    return report_likelihood(config, model, data, checkpoint)
 
 
-@rank_zero_only
 def report_likelihood(
     config: DictConfig,
     model: TrainerBase,
     data: DataModule,
     checkpoint: Checkpoint | None = None,
-) -> None:
+) -> dict[str, Any]:
     """A table of the last validation, beside a unigram model if asked for.
 
     Of a `checkpoint` it is written to `eval.results_path`, too.
+
+    Returns:
+        The numbers of the validation, of which step and weights they are, and how many
+        rows and tokens were measured; nothing if there was no validation.
     """
-    results = model.valid_results
-    if not results:
-        return
+    if not model.valid_results:
+        return {}
     weights = "raw" if model.ema is None or config.eval.disable_ema else "EMA"
-    rows = data.load("valid")
-    title = f"validation on {config.data.valid}: {len(rows)} rows, {weights} weights"
+    results: dict[str, Any] = model.valid_results | {"weights": weights}
+    about = None
+    if checkpoint is not None:
+        about = origin(config, checkpoint, model.ema is not None)
+        results |= {name: about[name] for name in ("step", "weights")}
+    _report(config, model, data, results, about)
+    return results
+
+
+@rank_zero_only
+def _report(
+    config: DictConfig,
+    model: TrainerBase,
+    data: DataModule,
+    results: dict[str, Any],
+    about: dict[str, Any] | None,
+) -> None:
+    rows, said = data.load("valid"), results["rows"]
+    part = f" of {len(rows)}" if said < len(rows) else ""
+    step, weights = results["step"], results["weights"]
+    of_step = "" if step is None else f" at step {step}"
+    kind = "weights" if weights is None else f"{weights} weights"
+    title = f"validation on {config.data.valid}{of_step}: {said}{part} rows, {kind}"
     columns = ("metric", Column("value", overflow="fold"), "standard error")
     table = Table(*columns, title=title, min_width=len(title) + 2)
     for name in ("nll", "bpd", "ppl"):
@@ -73,15 +97,22 @@ def report_likelihood(
     if documents is not None:
         other = "" if published in (None, documents) else f"; published: {published}"
         table.add_row("documents of the source", f"{documents}{other}", "")
-    table.add_row("rows", str(fingerprint.rows), "")
-    table.add_row("tokens", str(fingerprint.tokens), "")
+    if part:
+        limit = config.trainer.limit_val_batches
+        measured = f"{said} of {fingerprint.rows} (trainer.limit_val_batches={limit})"
+        table.add_row("rows measured", measured, "")
+        table.add_row("tokens measured", f"{results['tokens']}", "")
+    whole = " of all rows" if part else ""
+    table.add_row(f"rows{whole and ' in all'}", str(fingerprint.rows), "")
+    table.add_row(f"tokens{whole}", str(fingerprint.tokens), "")
     expected = known_fingerprint(config)
     is_known = "" if expected is None else ", as published"
     if expected not in (None, fingerprint):
         is_known = f"; published: {expected.line()}"
-    table.add_row("sha256 of the rows", f"{fingerprint.sha256[:16]}{is_known}", "")
-    if checkpoint is not None:
-        about = origin(config, checkpoint, model.ema is not None)
+    table.add_row(
+        f"sha256{whole or ' of the rows'}", f"{fingerprint.sha256[:16]}{is_known}", ""
+    )
+    if about is not None:
         found = {"documents": documents, "published_documents": published}
         record = likelihood_record(config, results, fingerprint, expected, about, found)
         write_json(config.eval.results_path, record)

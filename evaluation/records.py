@@ -63,7 +63,7 @@ def _weights(config: DictConfig, checkpoint: Checkpoint, has_ema: bool) -> Any:
 
 def likelihood_record(
     config: DictConfig,
-    results: Mapping[str, float],
+    results: Mapping[str, Any],
     fingerprint: Fingerprint,
     expected: Fingerprint | None,
     of_checkpoint: Mapping[str, Any],
@@ -74,8 +74,8 @@ def likelihood_record(
     Args:
         config: The run's config.
         results: nll (nats per token), bpd (bits per token), ppl, and the standard
-            error of each under NAME_stderr.
-        fingerprint: Of the rows.
+            error of each under NAME_stderr; rows and tokens that were measured.
+        fingerprint: Of all rows of the data set.
         expected: Of the published data set's, where it is known.
         of_checkpoint: From `origin`.
         of_documents: How many the rows' source has, and the published one:
@@ -96,7 +96,9 @@ def likelihood_record(
             "insert_valid_eos": data.insert_valid_eos,
             "limit_val_batches": config.trainer.limit_val_batches,
             **of_documents,
-            **fingerprint._asdict(),
+            **fingerprint._asdict(),  # of all rows
+            "measured_rows": results["rows"],
+            "measured_tokens": results["tokens"],
             "expected_sha256": None if expected is None else expected.sha256,
         },
         **{name: _finite(results[name]) for name in names},

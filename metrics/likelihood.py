@@ -78,7 +78,8 @@ class Likelihood(torchmetrics.Metric):
             setattr(self, name, value.to(self.nll_sum))
 
     def compute(self) -> dict[str, Tensor]:
-        """nll, bpd, ppl and the standard error of each (NaN below two sequences)."""
+        """nll, bpd, ppl and the standard error of each (NaN below two sequences), and
+        over how many rows (sequences) and tokens."""
         nll = self.nll_sum / self.token_sum
         residual = self.nll_sq - 2 * nll * self.nll_token + nll**2 * self.token_sq
         variance = self.count / (self.count - 1) * residual.clamp(min=0)
@@ -91,6 +92,8 @@ class Likelihood(torchmetrics.Metric):
             "nll_stderr": stderr,
             "bpd_stderr": stderr / math.log(2),
             "ppl_stderr": ppl * stderr,
+            "rows": self.count,
+            "tokens": self.token_sum,
         }
 
 

@@ -288,9 +288,18 @@ def files_of(rows: Iterable[Row]) -> str:
     seen = {row.evaluation.path: row.evaluation for row in rows if row.evaluation}
     lines = []
     for path, one in seen.items():
-        values = (one.settings.get(name) for name in names)
+        values = (part_of(one.settings, name) for name in names)
         lines.append([path, *("-" if x is None else str(x) for x in values)])
     return markdown(["file", *names], lines)
+
+
+def part_of(settings: Mapping[str, Any], name: str) -> Any:
+    """A setting; of rows and tokens also how many of them were measured."""
+    value, rows = settings.get(name), settings.get("rows")
+    measured = settings.get("measured_rows")
+    if name not in ("rows", "tokens") or measured in (None, rows):
+        return value
+    return f"{settings[f'measured_{name}']} of {value}"
 
 
 def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -58,6 +58,8 @@ FIELDS = {
         "published_documents": (("data", "published_documents"), _WHOLE + _NONE),
         "rows": (("data", "rows"), _WHOLE),
         "tokens": (("data", "tokens"), _WHOLE),
+        "measured_rows": (("data", "measured_rows"), _WHOLE + _NONE),
+        "measured_tokens": (("data", "measured_tokens"), _WHOLE + _NONE),
         "sha256": (("data", "sha256"), _TEXT),
         "expected_sha256": (("data", "expected_sha256"), _TEXT + _NONE),
     },

@@ -115,6 +115,7 @@ def objections(one: Evaluation, model: str) -> list[str]:
     if settings["weights"] == "raw":
         lines.append("raw weights, not EMA")
     if one.mode == "ppl_eval":
+        rows = settings["rows"]
         if settings["distilled"]:
             lines.append("a distilled model's likelihood is not comparable")
         if settings["expected_sha256"] not in (None, settings["sha256"]):
@@ -126,6 +127,8 @@ def objections(one: Evaluation, model: str) -> list[str]:
             )
         if settings["limit_val_batches"] not in (None, 1.0):
             lines.append(f"limit_val_batches is {settings['limit_val_batches']}")
+        elif (measured := settings["measured_rows"] or rows) < rows:
+            lines.append(f"{measured} of {rows} rows were measured")
         return lines
     wanted = PREDICTORS.get(model.partition(",")[0], ("ancestral",))
     predictor = ALIASES.get(settings["predictor"], settings["predictor"])

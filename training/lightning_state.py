@@ -273,6 +273,33 @@ def begin_at_first_batch(trainer: lightning.Trainer) -> None:
         loop.restarting = False
 
 
+def is_last_update(trainer: lightning.Trainer) -> bool:
+    """Whether a run ends after the training batch that has just ended.
+
+    Not where a signal ends it, or a callback at the end of an epoch.
+    """
+    batches = trainer.fit_loop.epoch_loop.batch_progress
+    is_last_batch = (
+        batches.is_last_batch or batches.current.ready == trainer.num_training_batches
+    )
+    is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
+    is_stopped = trainer.should_stop and trainer.fit_loop._can_stop_early
+    is_over = trainer.global_step == trainer.max_steps or is_stopped
+    return is_over or (is_last_batch and is_last_epoch)
+
+
+def validate_last(trainer: lightning.Trainer) -> None:
+    """Has a run end with a validation, also where none is due."""
+    loop = trainer.fit_loop.epoch_loop
+    is_due = loop._should_check_val_fx
+
+    def is_due_now(fetcher: Any) -> bool:
+        is_end = trainer.enable_validation and is_last_update(trainer)
+        return is_due(fetcher) or is_end
+
+    vars(loop)["_should_check_val_fx"] = is_due_now
+
+
 def meet_saving_ranks(trainer: lightning.Trainer) -> None:
     """Joins the other ranks where they wait for one whose save has failed."""
     trainer.strategy.barrier("Trainer.save_checkpoint")

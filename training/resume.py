@@ -29,6 +29,7 @@ from training.lightning_state import (
     set_batches,
     set_data_position,
     validate_first,
+    validate_last,
 )
 from utils import ConfigError, filesystem_of, one_line, path_exists
 
@@ -186,6 +187,7 @@ class Bookkeeping(lightning.Callback):
 
     def on_train_start(self, trainer: lightning.Trainer, model: Any) -> None:
         begin_at_first_batch(trainer)
+        validate_last(trainer)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, model: Any, *args: Any
@@ -206,7 +208,8 @@ class Bookkeeping(lightning.Callback):
         adapt(checkpoint, model.config, model.make_optimizer().param_groups)
         if "training" in checkpoint:  # not in files of the published code
             model.load_training_state(checkpoint["training"])
-        if is_validation_next(checkpoint):
+        if is_validation_next(checkpoint, model.config):
+            model.validation_due = True
             validate_first(trainer, checkpoint["global_step"])
 
     def on_exception(
@@ -280,7 +283,7 @@ def _adapt_position(checkpoint: dict[str, Any], config: DictConfig) -> None:
         is_over = is_epoch_over(checkpoint)
         if not is_over:
             rows = batches_of_epoch(checkpoint) * ours
-        if is_validation_next(checkpoint):
+        if is_validation_next(checkpoint, config):
             begin_validation(checkpoint)
         elif is_over:
             begin_epoch(checkpoint)
@@ -291,9 +294,12 @@ def _adapt_position(checkpoint: dict[str, Any], config: DictConfig) -> None:
     set_data_position(checkpoint, stream | position)
 
 
-def is_validation_next(checkpoint: dict[str, Any]) -> bool:
-    """Whether the run had a validation before it, with which it can go on."""
-    is_due = checkpoint.get("training", {}).get("validation_due", False)
+def is_validation_next(checkpoint: dict[str, Any], config: DictConfig) -> bool:
+    """Whether the run had a validation before it, with which it can go on; also that
+    at the end of the run."""
+    training = checkpoint.get("training", {})
+    is_over = checkpoint["global_step"] >= config.trainer.max_steps
+    is_due = training.get("validation_due", False) or (training and is_over)
     return bool(is_due) and is_within_epoch(checkpoint)
 
 

@@ -74,8 +74,9 @@ class SampleLogging(lightning.Callback):
         if self.judge is not None:
             results["gen_ppl"] = torch.tensor(self.judge(texts) or float("nan"))
         model.log_dict({f"val/{k}": x for k, x in results.items()}, sync_dist=True)
-        self.texts = texts
-        self._save(trainer, model, {k: float(x) for k, x in results.items()})
+        if not trainer.sanity_checking:
+            self.texts = texts
+        self._save(trainer, model, texts, {k: float(x) for k, x in results.items()})
 
     @staticmethod
     def _are_wanted(trainer: lightning.Trainer, model: Sampled) -> bool:
@@ -95,14 +96,15 @@ class SampleLogging(lightning.Callback):
         self,
         trainer: lightning.Trainer,
         model: Sampled,
+        texts: list[str],
         numbers: dict[str, float],
     ) -> None:
         config, step = model.config, model.global_step
         path = f"{config.checkpointing.save_dir}/samples/step_{step}.json"
-        write_json(path, numbers | {"generated_seqs": self.texts})
+        write_json(path, numbers | {"generated_seqs": texts})
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):  # wandb
-                shown = [[x] for x in self.texts[: config.sampling.num_sample_log]]
+                shown = [[x] for x in texts[: config.sampling.num_sample_log]]
                 logger.log_table(
                     f"samples@global_step{step}",
                     columns=["Generated Samples"],

@@ -85,6 +85,7 @@ def test_likelihood_is_written_as_it_is_read(compose):
     about = origin(config, Checkpoint(step=7), has_ema=True)
     numbers = {"nll": 1.0, "bpd": 1.4, "ppl": 2.7}
     results = numbers | {f"{name}_stderr": float("nan") for name in numbers}
+    results |= {"rows": 1, "tokens": 8}
     prints = Fingerprint(1, 8, "ef" * 32)
     expected = prints._replace(rows=2, sha256="cd" * 32)
     found = {"documents": 3, "published_documents": None}

@@ -267,6 +267,7 @@ LIKELIHOOD_DIFFERS = {
     "data/wrap": (False, "wrap is False, not True"),
     "data/insert_valid_eos": (False, "insert_valid_eos is False, not True"),
     "data/limit_val_batches": (8, "limit_val_batches is 8"),
+    "data/measured_rows": (8, "8 of 100 rows were measured"),
     "data/documents": (20, "20 documents, the published set has 8013769"),
     "data/expected_sha256": ("cd" * 32, "not those of the published data set"),
     "checkpoint/weights": ("raw", "raw weights, not EMA"),

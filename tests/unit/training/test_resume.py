@@ -247,7 +247,8 @@ def saved(five_updates) -> dict:
 
 
 def adapted(saved: dict, make_model, *overrides: str) -> dict:
-    config = compose(*merged(*overrides))
+    """For a run that is longer, unless the overrides say how long it is."""
+    config = compose(*merged("trainer.max_steps=20", *overrides))
     groups = make_model(*merged(*overrides)).make_optimizer().param_groups
     adapt(saved, config, groups)
     return saved
@@ -267,6 +268,13 @@ def test_nothing_changes_where_nothing_has(saved, five_updates, make_model, capl
     assert position == [{"epoch": 0, "rows": 5 * 4}]
     assert loops == earlier
     assert lines(caplog) == []
+
+
+def test_a_finished_run_goes_on_with_the_validation_at_its_end(saved, make_model):
+    state = adapted(saved, make_model, "trainer.max_steps=5")
+    loop = state["loops"]["fit_loop"]
+    assert loop["epoch_loop.val_loop.batch_progress"]["current"]["started"] == 1
+    assert loop["epoch_loop.batch_progress"]["current"]["completed"] == 5
 
 
 def test_the_learning_rate_of_the_config_holds(saved, make_model, caplog):
