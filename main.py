@@ -63,7 +63,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     from report.console import report_files, report_samples
     from training.callbacks import CheckpointFiles, RunEnd
     from training.loggers import build_loggers
-    from training.resume import KEY, check_state, find_checkpoint
+    from training.resume import KEY, check_state, find_checkpoint, with_all_it_needs
     from training.sample_logging import SampleLogging
     from training.trainer import build_trainer
 
@@ -83,6 +83,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     if finetune:
         model.load_weights(weights, "training.finetune_path")
     if resumed:
+        resumed = with_all_it_needs(resumed, model)
         model.check_weights(resumed.checkpoint, KEY)
         check_state(resumed, model)
     data = DataModule(config, tokenizer, model.mask_index)

@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from checkpoints.checkpoint import Checkpoint
 from metrics.likelihood import Likelihood
 from models.ema import ExponentialMovingAverage
 from models.head import Loss, TokenNLL
@@ -219,6 +220,13 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
             "logged_step": self._logged_step,
             "likelihood": torch.stack(ranks).cpu(),  # since the last log, (W, 6)
         }
+
+    def take_up_needed(self, checkpoint: Checkpoint) -> None:
+        """Reads what a run that goes on from a checkpoint needs from other files.
+
+        Raises:
+            ConfigError: If it cannot be read.
+        """
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         self.validation_due = state["validation_due"]

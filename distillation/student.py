@@ -9,6 +9,7 @@ from typing import Any, Self
 from omegaconf import DictConfig
 from torch import Tensor
 
+from checkpoints.checkpoint import Checkpoint
 from distillation.teacher import RoundCounter, Teacher
 from trainer_base import TrainerBase
 from utils import ConfigError
@@ -49,7 +50,19 @@ class Student(TrainerBase):
 
     def restore_teacher(self, number: int) -> None:
         """Takes up the teacher of a round in which the run was interrupted."""
-        self.teacher.restore(number, self.global_step)
+        self.teacher.restore(number)
+
+    def take_up_needed(self, checkpoint: Checkpoint) -> None:
+        """The teacher of the round in which a run was interrupted, if it was in one."""
+        super().take_up_needed(checkpoint)
+        step, training = checkpoint.step or 0, checkpoint.lightning.get("training", {})
+        number = self.rounds.number(step)
+        if step == self.rounds.start(number):
+            if not (step and training.get("validation_due")):
+                return  # the round begins with a teacher of its own
+            number = self.rounds.number(step - 1)
+        self.teacher.expect(checkpoint.teacher or {})
+        self.restore_teacher(number)
 
     # ---- Lightning's hooks
 

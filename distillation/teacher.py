@@ -189,6 +189,7 @@ class Teacher:
         key_report(self._student, weights).raise_if_any(where)
         self.take(weights, number)
         if self._expected_sha256 not in ("", self._sha256):
+            self.round = None
             raise ConfigError(f"{where} is not the teacher of the run that is resumed.")
 
     # ---- files of its rounds
@@ -208,7 +209,7 @@ class Teacher:
             raise RuntimeError("the teacher has no weights yet")
         trainer.save_checkpoint(self.path(self.round), weights_only=True)
 
-    def restore(self, number: int, step: int) -> None:
+    def restore(self, number: int) -> None:
         """Reads the teacher of a round in which a run was interrupted.
 
         The file is that of this run, or else the one beside the checkpoint from which
@@ -216,7 +217,6 @@ class Teacher:
 
         Args:
             number: The round.
-            step: At which the run goes on, for messages.
 
         Raises:
             ConfigError: If there is no such file, or it is not the teacher's.
@@ -229,8 +229,8 @@ class Teacher:
         path = next((path for path in places if path_exists(path)), None)
         if path is None:
             raise ConfigError(
-                f"{KEY}: resuming at step {step} needs the teacher of round {number}, "
-                f"{own}, which is not there."
+                f"{KEY}: a run that goes on within a round of distillation needs the "
+                f"teacher of round {number}, {own}, which is not there."
             )
         checkpoint = read_checkpoint(path, KEY, checkpointing.trusted_classes)
         self.take_checkpoint(checkpoint, number, f"{KEY}: {path}")

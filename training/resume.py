@@ -4,7 +4,7 @@ that may have changed since.
 
 import logging
 import posixpath
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import lightning
@@ -89,12 +89,38 @@ def find_checkpoint(config: DictConfig) -> Resumed | None:
     return newest_valid(paths, trusted) if paths else None
 
 
-def newest_valid(paths: Sequence[str], trusted: Iterable[str] = ()) -> Resumed:
+def with_all_it_needs(resumed: Resumed, model: Any) -> Resumed:
+    """The checkpoint, or the newest one beside it whose other files can be read.
+
+    Args:
+        resumed: From `find_checkpoint`.
+        model: Takes up what is in other files.
+
+    Raises:
+        ConfigError: If none can be resumed.
+    """
+    try:
+        model.take_up_needed(resumed.checkpoint)
+    except ConfigError:
+        beside = checkpoint_files(posixpath.dirname(resumed.path))
+        others = [x for x in beside if not _is_same(x, resumed.path)]
+        trusted = model.config.checkpointing.trusted_classes
+        check = model.take_up_needed
+        return newest_valid([resumed.path, *others], trusted, check)
+    return resumed
+
+
+def newest_valid(
+    paths: Sequence[str],
+    trusted: Iterable[str] = (),
+    check: Callable[[Checkpoint], None] = lambda checkpoint: None,
+) -> Resumed:
     """The first file that can be read and resumed; others are named in one line each.
 
     Args:
         paths: At least one, the best first.
         trusted: As for `read_checkpoint`.
+        check: Raises a ConfigError if a checkpoint cannot be resumed for other reasons.
 
     Raises:
         ConfigError: With the reason of the first, if there is none.
@@ -104,6 +130,7 @@ def newest_valid(paths: Sequence[str], trusted: Iterable[str] = ()) -> Resumed:
         try:
             checkpoint = read_checkpoint(path, KEY, tuple(trusted))
             _check_resumable(path, checkpoint)
+            check(checkpoint)
         except ConfigError as error:
             reasons.append(one_line(str(error)))
             continue

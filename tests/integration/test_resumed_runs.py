@@ -15,6 +15,7 @@ import pytest
 import torch
 from command_line import run
 from ports import free_port
+from refusals import refused
 from resumed import (
     BASE,
     COMPARED,
@@ -341,6 +342,44 @@ def test_distillation(train, teacher_ema):
     for stop in ("2:train:15", "4:train:15", "6:valid:15", "12:valid:15"):
         train("stopped", *own, stop=stop)
     check_same(whole, train("stopped", *own))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+# What may happen to the file of a teacher.
+HARMS = {
+    "a bit": flip,
+    "half": lambda path: path.write_bytes(path.read_bytes()[:5000]),
+    "all": lambda path: path.unlink(),
+    "another": lambda path: shutil.copy(path.with_name("round_0.ckpt"), path),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_distillation_whose_teacher_is_lost(train, caplog, harm):
+    """It goes on from where it needs none: the end of the round before."""
+    parent = train("parent", "trainer.max_steps=2", "trainer.val_check_interval=2")
+    path = f"training.finetune_path={parent}/checkpoints/last.ckpt"
+    every = "callbacks.checkpoint_every_n_steps.every_n_train_steps=3"
+    own = [*DISTILLED, path, every]
+    whole = train("whole", *own)
+    place = train("stopped", *own, stop="7:train:15")
+    HARMS[harm](place / "checkpoints/round_2.ckpt")
+    check_same(whole, train("stopped", *own))
+    assert ".ckpt (step 6) instead" in caplog.text
+
+
+def test_a_distillation_that_lost_all_it_needs(train):
+    parent = train("parent", "trainer.max_steps=2", "trainer.val_check_interval=2")
+    path = f"training.finetune_path={parent}/checkpoints/last.ckpt"
+    own = [*DISTILLED, path, "callbacks.checkpoint_monitor.save_top_k=0"]
+    place = train("stopped", *own, stop="7:train:15")
+    (place / "checkpoints/round_2.ckpt").unlink()
+    refused(lambda: train("stopped", *own), "teacher of round 2", "To train anew")
 
 
 @pytest.mark.parametrize(
