@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from checkpoints.checkpoint import Checkpoint
+from checkpoints.keys import check_sizes
 from checkpoints.schema import is_reference
 from utils import CONFIGS
 
@@ -33,11 +34,20 @@ def adopt(config: DictConfig, checkpoint: Checkpoint, keys: Iterable[str]) -> No
         checkpoint: One that may state them.
         keys: Those that the checkpoint does not state, or states by a reference to
             other values, stay as they are.
+
+    Raises:
+        ConfigError: If it states sizes that are not those of its weights.
     """
+    taken = {}
     for key in keys:
         value = checkpoint.setting(key)
         if value is not None and not isinstance(value, dict) and is_plain(value):
             OmegaConf.update(config, key, value, force_add=True)
+            taken[key] = value
+    if checkpoint.weights is not None and config.algo.backbone in TRANSFORMERS:
+        shapes = {name: x.shape for name, x in checkpoint.weights.items()}
+        sizes = {key.removeprefix("model."): x for key, x in taken.items()}
+        check_sizes(shapes, sizes, "the checkpoint")
 
 
 def is_plain(value: Any) -> bool:
@@ -51,6 +61,7 @@ def is_plain(value: Any) -> bool:
     return is_value and not is_reference(value)
 
 
+TRANSFORMERS = ("dit", "hf_dit")  # values of algo.backbone
 # What `algo.backbone=hf_dit` takes from a checkpoint.
 NETWORK = (
     "model.hidden_size",
@@ -65,8 +76,10 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
     """What a checkpoint is, as lines of a table."""
     weights = checkpoint.weights or {}
     embedding = weights.get("backbone.vocab_embed.embedding")
+    has_embedding = embedding is not None and embedding.dim() == 2
     buffers = ("inv_freq",)
     sizes = [x.numel() for name, x in weights.items() if not name.endswith(buffers)]
+    has_optimizer = checkpoint.optimizer_states not in (None, [])
     ema, teacher = checkpoint.ema, checkpoint.teacher
     algo = checkpoint.setting("algo.name")
     lines = {
@@ -76,14 +89,14 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
         "tokenizer": checkpoint.setting("data.tokenizer_name_or_path"),
         "training data": checkpoint.setting("data.train"),
         "length": checkpoint.setting("model.length"),
-        "vocabulary": None if embedding is None else len(embedding),
+        "vocabulary": embedding.shape[0] if has_embedding else None,
         "parameters": f"{sum(sizes):,}" if sizes else None,
         "step": checkpoint.step,
         "epoch": checkpoint.epoch,
         "EMA": "none" if ema is None else _ema(ema),
         "weights": checkpoint.weights_kind,
         "distillation round": teacher.get("round") if teacher else None,
-        "optimiser state": "yes" if checkpoint.optimizer_states else "no",
+        "optimiser state": "yes" if has_optimizer else "no",
         "lightning": checkpoint.lightning_version,
     }
     always = ("algorithm", "tokenizer", "length", "vocabulary", "parameters", "step")

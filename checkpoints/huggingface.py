@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from checkpoints.checkpoint import Checkpoint
+from checkpoints.keys import check_sizes
 from utils import ConfigError, first_line, hub_options
 
 CONFIG = "config.json"
@@ -107,7 +108,7 @@ def read_about(name_or_path: str, key: str) -> Checkpoint:
 def _about(folder: Path, name_or_path: str, key: str) -> Checkpoint:
     fields = _read_json(folder / CONFIG, key)
     kind = fields.get("model_type")
-    if kind not in FORMATS:
+    if not isinstance(kind, str) or kind not in FORMATS:
         choices = ", ".join(FORMATS)
         raise ConfigError(
             f"{key}={name_or_path!r}: {CONFIG} has model_type={kind!r}; those that are "
@@ -115,7 +116,10 @@ def _about(folder: Path, name_or_path: str, key: str) -> Checkpoint:
         )
     where = f"{key}={name_or_path!r}: {CONFIG}"
     form = FORMATS[kind]
-    values = form.known | _sizes(fields, where) | _values(fields, form, where)
+    sizes = _sizes(fields, where)
+    stated = {key.removeprefix("model."): value for key, value in sizes.items()}
+    check_sizes(_shapes(folder, key), stated, where)
+    values = form.known | sizes | _values(fields, form, where)
     is_distilled = name_or_path in DISTILLED_IDS
     if is_distilled:
         values["algo.name"] = "distillation"
@@ -167,7 +171,7 @@ def own_name(name: str) -> str:
 def _sizes(fields: dict[str, Any], where: str) -> dict[str, int]:
     for name in SIZES:
         value = fields.get(name)
-        if type(value) is not int or value < 1:
+        if type(value) is not int or not 1 <= value < 1 << 31:
             raise ConfigError(f"{where} has {name}={value!r}, not a number above 0.")
     return {key: fields[name] for name, key in SIZES.items() if key is not None}
 
@@ -235,6 +239,24 @@ def _read_weights(folder: Path, key: str) -> dict[str, torch.Tensor]:
                 f"{key}={str(folder)!r}: {name} cannot be read ({first_line(error)})."
             ) from None
     return weights
+
+
+def _shapes(folder: Path, key: str) -> dict[str, list[int]]:
+    """Shapes of all tensors of a folder, which are in the headers of its files."""
+    from safetensors import safe_open
+
+    shapes: dict[str, list[int]] = {}
+    for name in _weight_files(folder, key):
+        try:
+            with safe_open(folder / name, "pt") as file:
+                names = file.keys()  # not iterable itself
+                found = {x: file.get_slice(x).get_shape() for x in names}
+        except Exception as error:  # safetensors raises its own kind, and OSError
+            raise ConfigError(
+                f"{key}={str(folder)!r}: {name} cannot be read ({first_line(error)})."
+            ) from None
+        shapes |= {own_name(x): shape for x, shape in found.items()}
+    return shapes
 
 
 def _weight_files(folder: Path, key: str) -> list[str]:

@@ -1,7 +1,8 @@
-"""How the names and shapes of a state dict fit a module."""
+"""How the names and shapes of a state dict fit a module, or sizes that are stated."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -48,3 +49,40 @@ def key_report(module: nn.Module, state: Mapping[str, torch.Tensor]) -> KeyRepor
             if own[name].is_floating_point() != state[name].is_floating_point()
         ),
     )
+
+
+_EMBEDDING = "backbone.vocab_embed.embedding"
+_BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
+_CONDITION = "backbone.sigma_map.mlp.0.weight"
+
+
+def check_sizes(
+    shapes: Mapping[str, Sequence[int]], sizes: Mapping[str, Any], where: str
+) -> None:
+    """Refuses sizes of a transformer that are not those of its weights.
+
+    A network of sizes that a file only states may take all the memory there is.
+
+    Args:
+        shapes: Of the weights, by name.
+        sizes: `hidden_size`, `n_blocks`, `n_heads`, `cond_dim`, those that are stated.
+        where: What is said to have them, for the message.
+    """
+    embedding = shapes.get(_EMBEDDING, ())
+    blocks = {match[1] for match in map(_BLOCK.match, shapes) if match}
+    found = {
+        "hidden_size": embedding[1] if len(embedding) == 2 else None,
+        "n_blocks": len(blocks) or None,
+    }
+    if _CONDITION in shapes:
+        found["cond_dim"] = next(iter(shapes[_CONDITION]), None)
+    for name, value in found.items():
+        if sizes.get(name) not in (None, value):
+            raise ConfigError(
+                f"{where} states {name}={sizes[name]}, its weights {value}."
+            )
+    heads, hidden = sizes.get("n_heads"), found["hidden_size"]
+    if heads is not None and (not hidden or heads < 1 or hidden % heads):
+        raise ConfigError(
+            f"{where} states n_heads={heads}, which does not fit {hidden}."
+        )

@@ -227,7 +227,8 @@ def test_fine_tuning_starts_from_either_path(folder, compose, key):
 
 def test_the_network_of_a_checkpoint_file(compose, tmp_path):
     made = {"model": {"hidden_size": 48, "n_heads": 4, "dropout": "${a.b}"}}
-    content = {"state_dict": {}, "hyper_parameters": {"config": made}}
+    weights = {"backbone.vocab_embed.embedding": torch.ones(9, 48)}
+    content = {"state_dict": weights, "hyper_parameters": {"config": made}}
     torch.save(content, tmp_path / "a.ckpt")
     path = f"{KEY}={tmp_path}/a.ckpt"
     config = compose("mode=ppl_eval", "algo=mdlm", "algo.backbone=hf_dit", path)
@@ -236,6 +237,35 @@ def test_the_network_of_a_checkpoint_file(compose, tmp_path):
     assert (config.model.hidden_size, config.model.n_heads) == (48, 4)
     assert config.model.cond_dim == before.cond_dim
     assert config.model.dropout == before.dropout
+
+
+HUGE = {"hidden_size": 1 << 30, "n_blocks": 1 << 30, "cond_dim": 1 << 30, "n_heads": 7}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_sizes_that_the_weights_do_not_have_are_refused(compose, tmp_path, name):
+    """Before a network of them is built, which would take all memory."""
+    made = {"hidden_size": 48, "n_blocks": 1, "cond_dim": 3, "n_heads": 4}
+    weights = {
+        "backbone.vocab_embed.embedding": torch.ones(9, 48),
+        "backbone.sigma_map.mlp.0.weight": torch.ones(3, 256),
+        "backbone.blocks.0.norm1.weight": torch.ones(48),
+    }
+    content = {"state_dict": weights}
+    content |= {"hyper_parameters": {"config": {"model": made | {name: HUGE[name]}}}}
+    torch.save(content, tmp_path / "a.ckpt")
+    path = f"{KEY}={tmp_path}/a.ckpt"
+    config = compose("mode=ppl_eval", "algo=mdlm", "algo.backbone=hf_dit", path)
+    refused(lambda: adopt_network(config), f"{name}={HUGE[name]}")
+
+
+@pytest.mark.parametrize("name", ["hidden_dim", "n_blocks", "cond_dim", "n_heads"])
+@pytest.mark.parametrize("value", [7, 1 << 30, 1 << 40])
+def test_sizes_of_a_folder_are_those_of_its_weights(tmp_path, name, value):
+    write_released(tmp_path / "a", "DUO", vocab_size=9, length=8)
+    fields = json.loads((tmp_path / "a/config.json").read_text())
+    (tmp_path / "a/config.json").write_text(json.dumps(fields | {name: value}))
+    refused(lambda: read_about(str(tmp_path / "a"), KEY), str(value))
 
 
 def test_without_hf_dit_nothing_is_adopted(folder, compose):

@@ -1,0 +1,293 @@
+"""Damaged, crafted and strange files of every kind that is read: each is read as what
+it says, or refused in one line; nothing outside of the run's folder and the cache is
+written, moved or deleted.
+
+With FUZZ_REPORT the counts are written to a file; FUZZ_SEED gives other mutations.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+from pathlib import Path
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from exported import export, save_tiny
+from fuzz import Fuzz, Watch, mutated, mutated_bytes, mutated_record, saved
+from tiny import compose
+
+import main
+from checkpoints.about import describe
+from checkpoints.keys import key_report
+from checkpoints.reading import read_checkpoint
+from cli.settle import adopt_network, algorithm_class
+from data.tokenizers import get_tokenizer
+from evaluation.sample_file import SampleFile, summarise
+from integral.tables import build_table, read_table
+from integral.transform import GammaRange
+from models.registry import build_backbone
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+SEED = int(os.environ.get("FUZZ_SEED", "0"))
+GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parents[1] / "golden/cases"))
+KEY = "eval.checkpoint_path"
+OVERRIDES = (
+    "algo=duo_base",
+    "data.num_train=8",
+    "data.num_valid=4",
+    "model.n_blocks=1",
+    "model.hidden_size=8",
+    "trainer.max_steps=3",
+    "trainer.val_check_interval=1",
+    "trainer.num_sanity_val_steps=0",
+    "eval.generate_samples=False",
+    "callbacks.checkpoint_every_n_steps.every_n_train_steps=1",
+    "+trainer.enable_progress_bar=False",
+    "+trainer.enable_model_summary=False",
+    "logger=none",
+)
+
+
+@pytest.fixture(scope="module")
+def watch() -> Watch:
+    return Watch()
+
+
+@pytest.fixture(scope="module")
+def fuzz(tmp_path_factory, watch):
+    """Counts over all tests of this file, which are written down at the end."""
+    fuzz = Fuzz(tmp_path_factory.mktemp("fuzz"), watch)
+    yield fuzz
+    if path := os.environ.get("FUZZ_REPORT"):
+        Path(path).write_text(REPORT.format(table=fuzz.table(), seed=SEED))
+
+
+REPORT = """\
+# Robustness: what becomes of damaged and crafted files
+
+Written by
+
+```bash
+FUZZ_REPORT=benchmarks/robustness.md GOLDEN_DIR=../shared/golden \\
+    python -m pytest -m slow tests/integration/test_fuzz.py
+```
+
+with seed {seed}. A mutation cuts a file off, flips bits, overwrites, doubles or leaves
+out bytes; or it leaves out, renames, adds or replaces an entry of what the file holds, by
+another type, a huge, negative or infinite number, a path, a tensor of another shape.
+"Read" means that the file was read as what it says; where its format has checksums,
+that is what it said before. "Failed" is all else: a traceback, several lines, a crash.
+An audit hook watches what is deleted, moved or written meanwhile: outside of the run's
+folder and the cache there was nothing.
+
+{table}
+"""
+
+
+def check_all(fuzz: Fuzz, watch: Watch, kind: str) -> None:
+    failures = [x for x in fuzz.failures if x.startswith(kind)]
+    assert failures == [], "\n".join(failures)
+    assert watch.found == set()
+
+
+def go_on(folder: Path, *overrides: str) -> None:
+    """Trains in a folder, from where it was."""
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+        every = {x.split("=")[0]: x for x in (*OVERRIDES, *overrides)}.values()
+        config = compose(*every, f"checkpointing.save_dir={folder}")
+        lightning.seed_everything(config.seed, verbose=False)
+        main.train(config)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> Path:
+    """Folder of a run of three updates."""
+    folder = tmp_path_factory.mktemp("own")
+    go_on(folder)
+    return folder
+
+
+def plain(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def test_entries_of_a_checkpoint_that_is_resumed(fuzz, watch, own):
+    """Its run has a folder with files that a hostile one could name."""
+    content = plain(own / "checkpoints/last.ckpt")
+    draw = random.Random(f"resumed {SEED}")
+    run = fuzz.folder / "run"
+    kind = "entries of a checkpoint that is resumed"
+    for number in range(int(os.environ.get("FUZZ_RESUMED", "400"))):
+        shutil.rmtree(run, ignore_errors=True)
+        shutil.copytree(own / "checkpoints", run / "checkpoints")
+        changed, about = mutated(content, draw)
+        if draw.random() < 0.3:
+            changed, more = mutated(changed, draw)
+            about += f"; {more}"
+        (run / "checkpoints/last.ckpt").write_bytes(saved(changed))
+        for path in run.glob("checkpoints/*-*.ckpt"):
+            path.unlink()
+        fuzz.read(kind, f"{number}: {about}", lambda: go_on(run, "trainer.max_steps=5"))
+    check_all(fuzz, watch, kind)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def reference() -> list[Path]:
+    return sorted(GOLDEN.glob("checkpoint_*/checkpoint.ckpt"))
+
+
+def used(path: Path) -> None:
+    """Reads it, says what it is, and loads it where it fits."""
+    found = read_checkpoint(str(path), KEY)
+    for line in describe(found).values():
+        assert isinstance(line, str)
+    model = algorithm_class(MODEL)(MODEL, get_tokenizer(MODEL))
+    model.load_weights(found, KEY)
+
+
+MODEL = compose(*OVERRIDES)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "records"])
+def test_checkpoints(fuzz, watch, own, kind):
+    """Bytes of files, and bytes of records whose checksums are right."""
+    draw = random.Random(f"{kind} {SEED}")
+    change = {"bytes": mutated_bytes, "records": mutated_record}[kind]
+    sources = [own / "checkpoints/last.ckpt", *reference()]
+    path = fuzz.folder / "a.ckpt"
+    name = f"{kind} of checkpoints"
+    for number in range(400):
+        source = sources[number % len(sources)]
+        path.write_bytes(change(source.read_bytes(), draw))
+        fuzz.read(name, f"{number} {source}", lambda: used(path))
+    check_all(fuzz, watch, name)
+
+
+def test_entries_of_checkpoints(fuzz, watch, own):
+    draw = random.Random(f"entries {SEED}")
+    content = plain(own / "checkpoints/last.ckpt")
+    path, name = fuzz.folder / "a.ckpt", "entries of checkpoints"
+    for number in range(300):
+        changed, about = mutated(content, draw)
+        path.write_bytes(saved(changed))
+        fuzz.read(name, f"{number}: {about}", lambda: used(path))
+    check_all(fuzz, watch, name)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    byte = "data.tokenizer_name_or_path=bytes"
+    save_tiny(folder / "a.ckpt", "algo=mdlm", byte)
+    with contextlib.redirect_stdout(io.StringIO()):
+        export(folder / "a.ckpt", folder / "hub")
+    return folder / "hub"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_folders(fuzz, watch, exported, name):
+    """Read, and made a network of, as by algo.backbone=hf_dit."""
+    draw = random.Random(f"{name} {SEED}")
+    folder = fuzz.folder / "hub"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(exported, folder)
+    raw = (exported / name).read_bytes()
+
+    def use() -> None:
+        if name == "tokenizer.json":
+            overrides = f"data.tokenizer_name_or_path={folder}"
+            tokenizer = get_tokenizer(compose(overrides))
+            tokenizer.batch_decode([tokenizer("one two").input_ids])
+            return
+        about = read_checkpoint(str(folder), KEY)
+        describe(about)
+        config = compose("mode=ppl_eval", "algo=mdlm", f"{KEY}={folder}")
+        config.algo.backbone = "hf_dit"
+        adopt_network(config)
+        network = torch.nn.ModuleDict({"backbone": build_backbone(config, 260)})
+        key_report(network, about.weights).raise_if_any(KEY)
+
+    for number in range(300):
+        if name.endswith(".json") and number % 2:
+            changed, about = mutated(json.loads(raw), draw, tensors=False)
+            content = json.dumps(changed, default=str).encode()
+        else:
+            content, about = mutated_bytes(raw, draw), "bytes"
+        (folder / name).write_bytes(content)
+        fuzz.read(name, f"{number}: {about}", use)
+    check_all(fuzz, watch, name)
+
+
+def test_tables(fuzz, watch):
+    draw = random.Random(f"tables {SEED}")
+    table = build_table(35, GammaRange(-5.0, -1.0), 33)._asdict()
+    npz = io.BytesIO()
+    np.savez(npz, **table)
+    raws = [pickle.dumps(table, 3), pickle.dumps(table, 5), npz.getvalue()]
+    small = GOLDEN / "integral_small_pickle/table.pkl"
+    raws += [small.read_bytes()] if small.exists() else []
+    path, name = fuzz.folder / "table", "tables of the operator"
+    for number in range(300):
+        if number % 3:
+            content, about = mutated_bytes(raws[number % len(raws)], draw), "bytes"
+        else:
+            changed, about = mutated(table, draw, tensors=False)
+            content = pickle.dumps(changed)
+        path.write_bytes(content)
+        fuzz.read(name, f"{number}: {about}", lambda: read_table(str(path), KEY))
+    check_all(fuzz, watch, name)
+
+
+# ---------------------------------------------------------------- samples
+
+
+def batch(first: int) -> dict:
+    numbers = [float(first), first + 0.5]
+    names = ("entropy", "distinct_1", "distinct_2", "distinct_3", "evaluations")
+    about = {"seconds": 0.5, "devices": 1, "generated_seqs": ["one", "two"]}
+    return about | dict.fromkeys(names, numbers)
+
+
+def test_sample_files(fuzz, watch):
+    """Parts of a run that is gone on with: none is used that was not written so."""
+    draw = random.Random(f"samples {SEED}")
+    path, name = fuzz.folder / "s/samples.json", "parts of sample files"
+    settings = {"seed": 1, "sampling": {"num_sample_batches": 3, "steps": 8}}
+    first = SampleFile(str(path), settings)
+    first.begin()
+    for index in range(3):
+        first.add(index, batch(index))
+    parts = sorted(path.with_name("samples.json.parts").iterdir())
+    raws = {part: part.read_bytes() for part in parts}
+
+    def use() -> None:
+        file = SampleFile(str(path), settings)
+        done = file.check()
+        batches = file.batches()
+        assert len(batches) == done
+        assert all(x in [batch(i) for i in range(3)] for x in batches)
+        summarise(batches)
+
+    for number in range(300):
+        part = parts[number % len(parts)]
+        if number % 2:
+            changed, about = mutated(json.loads(raws[part]), draw, tensors=False)
+            content = json.dumps(changed, default=str).encode()
+        else:
+            content, about = mutated_bytes(raws[part], draw), "bytes"
+        part.write_bytes(content)
+        fuzz.read(name, f"{number} {part.name}: {about}", use)
+        part.write_bytes(raws[part])
+    check_all(fuzz, watch, name)
