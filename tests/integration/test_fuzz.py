@@ -83,8 +83,8 @@ FUZZ_REPORT=benchmarks/robustness.md GOLDEN_DIR=../shared/golden \\
 ```
 
 with seed {seed}. A mutation cuts a file off, flips bits, overwrites, doubles or leaves
-out bytes; or it leaves out, renames, adds or replaces an entry of what the file holds, by
-another type, a huge, negative or infinite number, a path, a tensor of another shape.
+out bytes; or it leaves out, renames, adds or replaces an entry of what the file holds,
+by another type, a huge, negative or infinite number, a path, a tensor of another shape.
 "Read" means that the file was read as what it says; where its format has checksums,
 that is what it said before. "Failed" is all else: a traceback, several lines, a crash.
 An audit hook watches what is deleted, moved or written meanwhile: outside of the run's

@@ -14,7 +14,7 @@ import utils
 from checkpoints import huggingface
 from checkpoints.about import adopt, describe, disagreements
 from checkpoints.checkpoint import Checkpoint
-from checkpoints.huggingface import DOWNLOADED, INDEX, read_hub
+from checkpoints.huggingface import DOWNLOADED, INDEX, read_about, read_hub
 from checkpoints.locating import is_folder_or_hub_id
 from checkpoints.reading import read_checkpoint
 from cli.settle import adopt_network
