@@ -76,7 +76,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
     """What a checkpoint is, as lines of a table."""
     weights = checkpoint.weights or {}
     embedding = weights.get("backbone.vocab_embed.embedding")
-    has_embedding = embedding is not None and embedding.dim() == 2
+    shape = () if embedding is None else embedding.shape
     buffers = ("inv_freq",)
     sizes = [x.numel() for name, x in weights.items() if not name.endswith(buffers)]
     has_optimizer = checkpoint.optimizer_states not in (None, [])
@@ -89,7 +89,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
         "tokenizer": checkpoint.setting("data.tokenizer_name_or_path"),
         "training data": checkpoint.setting("data.train"),
         "length": checkpoint.setting("model.length"),
-        "vocabulary": embedding.shape[0] if has_embedding else None,
+        "vocabulary": shape[0] if len(shape) == 2 else None,
         "parameters": f"{sum(sizes):,}" if sizes else None,
         "step": checkpoint.step,
         "epoch": checkpoint.epoch,

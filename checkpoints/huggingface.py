@@ -15,6 +15,8 @@ import torch
 
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.keys import check_sizes
+from checkpoints.schema import count, optional, text
+from checkpoints.schema import fields as fields_of
 from utils import ConfigError, first_line, hub_options
 
 CONFIG = "config.json"
@@ -60,6 +62,10 @@ OWN_VALUES = {
 }
 # Field of `Checkpoint` -> field of config.json, likewise.
 OWN_ABOUT = {"step": "step", "weights_kind": "weights", "likelihood": "likelihood"}
+
+OWN_RULES = dict.fromkeys(OWN_ABOUT.values(), optional(text)) | {
+    "step": optional(count)
+}
 
 
 class Format(NamedTuple):
@@ -117,8 +123,8 @@ def _about(folder: Path, name_or_path: str, key: str) -> Checkpoint:
     where = f"{key}={name_or_path!r}: {CONFIG}"
     form = FORMATS[kind]
     sizes = _sizes(fields, where)
-    stated = {key.removeprefix("model."): value for key, value in sizes.items()}
-    check_sizes(_shapes(folder, key), stated, where)
+    of_network = {key.removeprefix("model."): x for key, x in sizes.items()}
+    check_sizes(_shapes(folder, key), of_network, where)
     values = form.known | sizes | _values(fields, form, where)
     is_distilled = name_or_path in DISTILLED_IDS
     if is_distilled:
@@ -134,6 +140,10 @@ def _about(folder: Path, name_or_path: str, key: str) -> Checkpoint:
         stated: dict[str, Any] = {
             name: fields.get(field) for name, field in OWN_ABOUT.items()
         }
+        try:
+            fields_of(OWN_RULES)(fields, CONFIG)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}.") from None
         about = replace(about, **stated)
     return about
 
