@@ -1,6 +1,6 @@
 """What can be refused about a config before anything heavy is imported, whatever the
-algorithm: unknown names, numbers out of range, keys without effect, files that are not
-there.
+algorithm: unknown keys and names, numbers out of range, keys without effect, files that
+are not there.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from checkpoints.locating import check_checkpoint_path
+from cli.known_keys import INERT_KEYS, refuse_unread
 from cli.older_keys import refuse_older_keys
 from data.files import find_files
 from data.readers import ON_BAD_ROW
@@ -115,6 +116,7 @@ def check(config: DictConfig) -> None:
         ConfigError: With the key, the value and the cure.
     """
     refuse_older_keys(config)
+    refuse_unread(config)
     require(
         config.sampling.predictor,
         SAMPLERS.keys() | ALIASES.keys(),
@@ -195,23 +197,6 @@ def check_loss_chunk(config: DictConfig) -> None:
             f"training.loss_chunk={chunk!r} is not auto, null or a whole number of "
             "at least 1."
         )
-
-
-# Keys that exist in published configs and change nothing in the published code. They
-# are accepted at the published value; any other value is refused, not ignored.
-INERT_KEYS = {
-    "training.importance_sampling": False,
-    "training.change_of_variables": False,
-    "model.tie_word_embeddings": False,
-    "model.vocab_lookup": True,
-    "model.scale_by_sigma": True,
-    "model.temb_strategy": "adaln",
-    "prior.type": "none",
-    "prior.latent_width": 0,
-    "prior.latent_height": 0,
-    "sampling.guid_weight": None,
-    "algo.posterior_loss_weight": 0.0,
-}
 
 
 def check_inert_keys(config: DictConfig) -> None:

@@ -4,15 +4,14 @@ to one line that helps.
 
 import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from cli.known_keys import unknown_key
 from cli.older_keys import translated
-from utils import CONFIGS, did_you_mean, files_named, hydra_quoted, unknown_value
+from utils import CONFIGS, files_named, hydra_quoted, unknown_value
 
 
 def explain(error: HydraException) -> str:
@@ -23,34 +22,8 @@ def explain(error: HydraException) -> str:
         choices = [name for name in names if not name.startswith("_")]
         return unknown_value(group, value, choices)
     if found := re.search(r"Could not override '([^']+)'", str(error)):
-        key = found[1]
-        known = config_keys(CONFIGS)
-        if key in known:
-            group = key.split(".")[0]
-            return f"{key} is a key of another {group}=..., not of the chosen one."
-        hint = did_you_mean(key, known)
-        return f"Unknown key {key}.{hint} To add a new key, write +{key}=..."
+        return unknown_key(found[1])
     return str(error)
-
-
-def config_keys(configs: Path) -> set[str]:
-    """Every dotted key of the config files; experiments only set what is there."""
-
-    def dotted(prefix: str, node: Any) -> Iterator[str]:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                yield from dotted(f"{prefix}.{key}" if prefix else str(key), value)
-        yield prefix
-
-    return {
-        key
-        for path in configs.rglob("*.yaml")
-        if "experiment" not in path.relative_to(configs).parts
-        for key in dotted(
-            ".".join(path.parent.relative_to(configs).parts),
-            OmegaConf.to_container(OmegaConf.load(path)),
-        )
-    }
 
 
 _QUOTED = re.compile(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\"""")

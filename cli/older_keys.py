@@ -3,6 +3,8 @@
 The words of the command line are translated before Hydra sees them, so that a config
 has one name for each value. A config file with an older key beside the node that
 replaced it is refused, because the key would change nothing.
+
+A key of wandb may be given with `+` whether or not an experiment has it.
 """
 
 import logging
@@ -26,6 +28,8 @@ OLDER_KEYS: Mapping[str, str] = {
     "algo.integral_cache_path": f"{CURRICULUM}.integral_cache_path",
 }
 # Whole words: a group takes no null.
+# Added or changed, whether or not an experiment has the key: wandb has many of them.
+_WANDB = re.compile(r"\+(?=wandb\.)")
 OLDER_WORDS: Mapping[str, str] = {"logger=null": "logger=none"}
 
 _OVERRIDE = re.compile(r"\+{0,2}([\w.]+)=(.*)", re.DOTALL)
@@ -44,6 +48,7 @@ def translated(words: list[str]) -> list[str]:
     given = {found[1] for word in words if (found := _OVERRIDE.fullmatch(word))}
     said, result = set(), []
     for word in (OLDER_WORDS.get(word, word) for word in words):
+        word = _WANDB.sub("++", word, count=1) if _WANDB.match(word) else word
         found = _OVERRIDE.fullmatch(word)
         if found is None or found[1] not in OLDER_KEYS:
             result.append(word)

@@ -16,6 +16,7 @@ from checkpoints.huggingface import read_about
 from checkpoints.locating import is_folder_or_hub_id
 from checkpoints.reading import read_checkpoint
 from cli.checks import check_values
+from cli.known_keys import refuse_arguments
 from models.device import keep_freed_memory
 from report.console import report_config
 from sampling.prompts import check_prompts
@@ -37,6 +38,7 @@ def settle(config: DictConfig) -> None:
     """
     keep_freed_memory()
     share_paths()
+    refuse_arguments(config)
     adopt_network(config)
     OmegaConf.resolve(config)
     check_values(config)  # again, now that every value is there

@@ -23,6 +23,8 @@ from checkpoints.about import adopt, own_algorithms
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_checkpoint
 from cli.commandline import explain
+from cli.known_keys import refuse_unread
+from cli.older_keys import translated
 from cli.settle import algorithm_class, check_batches, check_devices, settle
 from data.tokenizers import get_tokenizer
 from evaluation.scoring import Request, Scorer
@@ -41,6 +43,7 @@ from utils import (
 log = logging.getLogger(__name__)
 
 NAME = "discrete_diffusion"
+DEFAULT_DEVICE = "cuda:0"  # lm_eval's, whether or not the machine has one
 INSTALL = "pip install lm_eval==0.4.13"
 
 # What a checkpoint says of its run, where the command does not.
@@ -167,7 +170,8 @@ def compose(overrides: list[str]) -> DictConfig:
     """The config as main.py composes it for mode=ppl_eval.
 
     Raises:
-        ConfigError: If there is no such key or choice, or it is not for here.
+        ConfigError: If there is no such key or choice, or it is not for here, or
+            nothing would read it.
     """
     for key in ("mode", "eval.checkpoint_path"):
         if key in _keys(overrides):
@@ -175,7 +179,9 @@ def compose(overrides: list[str]) -> DictConfig:
     register_resolvers()
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-            return hydra.compose("config", ["mode=ppl_eval", *overrides])
+            config = hydra.compose("config", ["mode=ppl_eval", *translated(overrides)])
+        refuse_unread(config)
+        return config
     except HydraException as error:
         given = " ".join(overrides)
         reason = one_line(explain(error))
@@ -269,6 +275,8 @@ def register() -> Callable[[], None]:
             """The arguments' own batch_size and device come before the command's."""
             extra = additional_config or {}
             extra = {name: x for name, x in extra.items() if x is not None}
+            if extra.get("device") == DEFAULT_DEVICE and not names_device(sys.argv):
+                del extra["device"]
             return cls(**{**extra, **arg_dict})
 
         def loglikelihood(self, requests: list) -> list[tuple[float, bool]]:
@@ -304,6 +312,12 @@ def register() -> Callable[[], None]:
                 )
 
     return cli_evaluate
+
+
+def names_device(argv: list[str]) -> bool:
+    """Whether a command names a device, however short the flag is written."""
+    flags = (word.split("=")[0] for word in argv)
+    return any(len(x) > 3 and "--device".startswith(x) for x in flags)
 
 
 def command_line(argv: list[str]) -> list[str]:

@@ -1,17 +1,23 @@
 """The loggers that `logger` and the command line ask for."""
 
+import configparser
 import functools
+import inspect
 import logging
+import netrc
 import os
 import re
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import Logger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 
-from utils import CONFIGS, ConfigError
+from utils import CONFIGS, ConfigError, require
 
 log = logging.getLogger(__name__)
 
@@ -28,13 +34,51 @@ def build_loggers(config: DictConfig) -> list[Logger]:
     return [_build(node, config) for node in _nodes(config).values()]
 
 
+def has_account() -> bool:
+    """Whether wandb would find a key of an account, without setting wandb up.
+
+    Once wandb is set up it asks for an account, whatever it is told afterwards.
+    """
+    names = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+    if any(os.environ.get(name) for name in names):
+        return True
+    settings = configparser.ConfigParser(interpolation=None)
+    for folder in (os.environ.get("WANDB_CONFIG_DIR", "~/.config/wandb"), "wandb"):
+        with suppress(configparser.Error, OSError, UnicodeDecodeError):
+            settings.read(Path(folder).expanduser() / "settings")
+    section = settings["default"] if settings.has_section("default") else {}
+    if section.get("api_key"):
+        return True
+    default = section.get("base_url", "https://api.wandb.ai")
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or default).netloc
+    files = [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]
+    for file in files:
+        with suppress(netrc.NetrcParseError, OSError, UnicodeDecodeError):
+            found = netrc.netrc(Path(file).expanduser()).authenticators(host)
+            return bool(found and found[2])
+    return False
+
+
 def logger_names(config: DictConfig) -> list[str]:
     """Names of the loggers that `build_loggers` would build.
 
     Raises:
-        ConfigError: If `logger` holds something that is not a logger's node.
+        ConfigError: If `logger` holds something that is not a logger's node, or `wandb`
+            a setting that there is not.
     """
-    return list(_nodes(config))
+    names = list(_nodes(config))
+    if "wandb" in names:
+        _check_settings(config.wandb)
+    return names
+
+
+def _check_settings(settings: DictConfig) -> None:
+    import wandb
+
+    known = inspect.signature(wandb.init).parameters.keys()
+    known |= inspect.signature(WandbLogger).parameters.keys()
+    for name in settings:
+        require(name, known - {"kwargs"}, "key of wandb")
 
 
 def _nodes(config: DictConfig) -> dict[str, DictConfig]:
@@ -66,14 +110,12 @@ def wandb_logger(config: DictConfig) -> WandbLogger:
 
     It is offline if it is asked to be, or if this machine has no account.
     """
-    import wandb
-
     # A node with keys becomes a dict; OmegaConf's types do not say so.
     settings = cast(dict[str, Any], OmegaConf.to_container(config.wandb, resolve=True))
     if settings["name"] is None:  # the default id is made from the name
         settings["id"] = None
     offline = settings.pop("offline", False)
-    if not offline and "WANDB_MODE" not in os.environ and not wandb.api.api_key:
+    if not offline and "WANDB_MODE" not in os.environ and not has_account():
         log.info("no wandb account on this machine: logging offline")
         offline = True
     return WandbLogger(

@@ -12,7 +12,7 @@ from documented import PAGES, blocks, code_spans
 from omegaconf import OmegaConf
 
 from benchmarks import plot_demo
-from cli.commandline import config_keys
+from cli.known_keys import known_keys
 from data.published import Corpus, Source
 
 CONFIGS = ROOT / "configs"
@@ -53,7 +53,7 @@ SUFFIXES = {"md", "csv", "png", "json", "yaml", "py", "safetensors"}
 @pytest.mark.parametrize("page", PAGES)
 def test_keys_exist(page):
     """Every `group.key` or `group.key=value` in the text."""
-    known = config_keys(CONFIGS) | OLDER
+    known = known_keys() | OLDER
     spans = (
         re.match(r"([a-z_]+(\.[a-zA-Z0-9_]+)+)(=|$)", x)
         for x in code_spans(PAGES[page])

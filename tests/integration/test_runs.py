@@ -138,16 +138,18 @@ def test_finetuning_starts_from_the_given_weights(checkpoint, tmp_path):
         assert torch.equal(value, tuned["state_dict"][name])
 
 
-def test_wandb_offline_needs_no_account(tmp_path):
+@pytest.mark.parametrize("words", [["+wandb.offline=true"], []], ids=["asked", "not"])
+def test_wandb_needs_no_account(tmp_path, words):
     """The reference's keys: giving any wandb key on the command line uses wandb."""
     run(
         *TINY,
-        "+wandb.offline=true",
+        *words,
         "wandb.name=trial",
         "trainer.max_steps=2",
         "eval.generate_samples=False",
         "hydra.run.dir=run",
         cwd=tmp_path,
+        env={"HOME": str(tmp_path), "NETRC": ""},
     )
     assert list((tmp_path / "run").glob("wandb/offline-run-*"))
     assert logged(tmp_path / "run", "trainer/loss")

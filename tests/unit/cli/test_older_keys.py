@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 from omegaconf import OmegaConf
 from refusals import refused
-from tiny import CONFIGS
 
-from cli.commandline import arguments, config_keys
+from cli.commandline import arguments
+from cli.known_keys import known_keys
 from cli.older_keys import OLDER_KEYS, OLDER_WORDS, refuse_older_keys, translated
 
 OLDER = "algo.gamma_min"
@@ -28,7 +28,7 @@ def test_every_older_key_sets_the_newer_one(compose, caplog, older, prefix, algo
 
 
 def test_no_config_has_an_older_key():
-    known = config_keys(CONFIGS)
+    known = known_keys()
     names = {key.removeprefix("algo.") for key in OLDER_KEYS}
     assert (
         not {
@@ -45,6 +45,14 @@ def test_the_newer_spelling_wins(caplog):
     assert translated([older, newer]) == translated([newer, older]) == [newer]
     assert translated([older, f"++{newer}"]) == [f"++{newer}"]
     assert all("wins" in line for line in caplog.messages)
+
+
+@pytest.mark.parametrize("word", ["+wandb.offline=False", "++wandb.offline=False"])
+@pytest.mark.parametrize("base", ["experiment=eval_owt_duo", "algo=mdlm"])
+def test_a_key_of_wandb_may_be_there_already(compose, word, base):
+    """As in every experiment of an evaluation."""
+    config = compose(base, *arguments([word, "+wandb.notes=a"]), tiny=False)
+    assert (config.wandb.offline, config.wandb.notes) == (False, "a")
 
 
 def test_sweeps_and_odd_values():

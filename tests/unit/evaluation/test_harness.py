@@ -72,6 +72,39 @@ def test_the_command_names_our_model():
         assert command_line(other) == other
 
 
+@pytest.fixture(scope="module")
+def adapter():
+    """The class that lm_eval makes of our name."""
+    pytest.importorskip("lm_eval", reason=harness.INSTALL)
+    harness.register()
+    from lm_eval.api.registry import get_model
+
+    return get_model(harness.NAME)
+
+
+def test_lm_evals_own_device_is_none(monkeypatch, adapter):
+    """It gives one whether or not the machine has it; the best is taken instead."""
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    assert EvaluatorConfig(tasks=["a"]).device == harness.DEFAULT_DEVICE
+    model = SimpleNamespace(device=torch.device("cpu"))
+    monkeypatch.setattr(harness, "load", lambda _: SimpleNamespace(model=model))
+    made = adapter.create_from_arg_obj
+    given, extra = {"checkpoint": "a"}, {"device": harness.DEFAULT_DEVICE}
+    monkeypatch.setattr(sys, "argv", ["harness", "--tasks", "a"])
+    assert made(given, extra).arguments.device is None
+    assert made(given, {"device": "cuda:1"}).arguments.device == "cuda:1"
+    assert made({**given, "device": "cuda:0"}, extra).arguments.device == "cuda:0"
+    for named in ("--device", "--dev", "--device=cuda:0"):
+        monkeypatch.setattr(sys, "argv", ["harness", "--tasks", "a", named])
+        assert made(given, extra).arguments.device == "cuda:0"
+
+
+def test_overrides_that_nothing_reads_are_refused():
+    refused(lambda: harness.compose(["+sampling.colour=1"]), "sampling.colour")
+    assert harness.compose(["+wandb.offline=true"]).wandb.offline
+
+
 def test_what_a_task_asks_to_write():
     assert request_of("a", {}, 9) == ("a", (), 9)
     assert request_of("a", {"until": "\n"}, 9) == ("a", ("\n",), 9)
@@ -180,15 +213,11 @@ def test_mistakes_are_one_line(saved, tmp_path):
 # ---------------------------------------------------------------- the adapter
 
 
-def test_the_adapter_answers_every_kind_of_request(saved, caplog):
-    pytest.importorskip("lm_eval", reason=harness.INSTALL)
-    harness.register()
-    from lm_eval.api.registry import get_model
-
+def test_the_adapter_answers_every_kind_of_request(saved, caplog, adapter):
     given = {"checkpoint": str(saved[0]), "num_draws": 2, "batch_size": 4}
     given["overrides"] = "sampling.steps=2"
     extra = {"batch_size": 1, "max_batch_size": None, "device": "cpu"}
-    lm = get_model(harness.NAME).create_from_arg_obj(given, extra)
+    lm = adapter.create_from_arg_obj(given, extra)
     assert lm.scorer.batch_size == 4
     assert lm.device.type == "cpu"
 

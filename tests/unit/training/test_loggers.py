@@ -1,5 +1,6 @@
 """Loggers: which are asked for, what each is built with, and what is refused."""
 
+import os
 from functools import partial
 from types import SimpleNamespace
 
@@ -82,19 +83,45 @@ def test_wandb_is_built_with_its_settings(
     assert built.config == OmegaConf.to_container(config, resolve=True)
 
 
-@pytest.mark.parametrize(
-    ("account", "environment", "offline"),
-    [(None, {}, True), ("key", {}, False), (None, {"WANDB_MODE": "disabled"}, False)],
-)
-def test_without_an_account_wandb_is_offline(
-    compose, monkeypatch, account, environment, offline
-):
-    import wandb
+NETRC = "machine api.wandb.ai login user password x"
+# Variables and files of the home, and whether the run is offline.
+ACCOUNTS = {
+    "none": ({}, {}, True),
+    "key": ({"WANDB_API_KEY": "x"}, {}, False),
+    "token": ({"WANDB_IDENTITY_TOKEN_FILE": "x"}, {}, False),
+    "empty key": ({"WANDB_API_KEY": ""}, {}, True),
+    "mode": ({"WANDB_MODE": "disabled"}, {}, False),
+    "netrc": ({}, {".netrc": NETRC}, False),
+    "netrc elsewhere": ({"NETRC": "mine"}, {"mine": NETRC}, False),
+    "no netrc": ({"NETRC": "mine"}, {".netrc": NETRC}, True),
+    "another machine": ({}, {".netrc": NETRC.replace("wandb", "other")}, True),
+    "another server": ({"WANDB_BASE_URL": "https://a.b"}, {".netrc": NETRC}, True),
+    "own server": (
+        {"WANDB_BASE_URL": "http://a.b:80"},
+        {".netrc": NETRC.replace("api.wandb.ai", "a.b:80")},
+        False,
+    ),
+    "no file of accounts": ({}, {".netrc": "\0 machine {"}, True),
+    "settings": ({}, {".config/wandb/settings": "[default]\napi_key = x"}, False),
+    "no settings": ({}, {".config/wandb/settings": "api_key"}, True),
+}
 
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    for name, value in environment.items():
+
+@pytest.mark.parametrize("case", ACCOUNTS)
+def test_without_an_account_wandb_is_offline(compose, monkeypatch, tmp_path, case):
+    """And wandb has not been set up, which would ask for an account."""
+    environment, files, offline = ACCOUNTS[case]
+    for name in list(os.environ):
+        if name.startswith("WANDB_") or name == "NETRC":
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"HOME": str(tmp_path), **environment}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(wandb, "api", SimpleNamespace(api_key=account))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr("wandb.setup", None)
+    monkeypatch.setattr("wandb.api", None)
     monkeypatch.setattr("training.loggers.WandbLogger", SimpleNamespace)
     (built,) = build_loggers(compose("logger=wandb"))
     assert built.offline is offline
@@ -109,6 +136,13 @@ def test_wandb_builds(compose, tmp_path, monkeypatch):
     )
     assert isinstance(built, WandbLogger)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_setting_that_wandb_has_not_is_refused(compose):
+    config = compose("logger=wandb", "+wandb.colour=red")
+    refused(partial(logger_names, config), "'colour'", "wandb", "Choose from")
+    assert logger_names(compose("+wandb.colour=red")) == ["csv"]  # not in use
+    assert logger_names(compose("logger=wandb", "+wandb.notes=red")) == ["wandb"]
 
 
 def test_an_unknown_logger_is_one_line(compose):
