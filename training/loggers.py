@@ -75,8 +75,8 @@ def logger_names(config: DictConfig) -> list[str]:
 def _check_settings(settings: DictConfig) -> None:
     import wandb
 
-    known = inspect.signature(wandb.init).parameters.keys()
-    known |= inspect.signature(WandbLogger).parameters.keys()
+    known = {*inspect.signature(wandb.init).parameters}
+    known |= {*inspect.signature(WandbLogger).parameters}
     for name in settings:
         require(name, known - {"kwargs"}, "key of wandb")
 
