@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Sampler
 from data.registry import DATASETS
 from data.rows import TokenRows
 from data.streaming import Stream, StreamLoader
+from data.tokenizers import padding_id
 from utils import STOP_SIGNALS, ConfigError
 
 # ---------------------------------------------------------------- order
@@ -215,7 +216,8 @@ class DataModule(lightning.LightningDataModule):
             return rows
         if self._stream is None:
             self._stream = spec.stream(self.config, self.tokenizer)
-            self._check_ids(self._stream.first_row().ids)  # also that it can be read
+            row = self._stream.first_row()  # also that it can be read
+            self._check_ids(row.ids[: row.num_valid])
         return self._stream
 
     def _check(self, rows: TokenRows, split: str) -> None:
@@ -225,7 +227,9 @@ class DataModule(lightning.LightningDataModule):
                 f"{where} is empty: it does not fill one row of "
                 f"model.length={self.config.model.length} tokens."
             )
-        if self.mask_index is not None and rows.counts()[self.mask_index :][:1].any():
+        if self.mask_index is not None and rows.valid_count(
+            self.mask_index, self.tokenizer.pad_token_id
+        ):
             raise self._holds_mask(split)
 
     def _check_ids(self, ids: Any) -> None:
@@ -234,10 +238,15 @@ class DataModule(lightning.LightningDataModule):
             raise self._holds_mask("train")
 
     def _holds_mask(self, split: str) -> ConfigError:
+        token = self.tokenizer.convert_ids_to_tokens(self.mask_index)
+        key, is_text = (
+            "data.special_tokens_in_text",
+            self.tokenizer.split_special_tokens,
+        )
+        cure = "take it out of the text" if is_text else f"{key}=split makes it text"
         return ConfigError(
             f"data.{split}={self.config.data[split]!r} holds token {self.mask_index}, "
-            f"which is the mask of algo={self.config.algo.name}; with data.wrap=False "
-            "the tokenizer needs a mask token apart from its pad token."
+            f"{token!r}, which is the mask of algo={self.config.algo.name}; {cure}."
         )
 
     def train_dataloader(self) -> DataLoader:
@@ -276,11 +285,18 @@ class DataModule(lightning.LightningDataModule):
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
 
+    def _padding(self) -> int | None:
+        """What takes the place of the pad in batches, where that is the mask."""
+        if self.mask_index is None:
+            return None
+        padding = padding_id(self.tokenizer, self.mask_index)
+        return None if padding == self.tokenizer.pad_token_id else padding
+
     def _options(self) -> dict[str, Any]:
         """Of both loaders."""
         loader = self.config.loader
         options = {
-            "collate_fn": _as_fetched,
+            "collate_fn": functools.partial(_as_fetched, self._padding()),
             "pin_memory": loader.pin_memory and torch.cuda.is_available(),
         }
         if not loader.num_workers:
@@ -313,9 +329,15 @@ def _outlast_signals(is_over: Any, worker: int) -> None:
         signal.signal(number, end)
 
 
-def _as_fetched(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`TokenRows.__getitems__` already returns a batch."""
-    return batch
+def _as_fetched(padding: int | None, fetched: Any) -> Any:
+    """What rows and streams give is a batch already; other padding, if any.
+
+    A stream gives a batch and where it goes on.
+    """
+    if padding is not None:
+        batch = fetched[0] if isinstance(fetched, tuple) else fetched
+        batch["input_ids"].masked_fill_(batch["attention_mask"] == 0, padding)
+    return fetched
 
 
 def _of_ranks(world_size: int, value: Any) -> list[Any]:

@@ -49,6 +49,7 @@ STATED = (
     *NETWORK,
     "model.length",
     "data.vocab_size",  # of the synthetic tokenizer
+    "data.bos_token",
     *VALUES.values(),
     *OWN_VALUES.values(),
 )

@@ -38,7 +38,8 @@ def published_separator(tokenizer: Any) -> int:
 
     NOTE(compat): the first token of encode(eos), which is [CLS] for BERT tokenizers.
     """
-    return tokenizer.encode(tokenizer.eos_token)[0]
+    eos = tokenizer.eos_token
+    return tokenizer.encode(eos, split_special_tokens=False)[0]
 
 
 # By `algo.compat`: the token that separates packed documents.
@@ -68,10 +69,13 @@ def tokenizer_state(tokenizer: Any) -> dict[str, Any]:
     kind, content = type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())
     if backend is not None:
         kind, content = "fast", backend.to_str()
-    return {
+    state = {
         "tokenizer": f"{kind} {_digest(content)}",
         "vocab_size": len(tokenizer),
     }
+    if tokenizer.split_special_tokens:
+        state["special_tokens_in_text"] = "split"
+    return state
 
 
 def _digest(content: Any) -> str:

@@ -9,7 +9,6 @@ neither the number of documents nor of rows.
 
 import contextlib
 import functools
-import itertools
 import multiprocessing
 import os
 import signal
@@ -28,6 +27,7 @@ from tqdm.auto import tqdm
 
 from data.detokenizers import Rules, detokenize
 from data.documents import Documents
+from data.encoding import encode_texts
 from data.rows import TokenRows
 from utils import RunStopped
 
@@ -129,15 +129,8 @@ def rows_of(blocks: Iterable[Block], length: int) -> TokenRows:
 
 def encode(texts: list[str], tokenizer: Any, rules: Rules = ()) -> Chunk:
     """Token ids of texts, without special tokens around them."""
-    if not texts:
-        return Chunk(np.empty(0, np.int32), np.empty(0, np.int64))
-    clean = [detokenize(text, rules) for text in texts]
-    options = {"return_attention_mask": False, "return_token_type_ids": False}
-    encoded = tokenizer(clean, add_special_tokens=False, verbose=False, **options)
-    lists = encoded["input_ids"]
-    lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
-    ids = itertools.chain.from_iterable(lists)
-    return Chunk(np.fromiter(ids, dtype=np.int32, count=lengths.sum()), lengths)
+    clean = (detokenize(text, rules) for text in texts)
+    return Chunk(*encode_texts(clean, tokenizer))
 
 
 def tokenize(

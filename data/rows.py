@@ -91,6 +91,14 @@ class TokenRows(Dataset):
             counts = add_counts(counts, part.valid_ids())
         return counts
 
+    def valid_count(self, index: int, pad: int) -> int:
+        """How often one id occurs outside of padding, which is of the id `pad`."""
+        count = int(self.counts()[index : index + 1].sum())
+        if index == pad and self.num_valid is not None:
+            length = self.ids.shape[1]
+            count -= len(self) * length - int(self.num_valid.sum())
+        return count
+
     def fingerprint(self) -> Fingerprint:
         """What two people compare to see whether they measured on the same rows."""
         widths, tokens, num_tokens = hashlib.sha256(), hashlib.sha256(), 0

@@ -15,27 +15,39 @@ from utils import ConfigError, first_line, hub_options
 def get_tokenizer(config: DictConfig) -> Any:
     """The tokenizer that `data.tokenizer_name_or_path` names.
 
-    A missing bos falls back to cls, a missing eos to sep; a missing pad is added.
+    A missing eos falls back to sep, a missing bos to cls and then to eos, if
+    `data.bos_token` names none; a missing pad is added. Special tokens that are
+    written out in a text are tokens or text, as `data.special_tokens_in_text` says.
 
     Returns:
         A `transformers` tokenizer.
 
     Raises:
-        ConfigError: If it cannot be loaded, or has neither bos nor cls.
+        ConfigError: If it cannot be loaded, has neither eos nor sep, or lacks the
+            token of `data.bos_token`.
     """
     name = config.data.tokenizer_name_or_path
     tokenizer = TOKENIZERS.get(name, _pretrained_tokenizer)(config)
-    if tokenizer.bos_token is None:
-        tokenizer.bos_token = tokenizer.cls_token
     if tokenizer.eos_token is None:
         tokenizer.eos_token = tokenizer.sep_token
-    if tokenizer.bos_token is None or tokenizer.eos_token is None:
+    if tokenizer.eos_token is None:
         raise ConfigError(
-            f"data.tokenizer_name_or_path={name!r} has no bos/cls or no eos/sep token; "
-            "choose a tokenizer that has both."
+            f"data.tokenizer_name_or_path={name!r} has no eos/sep token, which ends "
+            "documents and rows; choose a tokenizer that has one."
         )
+    bos = config.data.get("bos_token")
+    if bos is not None and bos not in tokenizer.get_vocab():
+        raise ConfigError(
+            f"data.bos_token={bos!r} is no token of data.tokenizer_name_or_path="
+            f"{name!r}; name one of its tokens, or null for its own."
+        )
+    tokenizer.bos_token = bos or (
+        tokenizer.bos_token or tokenizer.cls_token or tokenizer.eos_token
+    )
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    is_text = config.data.get("special_tokens_in_text") == "split"
+    tokenizer.split_special_tokens = is_text
     return tokenizer
 
 
@@ -143,11 +155,52 @@ TOKENIZERS: dict[str, Callable[[DictConfig], Any]] = {
 }
 
 
+# ---------------------------------------------------------------- vocabularies
+
+
 def vocabulary_with_mask(tokenizer: Any) -> tuple[int, int]:
     """K and mask id: the tokenizer's own mask, or one more entry at the end.
 
-    `tokenizer.vocab_size` and not `len(tokenizer)`: tokens added later do not count.
+    K is `tokenizer.vocab_size`, as published, which leaves out what lies behind the
+    vocabulary, unless that is more than a pad: then K covers every id.
     """
+    size = tokenizer.vocab_size
+    if not has_pad_alone(tokenizer):
+        size = max(size, largest_id(tokenizer) + 1)
     if tokenizer.mask_token_id is not None:
-        return tokenizer.vocab_size, tokenizer.mask_token_id
-    return tokenizer.vocab_size + 1, tokenizer.vocab_size
+        return size, tokenizer.mask_token_id
+    return size + 1, size
+
+
+def largest_id(tokenizer: Any) -> int:
+    """The largest id of any token, those behind the vocabulary included."""
+    return max(ids_of(tokenizer), default=-1)
+
+
+def ids_of(tokenizer: Any) -> set[int]:
+    """The ids of all tokens; none of what only stands for a tokenizer."""
+    vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
+    return set(vocabulary.values())
+
+
+def has_pad_alone(tokenizer: Any) -> bool:
+    """Whether a pad is all that lies behind the vocabulary.
+
+    So it is with GPT-2's, which has none of its own. A mask takes the pad's id then,
+    as published, and neither text nor padding may hold it.
+    """
+    behind = {index for index in ids_of(tokenizer) if index >= tokenizer.vocab_size}
+    return bool(behind) and behind == {tokenizer.pad_token_id}
+
+
+def padding_id(tokenizer: Any, mask_index: int | None) -> int:
+    """What pads the rows of a model: the pad, or eos where a mask has the pad's id.
+
+    Args:
+        tokenizer: From `get_tokenizer`.
+        mask_index: The model's mask id; None without a mask.
+    """
+    is_taken = mask_index is not None and has_pad_alone(tokenizer)
+    if is_taken or tokenizer.pad_token_id == mask_index:
+        return int(tokenizer.eos_token_id)
+    return int(tokenizer.pad_token_id)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.tokenizers import largest_id
 from diffusion.base import Diffusion, Draw
 
 
@@ -20,7 +21,7 @@ class UniformState(Diffusion):
 
     @staticmethod
     def vocabulary(tokenizer: Any) -> tuple[int, None]:
-        return len(tokenizer), None
+        return max(len(tokenizer), largest_id(tokenizer) + 1), None
 
     def noise_tokens(
         self, shape: tuple[int, ...], generator: torch.Generator | None = None

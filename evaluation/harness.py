@@ -56,6 +56,8 @@ STATED = (
     "algo.compat",
     "data.tokenizer_name_or_path",
     "data.vocab_size",
+    "data.bos_token",
+    "data.special_tokens_in_text",
 )
 STATED_GROUPS = ("model", "noise")
 

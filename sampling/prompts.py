@@ -108,7 +108,10 @@ def read_prompts(config: DictConfig, tokenizer: Any, length: int) -> list[Prompt
                 f"{key}={text!r} has {len(ids)} tokens; after bos there is room for "
                 f"{length - 1} (model.length)."
             )
-        if tokenizer.mask_token_id is not None and tokenizer.mask_token_id in ids:
+        if tokenizer.mask_token is not None and (
+            tokenizer.mask_token_id in ids
+            or (not has_gaps and tokenizer.mask_token in text)
+        ):
             raise ConfigError(
                 f"{key}={text!r} holds the mask token; gaps are for sampling.infill."
             )

@@ -5,12 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from refusals import refused
+from tokenizer_kinds import tokenizer_of
 
 from data import loading
 from data.registry import DATASETS, DatasetSpec, check_splits
 from data.rows import TokenRows
-from data.tokenizers import get_tokenizer
+from data.tokenizers import TOKENIZERS, get_tokenizer, vocabulary_with_mask
 from dataloader import DataModule
 
 
@@ -315,14 +317,60 @@ def test_data_that_hold_the_mask_are_refused(module):
     assert len(module(mask_index=7).load("train")) == 20
 
 
-def test_gpt2_padding_would_be_its_mask(text_module, pretrained):
-    """GPT-2's added pad has the id of the mask; packing has no padding."""
-    if not pretrained.endswith("gpt2"):
-        pytest.skip("for GPT-2")
-    settings = (f"data.tokenizer_name_or_path={pretrained}", "model.length=64")
-    data = text_module("a short one", *settings, "data.wrap=False", mask_index=50257)
-    data.config.data.valid_path = data.config.data.path
-    refused(lambda: data.load("valid"), "holds token 50257", "data.wrap=False")
+@pytest.mark.parametrize("kind", ["gpt2", "gpt2_with_pad", "llama3", "gpt2_with_mask"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_padding_is_not_the_mask(text_module, kind, streaming, monkeypatch):
+    """Where the pad has the mask's id, eos pads; else the pad does. Rows stay as they
+    are, so that all algorithms share them."""
+    monkeypatch.setitem(TOKENIZERS, kind, lambda config: tokenizer_of(kind))
+    mask = vocabulary_with_mask(get_tokenizer(settings_of(kind)))[1]
+    data = text_module(
+        "a short one [PAD]",
+        f"data.tokenizer_name_or_path={kind}",
+        "model.length=64",
+        "data.wrap=False",
+        "loader.global_batch_size=1",
+        f"data.streaming={streaming}",
+        "data.valid_path=${data.path}",
+        mask_index=mask,
+    )
+    tokenizer = data.tokenizer
+    is_taken = kind in ("gpt2", "gpt2_with_pad")
+    assert (tokenizer.pad_token_id == mask) == is_taken
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        batch = next(iter(loader))
+        ids, is_text = batch["input_ids"], batch["attention_mask"].bool()
+        padding = tokenizer.eos_token_id if is_taken else tokenizer.pad_token_id
+        assert (ids[~is_text] == padding).all()
+        assert (~is_text).any()
+        assert (ids != mask).all()
+        text = tokenizer.decode(ids[is_text][1:-1])
+        assert text == "a short one [PAD]"
+    assert (np.asarray(data.load("valid").ids)[:, -1] == tokenizer.pad_token_id).all()
+
+
+def settings_of(kind):
+    return OmegaConf.create({"data": {"tokenizer_name_or_path": kind}})
+
+
+@pytest.mark.parametrize("setting", ["keep", "split"])
+def test_a_mask_in_a_text_is_text_or_refused(text_module, setting):
+    """The line names the token, and what makes it text."""
+    data = text_module(
+        "the [MASK] of bytes" * 20,
+        "data.tokenizer_name_or_path=bytes",
+        f"data.special_tokens_in_text={setting}",
+        "data.valid_path=${data.path}",
+        mask_index=258,
+    )
+    if setting == "split":
+        rows = data.load("valid")
+        assert not (np.asarray(rows.ids)[:, 1:-1] >= 256).any()
+        return
+    cure = "data.special_tokens_in_text=split"
+    refused(
+        lambda: data.load("valid"), "holds token 258, '[MASK]'", "algo=duo_base", cure
+    )
 
 
 def test_a_row_needs_room_for_a_token(module):

@@ -5,8 +5,11 @@ import string
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizer_kinds import KINDS, tokenizer_of
 
-from data.tokenizers import TOKENIZERS, get_tokenizer
+from data.encoding import token_ids
+from data.loading import published_separator
+from data.tokenizers import TOKENIZERS, get_tokenizer, has_pad_alone, padding_id
 from utils import ConfigError
 
 TEXT8_ALPHABET = string.ascii_lowercase + " "
@@ -174,7 +177,96 @@ def test_an_unknown_tokenizer_is_refused(tokenizer_for, tmp_path, monkeypatch):
         assert "text8" in text
 
 
-def test_a_tokenizer_without_bos_or_eos_is_refused(tokenizer_for, monkeypatch):
+@pytest.fixture
+def kind(monkeypatch, tokenizer_for):
+    """A tokenizer of a kind as a run has it."""
+
+    def build(name, *overrides):
+        monkeypatch.setitem(TOKENIZERS, name, lambda config: tokenizer_of(name))
+        return tokenizer_for(name, *overrides)
+
+    return build
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_every_id_is_in_the_vocabulary(kind, name):
+    """K covers every id, and the mask is an entry of its own; but a pad that is all
+    that lies behind the vocabulary has its place, as published."""
+    from algo import AR, DUO_BASE, MDLM
+
+    own = max(tokenizer_of(name).get_vocab().values())
+    tokenizer = kind(name)
+    ids = set(tokenizer.get_vocab().values())
+    K, mask = MDLM.vocabulary(tokenizer)
+    assert AR.vocabulary(tokenizer) == (K, mask)
+    assert DUO_BASE.vocabulary(tokenizer) == (max(ids) + 1, None)
+    assert own < K
+    assert mask < K
+    padding = padding_id(tokenizer, mask)
+    assert padding < K
+    assert len({mask, padding, tokenizer.bos_token_id, tokenizer.eos_token_id}) >= (
+        2 + (tokenizer.bos_token_id != tokenizer.eos_token_id)
+    )
+    if tokenizer.mask_token_id is None:
+        assert mask == K - 1
+        assert mask not in ids - {tokenizer.pad_token_id}
+        if not has_pad_alone(tokenizer):
+            assert mask not in ids
+    else:
+        assert mask == tokenizer.mask_token_id
+    published = tokenizer.vocab_size + (tokenizer.mask_token_id is None)
+    behind = {i for i in ids if i >= tokenizer.vocab_size}
+    assert (published == K) == (behind <= {tokenizer.pad_token_id})
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen", "gpt2_with_mask"])
+def test_a_saved_tokenizer_has_the_same_vocabulary(kind, name, tmp_path, tokenizer_for):
+    """An exported folder holds the pad that the tokenizer lacked."""
+    from algo import DUO_BASE, MDLM
+
+    tokenizer = kind(name)
+    tokenizer.save_pretrained(tmp_path / name)
+    again = tokenizer_for(str(tmp_path / name))
+    for algorithm in (MDLM, DUO_BASE):
+        assert algorithm.vocabulary(again) == algorithm.vocabulary(tokenizer)
+    assert again.bos_token_id == tokenizer.bos_token_id
+
+
+def test_a_missing_bos_is_eos_or_what_is_named(kind):
+    assert kind("qwen").bos_token == "<eos>"
+    tokenizer = kind("qwen", "data.bos_token='<pad>'")
+    assert tokenizer.bos_token_id == tokenizer.convert_tokens_to_ids("<pad>")
+    assert kind("llama3").bos_token == "<bos>"
+    assert kind("llama3", "data.bos_token='<eos>'").bos_token == "<eos>"
+    assert kind("bert").bos_token == "[CLS]"
+    with pytest.raises(ConfigError, match=r"data.bos_token='<nothing>' is no token"):
+        kind("qwen", "data.bos_token='<nothing>'")
+
+
+@pytest.mark.parametrize("name", sorted({*KINDS} - {"words"}))
+def test_special_tokens_in_text_are_tokens_or_text(kind, name):
+    """Also where the vocabulary holds them as it holds words (t5)."""
+    for setting in ("keep", "split"):
+        tokenizer = kind(name, f"data.special_tokens_in_text={setting}")
+        no_place = has_pad_alone(tokenizer) and setting == "keep"
+        for token in {*tokenizer.all_special_tokens} - {tokenizer.unk_token}:
+            index = tokenizer.convert_tokens_to_ids(token)
+            for text in (token, f"the {token} cat", f"a{token}b"):
+                (ids,) = token_ids([text], tokenizer)
+                is_token = setting == "keep"
+                if no_place and token == tokenizer.pad_token:
+                    is_token = False
+                assert (index in ids) == is_token
+                assert ids
+
+
+def test_the_separator_of_published_runs_is_eos(kind, monkeypatch):
+    """Also where special tokens in texts are text."""
+    tokenizer = kind("gpt2", "data.special_tokens_in_text=split")
+    assert published_separator(tokenizer) == tokenizer.eos_token_id
+
+
+def test_a_tokenizer_without_eos_is_refused(tokenizer_for, monkeypatch):
     def bare(config):
         from tokenizers import Tokenizer, models
         from transformers import PreTrainedTokenizerFast
@@ -183,5 +275,5 @@ def test_a_tokenizer_without_bos_or_eos_is_refused(tokenizer_for, monkeypatch):
         return PreTrainedTokenizerFast(tokenizer_object=core)
 
     monkeypatch.setitem(TOKENIZERS, "bare", bare)
-    with pytest.raises(ConfigError, match="bos/cls or no eos/sep"):
+    with pytest.raises(ConfigError, match="no eos/sep token"):
         tokenizer_for("bare")
