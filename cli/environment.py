@@ -1,5 +1,5 @@
-"""How this process shares the machine's cores with others, decided before torch is
-imported.
+"""How this process shares the machine's cores with others, and whom it tells about its
+user; decided before torch and the libraries of Hugging Face are imported.
 """
 
 import os
@@ -9,6 +9,19 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 # A few microseconds: most waits on an idle machine are over by then. libgomp's own
 # default is 300 000. See benchmarks/machine.md.
 SPINS = 600
+
+
+# What libraries ask to know whether their loads may be counted elsewhere.
+COUNTS = {"HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def tell_nobody() -> None:
+    """Has libraries ask no host but for data; the user's environment holds.
+
+    `datasets` asks one to count the loads of local files, too.
+    """
+    for name, value in COUNTS.items():
+        os.environ.setdefault(name, value)
 
 
 def share_cores() -> None:

@@ -1,5 +1,7 @@
 """The user's files (.txt, .jsonl, .parquet, gzip of these) as documents."""
 
+import collections
+import filecmp
 import glob
 import os
 import re
@@ -93,6 +95,38 @@ def find_files(paths: str | ListConfig | None, key: str) -> list[str]:
         if not os.path.isfile(file):
             raise ConfigError(f"{key}: {file} is no file, or a link to nothing.")
     return files
+
+
+def check_apart(train: list[str], valid: list[str], keys: tuple[str, str]) -> None:
+    """Refuses files that are both trained and validated on.
+
+    Args:
+        train: Files that are trained on.
+        valid: Files that are validated on.
+        keys: Config keys that named the two.
+
+    Raises:
+        ConfigError: If a file is among both, under any name, as a link, or as a copy.
+    """
+    same, by_size = set(), collections.defaultdict(list)
+    for file in train:
+        about = os.stat(file)
+        same.add((about.st_dev, about.st_ino))
+        by_size[about.st_size].append(file)
+    both = []
+    for file in valid:
+        about = os.stat(file)
+        copies = by_size[about.st_size] if about.st_size else []
+        is_copy = any(filecmp.cmp(file, other, shallow=False) for other in copies)
+        if (about.st_dev, about.st_ino) in same or is_copy:
+            both.append(file)
+    if both:
+        more = f" and {len(both) - 3} more" if len(both) > 3 else ""
+        raise ConfigError(
+            f"{keys[1]}: {', '.join(both[:3])}{more} would be validated on and is "
+            f"among the files of {keys[0]} that are trained on; take it out of one of "
+            "them."
+        )
 
 
 def by_number(file: str) -> list[str | int]:

@@ -241,7 +241,10 @@ def _value(line: str, files: Files, names: dict[str, None]) -> Any:
     except (ValueError, RecursionError) as error:
         if not line.strip():
             return BLANK
-        return _utf8(line) or Bad(f"it is no JSON ({_reason(error)})")
+        reason = _reason(error)
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg} at character {error.pos + 1}"
+        return _utf8(line) or Bad(f"it is no JSON ({reason})")
     if not isinstance(row, dict):
         kind = type(row).__name__
         return Bad(f'it is of type {kind} and no object such as {{"text": ...}}')

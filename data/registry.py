@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from data.files import find_files
+from data.files import check_apart, find_files
 from data.published import CORPORA
-from data.sources import check_apart, check_published
+from data.sources import check_published, check_sources_apart
 from utils import ConfigError, choose, imported, require
 
 SPLITS = ("train", "valid")
@@ -20,9 +20,10 @@ SPLITS = ("train", "valid")
 def check_text_files(config: DictConfig, split: str) -> None:
     """Refuses missing files and unknown formats before anything is loaded."""
     data = config.data
-    find_files(data.path, "data.path")
+    files = find_files(data.path, "data.path")
     if data.valid_path:
-        find_files(data.valid_path, "data.valid_path")
+        held_out = find_files(data.valid_path, "data.valid_path")
+        check_apart(files, held_out, ("data.path", "data.valid_path"))
     elif data.streaming and split == "train":
         raise ConfigError(
             "data.streaming=True: nothing can be held out of a stream; give "
@@ -107,7 +108,7 @@ def check_splits(config: DictConfig, splits: Iterable[str]) -> None:
     if train and data.streaming and train.streamer:
         _refuse_keys_of_packed(config)
     if len(splits) == 2:
-        check_apart(data)
+        check_sources_apart(data)
     if splits and not any(data[split] in CORPORA for split in splits):
         _refuse_keys_of_published(data, splits)
     require(data.modality, ["text"], "data.modality")

@@ -19,6 +19,7 @@ from data.files import (
     TEXT_FORMATS,
     Texts,
     by_number,
+    check_apart,
     find_files,
     load_files,
     load_rows,
@@ -152,21 +153,28 @@ def check_published(config: DictConfig, split: str) -> None:
         )
 
 
-def check_apart(data: DictConfig) -> None:
+def check_sources_apart(data: DictConfig) -> None:
     """Refuses to validate on what is trained on.
 
     Raises:
         ConfigError: If local files give the same documents to both.
     """
-    if not _is_one_corpus(data) or CORPORA[data.valid].cut is not None:
+    if _is_one_corpus(data) and CORPORA[data.valid].cut is not None:
         return
-    train, valid = local_files(data, "train"), local_files(data, "valid")
-    if train is not None and valid is not None and train.files == valid.files:
+    train, valid = (
+        local_files(data, split) if data[split] in CORPORA else None
+        for split in ("train", "valid")
+    )
+    if train is None or valid is None:
+        return
+    if train.files == valid.files:
         raise ConfigError(
             f"data.source={data.source!r} gives the same documents to train and to "
             "validate on; give data.valid_source, or a folder with files called "
             "train* and validation*."
         )
+    keys = (source_key(data, split) or "" for split in ("train", "valid"))
+    check_apart(train.files, valid.files, (next(keys), next(keys)))
 
 
 # ---------------------------------------------------------------- documents

@@ -1,5 +1,6 @@
 """The DataModule: what it loads, in which batches, and what it refuses."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from data.registry import DATASETS, DatasetSpec, check_splits
 from data.rows import TokenRows
 from data.tokenizers import TOKENIZERS, get_tokenizer, vocabulary_with_mask
 from dataloader import DataModule
+from utils import ConfigError
 
 
 @pytest.fixture
@@ -124,6 +126,69 @@ def test_a_validation_path_of_its_own(text_module, tmp_path):
         "[BOS]abcdef[EOS]"
     ]
     assert len(data.load("train")) == 10
+
+
+@pytest.mark.parametrize(
+    "valid",
+    ["valid.txt", "./valid.txt", "*.txt", "v*", "link.txt", "hard.txt", "copy*"],
+)
+def test_text_that_is_trained_on_is_not_validated_on(text_module, tmp_path, valid):
+    """By whatever name, as a link, or as a copy."""
+    (tmp_path / "valid.txt").write_text("abcdef" * 3)
+    (tmp_path / "held_out").mkdir()
+    others = {
+        "link.txt": lambda path: path.symlink_to(tmp_path / "valid.txt"),
+        "hard.txt": lambda path: path.hardlink_to(tmp_path / "valid.txt"),
+        "copy.txt": lambda path: path.write_text("abcdef" * 3),
+    }
+    path = f"{tmp_path}/{valid}"
+    if valid[:4] in ("link", "hard", "copy"):
+        name = f"{valid[:4]}.txt"
+        others[name](tmp_path / "held_out" / name)
+        path = f"{tmp_path}/held_out/{valid}"
+    call = lambda: text_module("uvwxyz" * 10, f"data.valid_path='{path}'")  # noqa: E731
+    refused(call, "data.valid_path: ", ".txt", "validated on", "data.path")
+    (tmp_path / "held_out" / "apart.txt").write_text("abcdeg" * 3)
+    text_module("uvwxyz" * 10, f"data.valid_path={tmp_path}/held_out/apart.txt")
+
+
+def test_rows_that_cannot_be_read(text_module, tmp_path, caplog):
+    """They are named, or counted also when the rows come from the cache; what was made
+    with some of them left out is not taken where the run is to stop."""
+    (tmp_path / "a.jsonl").write_text('{"text": "abcdef"}\n' * 9 + "no json\n")
+    options = (f"data.path={tmp_path}/a.jsonl", "data.valid_fraction=0.5")
+    skip = "data.on_bad_row=skip"
+    for _ in range(2):
+        caplog.clear()
+        text_module("", *options, skip).load("train")
+        assert "1 rows could not be read and were passed over" in caplog.text
+    refused(lambda: text_module("", *options).load("train"), "a.jsonl, line 10", skip)
+
+
+def test_a_stream_says_what_it_cannot_read(text_module, tmp_path):
+    """As packing does, from a worker as well; and goes on where it stopped."""
+    rows = [f'{{"text": "{"abc" * (n % 7)}"}}' for n in range(200)]
+    rows[149] = "no json"
+    (tmp_path / "a.jsonl").write_text("\n".join(rows))
+    (tmp_path / "v.txt").write_text("valid" * 9)
+    options = (
+        f"data.path={tmp_path}/a.jsonl",
+        f"data.valid_path={tmp_path}/v.txt",
+        "data.streaming=True",
+        "data.shuffle_rows=1",
+    )
+    for workers in (0, 1):
+        mine = (*options, f"loader.num_workers={workers}")
+        loader = text_module("", *mine).train_dataloader()
+        seen = []
+        with pytest.raises(ConfigError) as error:
+            seen += iter(loader)
+        assert f"data.path: {tmp_path}/a.jsonl, line 150 cannot" in str(error.value)
+        assert "\n" not in str(error.value)
+        assert len(seen) > 10
+        again = text_module("", *mine, "data.on_bad_row=skip").train_dataloader()
+        again.load_state_dict(loader.state_dict())
+        assert len(list(itertools.islice(again, 99))) == 99
 
 
 def test_text8_documents_are_normalized_and_others_are_not(text_module):

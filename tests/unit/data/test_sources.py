@@ -156,6 +156,17 @@ def test_the_same_documents_are_not_validated_on(config_of, documents):
     assert "of the test set" in texts(config, "valid")[0]
 
 
+@pytest.mark.parametrize("valid", ["t*.jsonl", "copy.jsonl", "link.jsonl", "*"])
+def test_files_of_both_splits_are_named(config_of, documents, valid):
+    (documents / "link.jsonl").symlink_to(documents / "train.jsonl")
+    (documents / "copy.jsonl").write_bytes((documents / "train.jsonl").read_bytes())
+    for train, data in (("train.jsonl", "ptb"), ("tr*", "openwebtext")):
+        options = (f"data.source={documents}/{train}",)
+        config = config_of(data, *options, f"data.valid_source='{documents}/{valid}'")
+        call = lambda c=config: check_splits(c, ("train", "valid"))  # noqa: E731
+        refused(call, "data.valid_source: ", ".jsonl", "of data.source")
+
+
 def test_validation_of_another_set_has_a_source_of_its_own(config_of, documents):
     """data.source is of what is trained on."""
     config = config_of("openwebtext", f"data.source={documents}")
