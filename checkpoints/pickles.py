@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import IO, Any, NamedTuple
 
 MAX_STEPS = 1_000_000  # of a pickle; that of a large tokenizer has some 600,000
+MAX_VALUES = 200_000  # that are gone through, one that is there twice counted twice
 MAX_DEPTH = 100  # of lists in lists
 MAX_BITS = 128  # of a whole number
 
@@ -102,17 +103,16 @@ class Budget:
             raise ValueError("it asks for more memory than it has bytes")
 
 
-def check_extent(value: Any, limit: int = MAX_STEPS) -> None:
+def check_extent(value: Any) -> None:
     """Refuses lists, tuples and dicts that hold themselves or the same one too often.
 
     Args:
         value: From `read_pickle`.
-        limit: Values in it, one that is there twice counted twice.
 
     Raises:
         ValueError: If whoever goes through it would not come to an end soon.
     """
-    budget = Budget(limit)
+    budget = Budget(MAX_VALUES)
     rest: list[tuple[Any, int]] = [(value, 0)]
     while rest:
         node, depth = rest.pop()

@@ -4,6 +4,7 @@ A table holds P and dP/dgamma on equally spaced gammas. Nothing needs one; they 
 comparison with older runs. Reading a file never executes code from it.
 """
 
+import io
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,9 +90,13 @@ def read_table(path: str, key: str) -> Table:
 
 def _read(file: Any) -> dict[str, Any]:
     if zipfile.is_zipfile(file):
+        size = file.seek(0, io.SEEK_END)
+        with zipfile.ZipFile(file) as archive:
+            if sum(info.file_size for info in archive.infolist()) > 2 * size:
+                raise ValueError("its arrays are larger than the file")
         file.seek(0)
         with np.load(file, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
+            return {name: content[name] for name in _FIELDS if name in content.files}
     file.seek(0)
     return unpickle.load(file)
 

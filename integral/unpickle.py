@@ -5,10 +5,13 @@ bytes for addresses. This one hands out the records below, which hold what the f
 says, and makes arrays of them itself, of plain numbers only.
 """
 
-import pickle
+import io
+from collections.abc import Callable
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+
+from checkpoints.pickles import Named, read_pickle
 
 _NUMBERS = ("f8", "f4", "i8", "i4")
 
@@ -19,7 +22,7 @@ def load(file: BinaryIO) -> Any:
     Raises:
         Exception: If it holds anything else; a broken file may raise any kind.
     """
-    content = _Unpickler(file).load()
+    content = read_pickle(io.BytesIO(file.read()), _named)
     if not isinstance(content, dict):
         return content
     return {
@@ -28,12 +31,11 @@ def load(file: BinaryIO) -> Any:
     }
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        module = module.replace("numpy.core", "numpy._core")  # before numpy 2
-        if (module, name) not in _RECORDS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return _RECORDS[module, name]
+def _named(name: str) -> Named:
+    name = name.replace("numpy.core.", "numpy._core.")  # before numpy 2
+    if name not in _RECORDS:
+        raise ValueError(f"it asks for {name}")
+    return Named(name, _RECORDS[name])
 
 
 class _NDArray:
@@ -49,7 +51,7 @@ class _DType:
 
     def __init__(self, name: str, *flags: Any) -> None:
         if name not in _NUMBERS:
-            raise pickle.UnpicklingError(f"it holds numbers of type {name!r}")
+            raise ValueError(f"it holds numbers of type {name!r}")
         self.name, self.order = name, "<"
 
     def __setstate__(self, state: tuple) -> None:
@@ -73,7 +75,7 @@ class _Array:
     def array(self) -> np.ndarray:
         _, shape, kind, is_fortran, data = self.state
         if not isinstance(data, bytes):  # with numbers inside, it could be made of such
-            raise pickle.UnpicklingError("an array of it does not hold bytes")
+            raise ValueError("an array of it does not hold bytes")
         order: Literal["F", "C"] = "F" if is_fortran else "C"
         return np.frombuffer(data, kind.dtype()).reshape(shape, order=order)
 
@@ -84,6 +86,8 @@ class _Buffer(_Array):
     __slots__ = ()
 
     def __init__(self, data: bytes, kind: _DType, shape: tuple, order: str) -> None:
+        if not isinstance(data, (bytes, bytearray)):
+            raise ValueError("an array of it does not hold bytes")
         self.state = (1, shape, kind, order == "F", bytes(data))
 
 
@@ -96,10 +100,10 @@ class _Scalar(_Array):
         self.state = (1, (), kind, False, data)
 
 
-_RECORDS = {
-    ("numpy._core.multiarray", "_reconstruct"): _Array,
-    ("numpy._core.multiarray", "scalar"): _Scalar,
-    ("numpy._core.numeric", "_frombuffer"): _Buffer,
-    ("numpy", "ndarray"): _NDArray,
-    ("numpy", "dtype"): _DType,
+_RECORDS: dict[str, Callable[..., Any]] = {
+    "numpy._core.multiarray._reconstruct": _Array,
+    "numpy._core.multiarray.scalar": _Scalar,
+    "numpy._core.numeric._frombuffer": _Buffer,
+    "numpy.ndarray": _NDArray,
+    "numpy.dtype": _DType,
 }
