@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cli.again import command_again
 from cli.checks import check
 from cli.commandline import arguments, explain, find_inputs
-from cli.environment import share_cores, tell_nobody
+from cli.environment import print_plainly, share_cores, tell_nobody
 from cli.paths import (
     check_writable,
     not_permitted,
@@ -223,6 +223,7 @@ def main() -> Any:
     """The command line: what every job of it shares, then the jobs."""
     share_cores()
     tell_nobody()
+    print_plainly()
     sys.argv[1:] = arguments(sys.argv[1:])
     register_resolvers()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us

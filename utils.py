@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import unicodedata
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -119,9 +120,33 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+# Of what no screen shows, that which does nothing but join or part letters.
+_JOINERS = "\u200c\u200d"
+# Controls (the escape of terminals among them), marks of direction and others without a
+# form, halves of surrogate pairs, and two ends of lines.
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def printable(text: object, keep: str = "\n\t") -> str:
+    """Text as it may be printed: what a screen would obey is escaped, as in \\x1b.
+
+    All that comes from a model, a file, data or a command line is printed through this.
+
+    Args:
+        text: Anything that has a text.
+        keep: Control characters that stay.
+    """
+    return "".join(
+        x.encode("unicode_escape").decode()
+        if unicodedata.category(x) in _UNSEEN and x not in keep + _JOINERS
+        else x
+        for x in str(text)
+    )
+
+
 def fail(message: str, status: int = 2) -> NoReturn:
     """Ends the program with one line on stderr."""
-    sys.stderr.write(f"error: {one_line(message)}\n")
+    sys.stderr.write(f"error: {printable(one_line(message))}\n")
     sys.exit(status)
 
 

@@ -8,6 +8,7 @@ import copy
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -35,7 +36,7 @@ from checkpoints.reading import read_checkpoint
 from data.tokenizers import get_tokenizer
 from models.noise import SCHEDULES
 from models.registry import build_backbone
-from utils import CONFIGS, ConfigError, first_line, hub_answers
+from utils import CONFIGS, ConfigError, first_line, hub_answers, printable
 
 log = logging.getLogger(__name__)
 
@@ -363,6 +364,13 @@ the share of tokens that are still clean.
 """
 
 
+def _plain(value: Any) -> Any:
+    """A text that may stand in a cell and between quotes."""
+    if not isinstance(value, str):
+        return value
+    return re.sub(r'["`|<>\\]', " ", printable(value, keep=""))
+
+
 def card(fields: Mapping[str, Any], num_parameters: int, timed: bool) -> str:
     """The model card of a folder.
 
@@ -371,6 +379,7 @@ def card(fields: Mapping[str, Any], num_parameters: int, timed: bool) -> str:
         num_parameters: Of the network.
         timed: Whether the network is told the time.
     """
+    fields = {name: _plain(x) for name, x in fields.items()}
     shown = {name: "not stated" if x is None else x for name, x in fields.items()}
     (auto_model,) = fields["auto_map"].keys() - {"AutoConfig"}
     return CARD.format(

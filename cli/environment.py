@@ -2,7 +2,12 @@
 user; decided before torch and the libraries of Hugging Face are imported.
 """
 
+import logging
 import os
+import warnings
+from typing import Any
+
+from utils import printable
 
 # What says how long a thread that waits for others keeps its core busy.
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -36,3 +41,21 @@ def share_cores() -> None:
     if not any(name in os.environ for name in WAITING):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # other libraries than libgomp
         os.environ["GOMP_SPINCOUNT"] = str(SPINS)
+
+
+class PrintableRecord(logging.LogRecord):
+    """A message of a log, in which what a screen would obey is escaped."""
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+def print_plainly() -> None:
+    """Has logs and warnings, whose texts quote files and data, print them escaped."""
+    logging.setLogRecordFactory(PrintableRecord)
+    as_usual = warnings.formatwarning
+
+    def escaped(*arguments: Any, **named: Any) -> str:
+        return printable(as_usual(*arguments, **named))
+
+    warnings.formatwarning = escaped

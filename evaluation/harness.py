@@ -23,7 +23,7 @@ from checkpoints.about import adopt, own_algorithms
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_checkpoint
 from cli.commandline import explain
-from cli.environment import tell_nobody
+from cli.environment import print_plainly, tell_nobody
 from cli.known_keys import refuse_unread
 from cli.older_keys import translated
 from cli.settle import algorithm_class, check_batches, check_devices, settle
@@ -335,6 +335,7 @@ def command_line(argv: list[str]) -> list[str]:
 def main() -> None:
     tell_nobody()
     keep_freed_memory()
+    print_plainly()
     try:
         evaluate = register()
         sys.argv[1:] = command_line(sys.argv[1:])

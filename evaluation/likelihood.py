@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
-from rich.markup import escape
 from rich.table import Column, Table
 
 from checkpoints.checkpoint import Checkpoint
@@ -19,7 +18,7 @@ from data.tokenizers import get_tokenizer
 from dataloader import DataModule, check_limit
 from evaluation.records import check_path, likelihood_record, origin
 from metrics.likelihood import unigram_nll
-from report.console import console
+from report.console import cell, console
 from trainer_base import TrainerBase
 from training.loggers import build_loggers
 from training.trainer import build_trainer
@@ -83,7 +82,7 @@ def _report(
     kind = "weights" if weights is None else f"{weights} weights"
     title = f"validation on {config.data.valid}{of_step}: {said}{part} rows, {kind}"
     columns = ("metric", Column("value", overflow="fold"), "standard error")
-    table = Table(*columns, title=title, min_width=len(title) + 2)
+    table = Table(*columns, title=cell(title), min_width=len(title) + 2)
     for name in ("nll", "bpd", "ppl"):
         error = results[f"{name}_stderr"]
         table.add_row(f"val/{name}", f"{results[name]:.4f}", f"{error:.4f}")
@@ -116,5 +115,5 @@ def _report(
         found = {"documents": documents, "published_documents": published}
         record = likelihood_record(config, results, fingerprint, expected, about, found)
         write_json(config.eval.results_path, record)
-        table.add_row("file", escape(config.eval.results_path), "")
+        table.add_row("file", cell(config.eval.results_path), "")
     console.print(table)

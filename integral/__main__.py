@@ -14,6 +14,7 @@ from typing import NoReturn
 import numpy as np
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from integral.tables import Table, build_table, read_table, write_table
@@ -23,10 +24,10 @@ from integral.transform import (
     quadrature,
     suggest_gammas,
 )
-from utils import ConfigError, fail, whole_file
+from utils import ConfigError, fail, printable, whole_file
 
 FOLDER = Path(__file__).parent
-console = Console()
+console = Console(emoji=False)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -143,7 +144,7 @@ def report_suggestion(vocab_size: int, folder: Path) -> None:
     table.add_row("algo.curriculum.gamma_max", f"{gammas.high:.2f}")
     path = folder / f"gamma_{vocab_size}.png"
     draw(vocab_size, gammas, path)
-    table.add_row("plot", str(path))
+    table.add_row("plot", escape(printable(path)))
     console.print(table)
     say("auto for either key means the same.")
 
@@ -170,7 +171,7 @@ def draw(vocab_size: int, gammas: GammaRange, path: Path) -> None:
 
 
 def say(message: str) -> None:
-    console.print(message, soft_wrap=True, markup=False, highlight=False)
+    console.print(printable(message), soft_wrap=True, markup=False, highlight=False)
 
 
 if __name__ == "__main__":

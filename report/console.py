@@ -12,9 +12,14 @@ from rich.markup import escape
 from rich.table import Column, Table
 from rich.tree import Tree
 
-from utils import path_exists, whole_file
+from utils import path_exists, printable, whole_file
 
-console = Console()
+console = Console(emoji=False)
+
+
+def cell(value: object) -> str:
+    """What stands in a table: no markup, and nothing that a screen would obey."""
+    return escape(printable(value))
 
 
 @rank_zero_only
@@ -22,21 +27,21 @@ def report_config(config: DictConfig) -> None:
     """Prints the composed config as a tree and saves it as config_tree.txt."""
     tree = Tree("config")
     for key, value in config.items():
-        name = str(key)
+        name = cell(key)
         if OmegaConf.is_config(value):
             text = OmegaConf.to_yaml(value, resolve=True).rstrip()
-            tree.add(name).add(escape(text))
+            tree.add(name).add(cell(text))
         else:
-            tree.add(escape(f"{name}: {value}"))
+            tree.add(f"{name}: {cell(value)}")
     console.print(tree)
     with whole_file(f"{config.checkpointing.save_dir}/config_tree.txt", "w") as file:
-        Console(file=file, width=100).print(tree)
+        Console(file=file, width=100, emoji=False).print(tree)
 
 
 def report_lines(lines: Mapping[str, str]) -> None:
     table = Table("what", Column("value", overflow="fold"))
     for name, value in lines.items():
-        table.add_row(name, escape(value))
+        table.add_row(cell(name), cell(value))
     console.print(table)
 
 
@@ -44,7 +49,7 @@ def report_lines(lines: Mapping[str, str]) -> None:
 def report_samples(texts: list[str]) -> None:
     for index, text in enumerate(texts):
         console.rule(f"sample {index + 1}")
-        console.print(text, markup=False, highlight=False)
+        console.print(printable(text), markup=False, highlight=False)
 
 
 def report_sampling(config: DictConfig, results: dict[str, Any]) -> None:
@@ -63,7 +68,7 @@ def report_sampling(config: DictConfig, results: dict[str, Any]) -> None:
         cells = (value, results.get(f"{name}_stderr"))
         table.add_row(name, *("-" if x is None else f"{x:.4f}" for x in cells))
     path = config.eval.generated_samples_path
-    table.add_row("file", escape(path), "")
+    table.add_row("file", cell(path), "")
     console.print(table)
 
 
@@ -73,11 +78,11 @@ def report_files(config: DictConfig, trainer: lightning.Trainer) -> None:
     save_dir = config.checkpointing.save_dir
     where = Column("where", overflow="fold")  # a cut path is of no use
     table = Table("what", where, title="files of this run")
-    table.add_row("checkpoints", escape(f"{save_dir}/checkpoints"))
-    table.add_row("config", escape(f"{save_dir}/config_tree.txt"))
+    table.add_row("checkpoints", cell(f"{save_dir}/checkpoints"))
+    table.add_row("config", cell(f"{save_dir}/config_tree.txt"))
     for logger in trainer.loggers:
         folder = logger.log_dir if isinstance(logger, CSVLogger) else logger.save_dir
-        table.add_row(f"{type(logger).__name__} log", escape(f"{folder}"))
+        table.add_row(f"{type(logger).__name__} log", cell(f"{folder}"))
     if path_exists(f"{save_dir}/samples"):
-        table.add_row("samples", escape(f"{save_dir}/samples"))
+        table.add_row("samples", cell(f"{save_dir}/samples"))
     console.print(table)

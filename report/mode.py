@@ -9,10 +9,10 @@ from typing import Any, cast
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from checkpoints.about import DISTILLED
+from report.console import cell
 from report.jobs import Job, make
 from report.plots import draw
 from report.runs import read_runs
@@ -26,7 +26,7 @@ from report.tables import (
     read_published,
 )
 from report.verdicts import RULE, Row, compare, curves, other_rows, place
-from utils import ConfigError, RunStopped, choose, path_exists, whole_file
+from utils import ConfigError, RunStopped, choose, path_exists, printable, whole_file
 
 COLUMNS = (
     *("table", "model", "dataset", "steps", "round", "metric"),
@@ -197,22 +197,22 @@ def save(rows: Sequence[Row], drawn: Sequence[Row], folder: str) -> None:
     tables = {name: [row for row in rows if row.table == name] for name in TABLES}
     tables = {name: some for name, some in tables.items() if some}
     notes = [*other_rows(rows), RULE]
-    console, parts = Console(), ["# Measured beside published"]
+    console, parts = Console(emoji=False), ["# Measured beside published"]
     if not console.is_terminal:  # a job's log has room
-        console = Console(width=120)
+        console = Console(width=120, emoji=False)
     for name, some in tables.items():
         header, cells = layout(some)
         title = f"{name}: {TABLES[name].title}"
         console.print(narrow(title, header, cells))
         parts += [f"## {title}", *_grid(some), markdown(header, cells)]
     for note in notes:
-        console.print(note, markup=False, highlight=False)
+        console.print(printable(note), markup=False, highlight=False)
     with whole_file(f"{folder}/report.md", "w") as file:
         file.write("\n\n".join([*parts, *notes, "## Files", files_of(rows)]) + "\n")
     titles = {name: TABLES[name].title for name in tables}
     with whole_file(f"{folder}/report.png") as file:
         draw([row.record() for row in (*rows, *drawn)], titles, file)
-    names = (f"{folder}/report.{end}" for end in ("md", "csv", "png"))
+    names = (cell(f"{folder}/report.{end}") for end in ("md", "csv", "png"))
     console.print("report:", *names, soft_wrap=True, highlight=False)
 
 
@@ -241,7 +241,7 @@ def narrow(title: str, header: Sequence[str], cells: Sequence[Sequence[str]]) ->
         may_fold = name in ("model", "verdict", "note")
         table.add_column(name, overflow="fold", no_wrap=not may_fold)
     for line in zip(*(column for _, column in shown), strict=True):
-        table.add_row(*map(escape, line))
+        table.add_row(*map(cell, line))
     return table
 
 
@@ -306,4 +306,5 @@ def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """A table; bars in cells are escaped."""
     rows = [header, ["---"] * len(header), *lines]
     clean = ([x.replace("|", "\\|").replace("\n", " ") for x in row] for row in rows)
+    clean = ([printable(x, keep="") for x in row] for row in clean)
     return "\n".join(f"| {' | '.join(row)} |" for row in clean)

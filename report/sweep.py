@@ -16,7 +16,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from utils import printable
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -95,10 +98,10 @@ def write_summary(jobs: list[dict[str, Any]], folder: Path) -> None:
     for index, row in enumerate(rows):
         cells = row | {key: values[index] for key, values in short.items()}
         table.add_row(*(_cell(cells, key) for key in shown))
-    console = Console()
+    console = Console(emoji=False)
     console.print(table)
     files = [folder / "summary.csv", *plot(rows, folder)]
-    paths = (str(path.resolve()) for path in files)
+    paths = (escape(printable(path.resolve())) for path in files)
     console.print("summary:", *paths, soft_wrap=True, highlight=False)
 
 
@@ -122,7 +125,7 @@ def _num_shared(rows: list[list[str]]) -> int:
 def _cell(row: dict[str, Any], key: str) -> str:
     value, error = row.get(key), row.get(f"{key}_stderr")
     if not isinstance(value, float):
-        return "-" if value is None else str(value)
+        return "-" if value is None else escape(printable(value))
     return f"{value:.4g}" + (f" ± {error:.2g}" if error else "")
 
 

@@ -1,0 +1,139 @@
+"""Text that a screen would obey is printed as it is spelt, wherever it comes from."""
+
+import logging
+import re
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+import utils
+from checkpoints.export import card
+from cli import environment
+from report import console, mode, sweep
+
+ROOT = Path(utils.__file__).parent
+# Clears a screen, sets a title, rings, overwrites a line, turns the direction of
+# letters, hides, ends a line for some, is markup, is an emoji to a library.
+NASTY = (
+    "a\x1b[2J\x1b]0;t\x07b\rc\x9b1m\u202egnp\u2066\u200b\ufeff\x7f[red]x[/red]:heart:"
+)
+SEEN = (
+    r"a\x1b[2J\x1b]0;t\x07b\rc\x9b1m\u202egnp\u2066\u200b\ufeff\x7f[red]x[/red]:heart:"
+)
+OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b\ufeff]"
+)
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(console, "console", Console(width=400, emoji=False))
+
+
+def seen(out: str) -> None:
+    assert SEEN in out
+    assert not OBEYED.search(out)
+
+
+def test_lines_of_a_table(capsys):
+    console.report_lines({"algorithm": NASTY, NASTY: "file"})
+    seen(capsys.readouterr().out)
+
+
+def test_samples_keep_their_lines_and_tabs(capsys):
+    console.report_samples([f"one\ntwo\tthree {NASTY}"])
+    out = capsys.readouterr().out
+    assert "one\ntwo" in out
+    seen(out)
+
+
+def test_the_config(compose, tmp_path, capsys):
+    """On the screen and in its file."""
+    config = compose(f"checkpointing.save_dir={tmp_path}")
+    config.sampling.prompt = "[red]x[/red]:heart:\x1b[2J\u202e"
+    config.mode = NASTY
+    console.report_config(config)
+    for out in (capsys.readouterr().out, (tmp_path / "config_tree.txt").read_text()):
+        assert "[red]x[/red]:heart:" in out
+        assert not OBEYED.search(out)
+
+
+def test_names_of_files(compose, tmp_path, capsys):
+    config = compose()
+    config.eval.generated_samples_path = config.checkpointing.save_dir = NASTY
+    results = {"num_samples": 1, "generative_ppl": None, "entropy": 1.0}
+    console.report_sampling(config, results)
+    seen(capsys.readouterr().out)
+    console.report_files(config, SimpleNamespace(loggers=[]))
+    seen(capsys.readouterr().out)
+
+
+def test_a_sweep_and_a_report(tmp_path, capsys):
+    numbers = {"entropy": 1.0, "refused": NASTY}
+    jobs = [
+        {"job": x, "overrides": {"a": f"{x}{NASTY}"}, "numbers": numbers}
+        for x in (0, 1)
+    ]
+    sweep.write_summary(jobs, tmp_path)
+    seen(capsys.readouterr().out)
+    Console(width=400, emoji=False).print(mode.narrow("t", ["model"], [[NASTY]]))
+    seen(capsys.readouterr().out)
+    assert not OBEYED.search(mode.markdown(["a"], [[NASTY]]))
+
+
+def test_an_error_is_one_line(capsys):
+    with pytest.raises(SystemExit):
+        utils.fail(f"path={NASTY}\nb")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert not OBEYED.search(line)
+    assert r"\x1b[2J" in line
+
+
+def test_logs_and_warnings(monkeypatch, capsys):
+    as_it_was = logging.getLogRecordFactory(), warnings.formatwarning
+    try:
+        environment.print_plainly()
+        record = logging.getLogger("x").makeRecord(
+            *("x", logging.INFO, "x.py", 1, "file %s", (NASTY,), None)
+        )
+        seen(logging.Formatter().format(record))
+        seen(warnings.formatwarning(NASTY, UserWarning, "x.py", 1))
+    finally:
+        logging.setLogRecordFactory(as_it_was[0])
+        warnings.formatwarning = as_it_was[1]
+
+
+def test_a_model_card_is_no_place_for_markup():
+    """Nor for code, beside the code that it shows."""
+    bad = f"{NASTY}\n| a | `b` <img src=x>"
+    names = ("algorithm", "process", "training_data", "model_length", "vocab_size")
+    names += ("likelihood", "step", "weights")
+    fields = dict.fromkeys(names, bad) | {"tokenizer": 'x"); import os; ("'}
+    fields |= {"auto_map": {"AutoConfig": "a", "AutoModelForMaskedLM": "b"}}
+    text = card(fields, 3, timed=False)
+    assert not OBEYED.search(text)
+    assert "<img" not in text
+    assert 'x")' not in text
+
+
+def test_printable_leaves_letters_alone():
+    plain = "äß 漢字 नमस्ते n\u200cm \U0001f469\u200d\U0001f52c \\ [a] ~\n\t"
+    assert utils.printable(plain) == plain
+    assert utils.printable("a\nb", keep="") == r"a\nb"
+    assert utils.printable("\ud800") == r"\ud800"
+    assert utils.printable(3.5) == "3.5"
+
+
+def test_nothing_else_prints():
+    """Cells and lines go through `printable`, and `print` is used nowhere."""
+    for path in ROOT.glob("*/*.py"):
+        if path.parent.name in ("tests", "benchmarks") or path.name == "console.py":
+            continue
+        text = re.sub(r'"""(.|\n)*?"""', "", path.read_text())
+        assert not re.search(r"(?<![.\w])print\(", text), path
+        escaped = re.findall(r"(?<![.\w])escape\((.{10})", text)
+        assert set(escaped) <= {"printable("}, path
