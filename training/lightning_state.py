@@ -63,13 +63,14 @@ def check_loops(content: dict[str, Any]) -> None:
     if content["global_step"] != steps or content["epoch"] != ended:
         raise ValueError("its loops have other steps and epochs than it says")
     position = data_position(content)
-    readers = position.get("stream", [])
-    if any(len(rank) != len(readers[0]) or not rank for rank in readers):
-        raise ValueError("its position in the data is none")
-    if any(len(state) != _NUMBERS for rank in readers for state in rank):
-        raise ValueError("its position in the data is none")
-    if "stream" in position and not position.get("next", -1) < len(readers[0]):
-        raise ValueError("its position in the data is none")
+    if "stream" in position:
+        readers, following = position["stream"], position.get("next", -1)
+        number = len(readers[0]) if readers else 0
+        states = [state for rank in readers for state in rank]
+        is_whole = all(len(rank) == number for rank in readers)
+        has_numbers = all(len(state) == _NUMBERS for state in states)
+        if not (0 <= following < number and is_whole and has_numbers):
+            raise ValueError("its position in the data is none")
 
 
 def _counts(of: progress._BaseProgress) -> Any:
