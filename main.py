@@ -13,7 +13,8 @@ import errno
 import os
 import sys
 from collections.abc import Callable
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -44,6 +45,9 @@ from utils import (
     register_resolvers,
 )
 
+if TYPE_CHECKING:
+    from training.agreement import Agreement
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -52,6 +56,20 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def train(config: DictConfig) -> dict[str, Any]:
     """Trains, resuming from `checkpointing.resume_ckpt_path` if it exists."""
+    from training.agreement import Agreement
+    from training.holding import holding
+    from training.processes import is_first
+
+    agreement = Agreement(config)
+    with ExitStack() as stack:
+        if is_first(config):
+            folder = config.checkpointing.save_dir
+            with agreement.collecting():
+                stack.enter_context(holding(folder, "checkpointing.save_dir"))
+        return _train(config, agreement)
+
+
+def _train(config: DictConfig, agreement: "Agreement") -> dict[str, float]:
     from lightning.pytorch.callbacks import LearningRateMonitor
 
     from checkpoints.reading import read_checkpoint

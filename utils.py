@@ -423,6 +423,10 @@ class Process(NamedTuple):
             return None
         return bool(self.started) and _start_of(self.pid) == self.started
 
+    def is_of_this_machine(self) -> bool:
+        """Whether its machine is this one, in this life of it; in any container."""
+        return self.space.split()[:1] == _pid_space().split()[:1]
+
 
 def _start_of(pid: int) -> str | None:
     """When a process began; None if there is none, or it only waits to be buried."""
