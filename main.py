@@ -74,12 +74,14 @@ def _train(config: DictConfig, agreement: "Agreement") -> dict[str, float]:
 
     from checkpoints.reading import read_checkpoint
     from cli.settle import prepare
+    from data.marks import tokenizer_mark
     from data.tokenizers import get_tokenizer
     from dataloader import DataModule, check_limit
     from evaluation.likelihood import report_likelihood
     from evaluation.samples import load_judge
     from report.console import report_files, report_samples
     from training.callbacks import CheckpointFiles, RunEnd
+    from training.identity import refuse_other_data, refuse_other_settings
     from training.loggers import build_loggers
     from training.resume import KEY, check_state, find_checkpoint, with_all_it_needs
     from training.sample_logging import SampleLogging
@@ -87,26 +89,39 @@ def _train(config: DictConfig, agreement: "Agreement") -> dict[str, float]:
 
     algorithm = prepare(config)
     finetune = config.training.finetune_path
-    resumed = find_checkpoint(config)
-    if algorithm.needs_weights and not (finetune or resumed):
-        raise ConfigError(
-            f"training.finetune_path is empty: algo={config.algo.name} starts from a "
-            "trained checkpoint."
-        )
     trusted = tuple(config.checkpointing.trusted_classes)
-    if finetune:
-        weights = read_checkpoint(finetune, "training.finetune_path", trusted)
+    resumed = weights = None
+    with agreement.collecting():
+        resumed = find_checkpoint(config)
+        if algorithm.needs_weights and not (finetune or resumed):
+            raise ConfigError(
+                f"training.finetune_path is empty: algo={config.algo.name} starts from "
+                "a trained checkpoint."
+            )
+        if resumed:
+            refuse_other_settings(resumed, config)
+        if finetune:
+            weights = read_checkpoint(finetune, "training.finetune_path", trusted)
     tokenizer = get_tokenizer(config)
     model = algorithm(config, tokenizer)  # first: it may refuse the vocabulary
-    if finetune:
-        model.load_weights(weights, "training.finetune_path")
-    if resumed:
-        resumed = with_all_it_needs(resumed, model)
-        model.check_weights(resumed.checkpoint, KEY)
-        check_state(resumed, model)
+    with agreement.collecting():
+        if weights:
+            model.load_weights(weights, "training.finetune_path")
+        if resumed:
+            resumed = with_all_it_needs(resumed, model)
+            model.check_weights(resumed.checkpoint, KEY)
+            check_state(resumed, model)
     data = DataModule(config, tokenizer, model.mask_index)
-    data.load_training()
+    marks = {
+        "tokenizer": tokenizer_mark(tokenizer),
+        "train": data.load_training().mark(),
+        "valid": data.load("valid").mark(),
+    }
     check_limit(config, len(data.load("valid")))
+    with agreement.collecting():
+        if resumed:
+            refuse_other_data(resumed, config, marks)
+    agreement.begin(resumed, marks)
     is_judged = config.eval.compute_generative_perplexity
     samples = SampleLogging(load_judge(config, algorithm) if is_judged else None)
     loggers = build_loggers(config)
@@ -116,7 +131,7 @@ def _train(config: DictConfig, agreement: "Agreement") -> dict[str, float]:
     last = f"{config.checkpointing.save_dir}/checkpoints/last.ckpt"
     trainer = build_trainer(
         config,
-        callbacks=[samples, *callbacks, RunEnd(last)],
+        callbacks=[samples, *callbacks, RunEnd(last), agreement],
         logger=loggers,
         plugins=[CheckpointFiles(resumed, trusted)],
     )

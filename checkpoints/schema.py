@@ -201,8 +201,14 @@ EMA = fields(
     },
     needed=("decay", "num_updates", "shadow_params"),
 )
+# What tells a run from others; see `training.identity`.
+IDENTITY = fields(
+    {"settings": table(_anything), "course": table(_anything), "data": table(text)},
+    needed=("settings", "course", "data"),
+)
 CONTENT: dict[str, Rule] = {
     "ema": optional(EMA),
+    "identity": optional(IDENTITY),
     "global_step": optional(count),
     "epoch": optional(count),
     "teacher": optional(fields({"round": optional(count), "sha256": text})),

@@ -22,6 +22,7 @@ from report.console import report_config
 from sampling.prompts import check_prompts
 from training.lightning_state import share_paths
 from training.loggers import logger_names
+from training.processes import check_processes
 from utils import CONFIGS, ConfigError, require, uses_cuda
 
 
@@ -90,6 +91,8 @@ def prepare(config: DictConfig) -> type[Any]:
     algorithm = algorithm_class(config)
     algorithm.validate_config(config)
     check_devices(config)
+    if config.mode != "prepare_data":  # of which others wait for the one that packs
+        check_processes(config)
     check_batches(config)
     check_prompts(config, algorithm.is_autoregressive)
     logger_names(config)

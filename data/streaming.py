@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data.detokenizers import Rules
+from data.marks import stream_mark
 from data.packing import Layout, encode, framed, pad, separated
 from data.readers import Files, Skipped, read
 from data.rows import batch_of
@@ -227,6 +228,12 @@ class Stream(IterableDataset):
         self.rank, self.world_size, self.batch_size = 0, 1, 1
         self.states: list[State] = []  # of this rank's readers
         self.next_reader = 0  # whose batch comes next
+
+    def mark(self) -> str:
+        """What tells this stream from others; see `data.marks`."""
+        files = self.files._replace(on_bad_row="", key="", column_key="")
+        _, rules, layout = self._tokenize
+        return stream_mark(files.paths, [*files[1:], repr(rules), layout])
 
     def first_row(self) -> Row:
         """Of the first reader, unshuffled."""
