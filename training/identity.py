@@ -171,9 +171,8 @@ def _some(changes: list[str], most: int = MOST) -> str:
 
 def _place(config: DictConfig, name: str) -> str:
     data = config.data
-    keys = ("path", "source", "train")
-    if name == "tokenizer":
-        keys = ("tokenizer_name_or_path",)
+    is_tokenizer = name == "tokenizer"
+    keys = ["tokenizer_name_or_path"] if is_tokenizer else ["path", "source", "train"]
     key = next(key for key in keys if data.get(key) is not None)
     return f"data.{key}={data[key]}"
 

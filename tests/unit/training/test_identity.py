@@ -145,7 +145,7 @@ def test_other_data_are_refused(run, name):
     call = partial(
         refuse_other_data, resumed, config, MARKS | {name: MARKS[name] + "x"}
     )
-    part = {"tokenizer": "the tokenizer: other", "train": "the training data: other"}
+    part = {"tokenizer": "the tokenizer differs", "train": "training data differ"}
     refused(call, PATH, part[name], "hydra.run.dir", "training.finetune_path")
 
 
