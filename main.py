@@ -37,6 +37,7 @@ from report.sweep import REFUSED, is_sweep
 from utils import (
     CONFIGS,
     ConfigError,
+    NotFinite,
     RunStopped,
     choose,
     fail,
@@ -227,6 +228,8 @@ def run(config: DictConfig) -> dict[str, Any] | None:
 
         if getattr(rank_zero_only, "rank", 0):  # one rank says it
             sys.exit(error.status)
+        if isinstance(error, NotFinite):
+            return _refused(str(error), error.status)
         return fail(f"{error}{_again(config, error.can_go_on)}", error.status)
     except OSError as error:
         if refusal := not_permitted(error):
@@ -239,11 +242,11 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         return _refused(str(error))
 
 
-def _refused(line: str) -> dict[str, str]:
+def _refused(line: str, status: int = 2) -> dict[str, str]:
     """What a mistake ends with: this process, or one job of a sweep."""
     if HydraConfig.initialized() and is_sweep(HydraConfig.get()):
         return {REFUSED: one_line(line)}  # the other jobs go on
-    return fail(line)
+    return fail(line, status)
 
 
 def _again(config: DictConfig, can_go_on: bool) -> str:

@@ -166,8 +166,12 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         losses = self.loss(batch, batch_idx)
-        self.train_likelihood.update(losses.nlls, losses.num_tokens)
+        are_finite = losses.nlls.isfinite()  # one row would spoil the mean of all
+        self.train_likelihood.update(
+            losses.nlls.where(are_finite, 0), losses.num_tokens.where(are_finite, 0)
+        )
         self._loss = losses.loss.detach()
+        self.note_loss(self._loss)
         self.log("trainer/loss", self._loss, prog_bar=True, logger=False)
         return losses.loss
 
@@ -228,6 +232,10 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
             ConfigError: If it cannot be read.
         """
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.check_weights_finite()
+        super().on_save_checkpoint(checkpoint)
+
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         self.validation_due = state["validation_due"]
         self._logged_step = state["logged_step"]
@@ -245,6 +253,7 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         return self._validated_step == self.global_step
 
     def on_validation_epoch_start(self) -> None:
+        self.check_updates(everything=True)
         self.valid_likelihood.reset()
         self._validating.enter_context(self.eval_weights())
 
@@ -256,13 +265,15 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
             self.log_dict(logged, sync_dist=True)
         finally:
             self.leave_validation()  # before callbacks write checkpoints
+        is_finite = self.check_validation(float(results["nll"]))
         if self.trainer.sanity_checking:
             return  # a few batches of an untrained model are no result
-        self.valid_results = {
-            **{name: float(x) for name, x in numbers.items()},
-            **{name: int(results[name]) for name in COUNTS},
-            "step": self.global_step,
-        }
+        if is_finite:
+            self.valid_results = {
+                **{name: float(x) for name, x in numbers.items()},
+                **{name: int(results[name]) for name in COUNTS},
+                "step": self.global_step,
+            }
         self._validated_step = self.global_step
         self.validation_due = False
 

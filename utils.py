@@ -69,6 +69,10 @@ class RunStopped(RuntimeError):
         self.can_go_on = was_signal if can_go_on is None else can_go_on
 
 
+class NotFinite(RunStopped):
+    """Numbers that would be NaN or infinite, which nobody should go on with."""
+
+
 def choose(table: Mapping[str, T], name: Any, key: str, where: str = "") -> T:
     """Looks `name` up in a registry.
 

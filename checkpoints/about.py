@@ -95,6 +95,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
         "epoch": checkpoint.epoch,
         "EMA": "none" if ema is None else _ema(ema),
         "weights": checkpoint.weights_kind,
+        "not finite": checkpoint.not_finite(),
         "distillation round": teacher.get("round") if teacher else None,
         "optimiser state": "yes" if has_optimizer else "no",
         "lightning": checkpoint.lightning_version,

@@ -1,6 +1,6 @@
 """A checkpoint that has been read: its weights, and what it says of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -8,6 +8,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from checkpoints.schema import setting
+from models.finite import summary
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,6 +58,21 @@ class Checkpoint:
             lightning_version=content.get("pytorch-lightning_version"),
             lightning=content,
         )
+
+    def not_finite(self, kinds: Sequence[str] = ("raw", "EMA")) -> str | None:
+        """Which of its weights are not finite, in words; None: all are.
+
+        Args:
+            kinds: Those that matter.
+        """
+        shadow = (self.ema or {}).get("shadow_params", ())
+        tensors: dict[str, Mapping[str, Tensor]] = {
+            "raw": self.weights or {},
+            "EMA": {str(i): x for i, x in enumerate(shadow)},
+        }
+        found = {kind: summary(tensors[kind]) for kind in kinds}
+        lines = [f"{kind} weights: {x}" for kind, x in found.items() if x]
+        return "; ".join(lines) or None
 
     def setting(self, key: str) -> Any:
         """A value of its config by a dotted key; None if it does not say."""

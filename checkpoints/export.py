@@ -201,6 +201,9 @@ def _network(
     key_report(model, weights).raise_if_any(where)
     model.load_state_dict(weights)
     ema = checkpoint.ema
+    kind = "raw" if ema is None or config.eval.disable_ema else "EMA"
+    if found := checkpoint.not_finite([kind]):
+        raise ConfigError(f"{where} is of a run that has diverged: {found}.")
     if ema is None or config.eval.disable_ema:
         return model, checkpoint.weights_kind or "raw"
     parameters: list[Tensor] = list(model.parameters())

@@ -84,6 +84,7 @@ FLAGS = (
 CHOICES = {
     **dict.fromkeys(FLAGS, (True, False)),
     "data.on_bad_row": ON_BAD_ROW,
+    "training.nonfinite": ("stop", "skip"),
     "training.loss_compile": ("auto", True, False),
     "data.special_tokens_in_text": ("keep", "split"),
     "trainer.profiler": (None, "simple", "advanced"),

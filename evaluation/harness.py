@@ -34,6 +34,7 @@ from sampling.prompts import check_prompts
 from utils import (
     CONFIGS,
     ConfigError,
+    RunStopped,
     fail,
     first_line,
     one_line,
@@ -340,6 +341,8 @@ def main() -> None:
         evaluate = register()
         sys.argv[1:] = command_line(sys.argv[1:])
         evaluate()
+    except RunStopped as error:
+        fail(str(error), error.status)
     except (ConfigError, OmegaConfBaseException) as error:
         fail(str(error))
 

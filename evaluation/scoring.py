@@ -22,7 +22,7 @@ from models.device import to_device
 from sampling.prompts import Prompt, given_tokens
 from trainer_base import TrainerBase
 from training.scorable import Stratum
-from utils import ConfigError
+from utils import ConfigError, NotFinite
 
 log = logging.getLogger(__name__)
 
@@ -283,6 +283,12 @@ class Scorer:
                 x0, known = _tensors([row for row, _ in batch])
                 x0 = to_device(x0, self.model.device)
                 values = function(x0, known, strata).cpu().double().sum(dim=-1)
+                if not values.isfinite().all():
+                    raise NotFinite(
+                        "The likelihood of a text is not finite, so there are no "
+                        "scores: the weights are of a run that has diverged, or "
+                        "trainer.precision is too narrow for them."
+                    )
                 for (row, _), value in zip(batch, values.tolist(), strict=True):
                     sums[row] += value / count
                 bar.update(len(batch))

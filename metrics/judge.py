@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metrics.likelihood import Likelihood
 from models.device import wide_dtype
-from utils import ConfigError, first_line, hub_options
+from utils import ConfigError, NotFinite, first_line, hub_options
 
 
 class TextScores(NamedTuple):
@@ -102,6 +102,12 @@ class GenerativePerplexity:
             counted = counted_tokens(ids, self.tokenizer.eos_token_id)[:, 1:]
             nll += (losses.to(nll.dtype) * counted).sum(dim=-1).cpu()
             num_tokens += counted.sum(dim=-1).cpu()
+        if not nll.isfinite().all():
+            raise NotFinite(
+                "The judge gives samples a likelihood that is not finite, so there are "
+                "no numbers: its weights are damaged. Give another one by "
+                "eval.gen_ppl_eval_model_name_or_path, or null for none."
+            )
         return TextScores(nll, num_tokens)
 
     @torch.no_grad()

@@ -37,19 +37,20 @@ class AutoRegressive(Sampler):
         for position in chain.progress(range(start, length)):
             hidden = model.hidden(new, cache)[:, -1]  # (B, D)
             rows = hidden.split(chain.chunk)
-            drawn = [self._draw(model, part, chain.generator) for part in rows]
+            drawn = [self._draw(chain, part) for part in rows]
             free = chain.free[:, position]
             x[:, position] = torch.where(free, torch.cat(drawn), x[:, position])
             new = x[:, position : position + 1]
         chain.evaluations += length - start
         return x
 
-    def _draw(
-        self, model: LeftToRight, hidden: Tensor, generator: torch.Generator | None
-    ) -> Tensor:
+    def _draw(self, chain: Chain, hidden: Tensor) -> Tensor:
         """Next tokens, (n, D) -> (n,)."""
-        probs = model.process_logits(self.widen(model.logits_for_loss(hidden))).exp()
-        return self.draw(nucleus(probs, self.p_nucleus), generator)
+        model = cast(LeftToRight, chain.model)
+        logits = model.logits_for_loss(hidden)
+        chain.note_logits(logits)
+        probs = model.process_logits(self.widen(logits)).exp()
+        return self.draw(nucleus(probs, self.p_nucleus), chain.generator)
 
 
 class SemiAutoRegressive:

@@ -19,8 +19,10 @@ def inverse_cdf(probs: Tensor, generator: torch.Generator | None) -> Tensor:
     """
     cdf = probs.cumsum(dim=-1)
     u = _uniform(cdf[..., -1:], generator)
-    # u <= 1 - 2^-53, so the product rounds to below the total: the index is valid.
-    return torch.searchsorted(cdf, u * cdf[..., -1:], right=True).squeeze(-1)
+    # u <= 1 - 2^-53, so the product rounds to below the total: the index is valid. Not
+    # so with NaN, which has no index; a device would not survive the one behind all.
+    index = torch.searchsorted(cdf, u * cdf[..., -1:], right=True).squeeze(-1)
+    return index.clamp(max=probs.shape[-1] - 1)
 
 
 def exponential_race(probs: Tensor, generator: torch.Generator | None) -> Tensor:

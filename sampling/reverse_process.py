@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from models.device import wide_dtype
 from models.head import auto_chunk_size
 from sampling.denoiser import Denoiser
+from utils import NotFinite
 
 T = TypeVar("T")
 
@@ -85,6 +86,7 @@ class Chain:
         self.evaluations = torch.zeros_like(free[:, 0], dtype=torch.long)
         # Half of a loss's chunk: probabilities are float64.
         self.chunk = auto_chunk_size(2 * model.vocab_size, model.device.type)
+        self._are_finite = torch.ones((), dtype=torch.bool, device=free.device)
         self._remembers = remembers
         self._seen: tuple[Tensor, Tensor] | None = None  # (xt, hidden)
 
@@ -100,18 +102,38 @@ class Chain:
         wanted = where.any(dim=-1).nonzero().squeeze(-1)
         if not len(wanted):
             return
+        self.check_finite()  # of the step before, which the line above waited for
         sigma = self.model.sigma(alpha_t)
         hidden = self._hidden(xt, sigma, wanted)  # (b, L, D)
         local, columns = where[wanted].nonzero(as_tuple=True)
         for part in torch.arange(len(local), device=xt.device).split(self.chunk):
             rows = wanted[local[part]]
+            logits = self.model.logits_for_loss(hidden[local[part], columns[part]])
+            self.note_logits(logits)
             yield Tokens(
                 rows,
                 columns[part],
-                self.model.logits_for_loss(hidden[local[part], columns[part]]),
+                logits,
                 xt[rows, columns[part]],
                 alpha_t[rows, 0],
                 sigma[rows, 0],
+            )
+
+    def note_logits(self, logits: Tensor) -> None:
+        """Keeps in mind, on the device, whether logits (n, K) are finite."""
+        self._are_finite = self._are_finite & logits.amax(dim=-1).isfinite().all()
+
+    def check_finite(self) -> None:
+        """Waits for the device.
+
+        Raises:
+            NotFinite: If any logits so far were not finite.
+        """
+        if not self._are_finite:
+            raise NotFinite(
+                "The logits of the network are not finite, so there are no samples: "
+                "its weights are of a run that has diverged, or trainer.precision is "
+                "too narrow for them."
             )
 
     def replace(

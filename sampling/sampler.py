@@ -118,6 +118,7 @@ class Sampler:
         chain = Chain(denoiser, ~given.known, generator, remembers, show_progress)
         xt = given.put(model.prior_sample(num_samples, generator))
         x0 = self.run(chain, xt, self.num_steps if num_steps is None else num_steps)
+        chain.check_finite()
         return Samples(x0, chain.evaluations)
 
     def remembers(self, model: Denoiser) -> bool:

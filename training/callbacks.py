@@ -112,6 +112,13 @@ def save_checkpoint(trainer: lightning.Trainer, path: str, *copies: str) -> None
                 rank_zero_only(copy_file)(path, copy)
 
 
+class Doubtful(Protocol):
+    """What is asked of a model before its checkpoint is written."""
+
+    def is_in_doubt(self) -> bool:
+        """Whether its weights may be of no use."""
+
+
 class CheckpointEveryNSteps(CheckpointCallback):
     """Writes EPOCH-STEP.ckpt and last.ckpt every so many updates.
 
@@ -147,12 +154,18 @@ class CheckpointEveryNSteps(CheckpointCallback):
         if trainer.is_global_zero:
             self._clean()
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, model: lightning.LightningModule, *args: Any
+    ) -> None:
         step = trainer.global_step  # stands still while gradients accumulate
         if step == self._step:
             return
         self._step = step
-        if self.every_n_train_steps and step % self.every_n_train_steps == 0:
+        if not self.every_n_train_steps or step % self.every_n_train_steps:
+            return
+        if cast(Doubtful, model).is_in_doubt():  # every algorithm has it
+            rank_zero_info("step %d: no checkpoint, the update was left out", step)
+        else:
             self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:

@@ -1,17 +1,19 @@
 """Optimiser, schedule, clipping, and the step of the EMA that follows an update."""
 
+import math
 from typing import Any
 
 import hydra
-import lightning
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from omegaconf import DictConfig
+from torch import Tensor
 
 from models.ema import ExponentialMovingAverage
+from training.finite import FiniteTraining
 
 
-class Optimization(lightning.LightningModule):
+class Optimization(FiniteTraining):
     """How the weights of a model change, as `optim` and `lr_scheduler` say."""
 
     config: DictConfig
@@ -59,17 +61,29 @@ class Optimization(lightning.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the total norm; sharded gradients need their own wrapper's method.
+        """Clips the gradients, and has those that are not finite left out.
 
         Not through Lightning, which refuses to clip for a fused optimiser under any
         mixed precision, although only float16 gradients are scaled.
         """
-        if not gradient_clip_val:
-            return
+        norm = self._clip(gradient_clip_val, gradient_clip_algorithm)
+        self.judge_update(optimizer, norm)
+
+    def _clip(self, limit: float | None, algorithm: str | None) -> Tensor:
+        """Clips gradients as asked for; their norm before, the same on all ranks.
+
+        Sharded gradients need their own wrapper's method.
+        """
         sharded = getattr(self.trainer.model, "clip_grad_norm_", None)
-        if gradient_clip_algorithm == "value":
-            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-        elif sharded is not None:
-            sharded(gradient_clip_val)
+        if limit and algorithm != "value":
+            if sharded is not None:
+                return sharded(limit)
+            return torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
+        if sharded is not None:
+            norm = sharded(math.inf)
         else:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            grads = [p.grad for p in self.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads)
+        if limit:
+            torch.nn.utils.clip_grad_value_(self.parameters(), limit)
+        return norm

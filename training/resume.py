@@ -152,6 +152,8 @@ def _check_resumable(path: str, checkpoint: Checkpoint) -> None:
                 f"{KEY}={path!r} cannot be resumed: no {name} in it. Its weights can "
                 "be fine-tuned: training.finetune_path."
             )
+    if found := checkpoint.not_finite():
+        raise ConfigError(f"{KEY}={path!r} cannot be resumed: {found}.")
 
 
 def check_state(resumed: Resumed, model: Any) -> None:
@@ -219,6 +221,7 @@ class Bookkeeping(lightning.Callback):
     def on_train_batch_end(
         self, trainer: lightning.Trainer, model: Any, *args: Any
     ) -> None:
+        model.check_updates()
         model.log_training()
 
     def on_save_checkpoint(

@@ -1,5 +1,6 @@
 """Samples on the way: what a validation during training writes and logs of them."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
 
@@ -12,7 +13,9 @@ from torch import Tensor
 from metrics.judge import GenerativePerplexity
 from metrics.samples import sample_entropy
 from sampling.reverse_process import Samples
-from utils import write_json
+from utils import NotFinite, write_json
+
+log = logging.getLogger(__name__)
 
 
 class Sampled(Protocol):
@@ -33,6 +36,8 @@ class Sampled(Protocol):
     def generate_samples(
         self, num_samples: int, generator: torch.Generator | None = None
     ) -> Samples: ...
+
+    def answer(self, step: int, what: str) -> None: ...
 
     def log_dict(
         self, dictionary: Mapping[str, Tensor], *, sync_dist: bool = False
@@ -61,8 +66,23 @@ class SampleLogging(lightning.Callback):
         model = cast(Sampled, module)
         if not self._are_wanted(trainer, model):
             return
-        config = model.config
-        texts, entropies = [], []
+        try:
+            drawn = self._draw(model)
+        except NotFinite:
+            drawn = None
+        if not trainer.strategy.reduce_boolean_decision(drawn is not None):
+            model.answer(model.global_step, "logits of samples are not finite")
+        if drawn is None:
+            return
+        texts, results = drawn
+        model.log_dict({f"val/{k}": x for k, x in results.items()}, sync_dist=True)
+        if not trainer.sanity_checking:
+            self.texts = texts
+        self._save(trainer, model, texts, {k: float(x) for k, x in results.items()})
+
+    def _draw(self, model: Sampled) -> tuple[list[str], dict[str, Tensor]]:
+        """Samples as texts, and their numbers."""
+        config, texts, entropies = model.config, [], []
         for index in range(config.sampling.num_sample_batches):
             position = (model.global_step, index, model.global_rank)
             x = model.generate_samples(
@@ -72,11 +92,17 @@ class SampleLogging(lightning.Callback):
             entropies.append(sample_entropy(x.tokens))
         results = {"sample_entropy": torch.cat(entropies).mean()}
         if self.judge is not None:
-            results["gen_ppl"] = torch.tensor(self.judge(texts) or float("nan"))
-        model.log_dict({f"val/{k}": x for k, x in results.items()}, sync_dist=True)
-        if not trainer.sanity_checking:
-            self.texts = texts
-        self._save(trainer, model, texts, {k: float(x) for k, x in results.items()})
+            results["gen_ppl"] = torch.tensor(self._judged(texts))
+        return texts, results
+
+    def _judged(self, texts: list[str]) -> float:
+        """NaN where the judge has no number; that says nothing against the model."""
+        try:
+            ppl = None if self.judge is None else self.judge(texts)
+        except NotFinite as error:
+            log.warning("%s", error)
+            ppl = None
+        return float("nan") if ppl is None else ppl
 
     @staticmethod
     def _are_wanted(trainer: lightning.Trainer, model: Sampled) -> bool:

@@ -13,7 +13,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
 
 from training.lightning_state import meet_saving_ranks
-from utils import RunStopped
+from utils import NotFinite, RunStopped
 
 
 class Trainer(lightning.Trainer):
@@ -49,6 +49,8 @@ def stopping_together(
     problem = None
     try:
         yield
+    except NotFinite:  # on all ranks alike
+        raise
     except RunStopped as error:
         problem = str(error)
         meet()

@@ -106,7 +106,8 @@ class Weights(lightning.LightningModule):
             key: Config key that named the file, for messages.
 
         Raises:
-            ConfigError: If any weight is missing, unexpected or of another shape.
+            ConfigError: If any weight is missing, unexpected or of another shape, or
+                one that is used is not finite.
         """
         self.load_state_dict(self.check_weights(checkpoint, key))
         self._load_ema(checkpoint.ema)
@@ -123,6 +124,15 @@ class Weights(lightning.LightningModule):
         if checkpoint.weights is None:
             raise ConfigError(f"{where} is not a Lightning checkpoint: no state_dict.")
         key_report(self, checkpoint.weights).raise_if_any(where)
+        config, kinds = self.config, ["raw"]
+        if checkpoint.ema and config.training.ema:
+            kinds = ["raw", "EMA"]
+            if config.mode != "train":  # what is evaluated is one of them
+                kinds = ["raw" if config.eval.disable_ema else "EMA"]
+        if found := checkpoint.not_finite(kinds):
+            raise ConfigError(
+                f"{where} is of a run that has diverged: {found}. Take an earlier one."
+            )
         for line in disagreements(checkpoint, self.config):
             rank_zero_warn(f"{where}: {line}.")
         return checkpoint.weights

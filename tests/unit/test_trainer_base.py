@@ -315,7 +315,7 @@ def test_the_optimizer_is_fused_unless_gradients_are_scaled(
 def test_gradients_are_clipped(make_model, algorithm):
     """By total norm unless by value; also for a fused optimiser."""
     model = make_model("algo=mdlm")
-    model._trainer = SimpleNamespace(model=model)
+    model._trainer = SimpleNamespace(model=model, world_size=1, global_step=0)
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 0.5)
     model.configure_gradient_clipping(model.make_optimizer(), 0.25, algorithm)
@@ -329,6 +329,7 @@ def test_gradients_are_clipped(make_model, algorithm):
 @pytest.mark.parametrize("off", [None, 0])
 def test_gradients_are_left_alone_without_clipping(make_model, off):
     model = make_model("algo=mdlm")
+    model._trainer = SimpleNamespace(model=model, world_size=1, global_step=0)
     model.backbone.output_embedding.bias.grad = torch.full((7,), 1e3)
     model.configure_gradient_clipping(model.make_optimizer(), off)
     assert bool((model.backbone.output_embedding.bias.grad == 1e3).all())

@@ -218,9 +218,12 @@ class Steps:
     def train(self, callback: CheckpointEveryNSteps, until: int) -> None:
         callback.on_train_start(self)
         while self.global_step < until:
-            callback.on_train_batch_end(self)  # an update of two micro-batches
+            callback.on_train_batch_end(self, self)  # an update of two micro-batches
             self.global_step += 1
-            callback.on_train_batch_end(self)
+            callback.on_train_batch_end(self, self)
+
+    def is_in_doubt(self) -> bool:  # as a model
+        return False
 
 
 @pytest.mark.parametrize(
