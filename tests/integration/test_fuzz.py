@@ -27,11 +27,13 @@ from checkpoints.about import describe
 from checkpoints.keys import key_report
 from checkpoints.reading import read_checkpoint
 from cli.settle import adopt_network, algorithm_class
+from data.registry import DATASETS
 from data.tokenizers import get_tokenizer
 from evaluation.sample_file import SampleFile, summarise
 from integral.tables import build_table, read_table
 from integral.transform import GammaRange
 from models.registry import build_backbone
+from report.runs import read_runs
 
 pytestmark = [
     pytest.mark.slow,
@@ -92,6 +94,25 @@ folder and the cache there was nothing.
 
 {table}
 """
+
+
+def test_the_watch_sees(watch, tmp_path):
+    """Writing, moving and deleting, also through an open folder; reading is none."""
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    for folder in (inside, outside):
+        (folder / "a").mkdir(parents=True)
+        (folder / "b").write_text("x")
+    with watch.on(inside):
+        (outside / "b").read_text()
+        for folder in (inside, outside):
+            (folder / "a/c").write_text("x")
+            (folder / "b").rename(folder / "d")
+            (folder / "d").unlink()
+            shutil.rmtree(folder / "a")
+    found = {x.replace(str(outside), "") for x in watch.found}
+    watch.found.clear()
+    assert {"open /a/c", "os.rename /b", "os.remove /d", "os.remove /a/c"} <= found
+    assert not any(str(tmp_path) in x for x in found)
 
 
 def check_all(fuzz: Fuzz, watch: Watch, kind: str) -> None:
@@ -290,4 +311,63 @@ def test_sample_files(fuzz, watch):
         part.write_bytes(content)
         fuzz.read(name, f"{number} {part.name}: {about}", use)
         part.write_bytes(raws[part])
+    check_all(fuzz, watch, name)
+
+
+def test_rows_of_the_cache(fuzz, watch):
+    """Those that are used are those that were written; others are made again."""
+    draw = random.Random(f"rows {SEED}")
+    folder, name = fuzz.folder / "rows", "rows of the cache"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one two three\n" * 99)
+    config = compose(
+        "data=text_files",
+        f"data.path={folder}/a.txt",
+        f"data.valid_path={folder}/a.txt",
+        "data.tokenizer_name_or_path=bytes",
+        f"data.cache_dir={folder}/cache",
+    )
+    tokenizer = get_tokenizer(config)
+
+    def load() -> np.ndarray:
+        rows = DATASETS[config.data.train].load(config, tokenizer, "train")
+        return np.array(rows.ids)
+
+    good = load()
+    files = sorted(x for x in (folder / "cache/rows").glob("*/*") if x.is_file())
+    assert len(files) >= 3
+    raws = {file: file.read_bytes() for file in files}
+
+    def use() -> None:
+        assert np.array_equal(load(), good)
+
+    for number in range(150):
+        for file, raw in raws.items():
+            file.write_bytes(raw)
+        file = files[number % len(files)]
+        file.write_bytes(mutated_bytes(raws[file], draw))
+        fuzz.read(name, f"{number} {file.name}", use)
+    check_all(fuzz, watch, name)
+
+
+def test_results_for_a_report(fuzz, watch):
+    """The JSON of mode=ppl_eval and of mode=sample_eval."""
+    draw = random.Random(f"results {SEED}")
+    path, name = fuzz.folder / "results.json", "results for a report"
+    about = {"algo": "mdlm", "checkpoint": {"path": "a", "step": 3, "weights": "EMA"}}
+    data = {"valid": "lm1b", "tokenizer": "gpt2", "length": 8, "wrap": True, "rows": 9}
+    numbers = {"nll": 2.0, "bpd": 2.9, "ppl": 7.4, "ppl_stderr": 0.1}
+    likelihood = {"mode": "ppl_eval", "seed": 1, "data": data} | about | numbers
+    samples = {"complete": True, "generative_ppl": 9.0, "num_samples": 2} | about
+    samples |= {"settings": {"sampling": {"steps": 8}, "model": {"length": 8}}}
+    samples |= {"generated_seqs": ["one", "two"], "entropy": 2.0}
+    for number in range(300):
+        one = (likelihood, samples)[number % 2]
+        if number % 3:
+            changed, what = mutated(one, draw, tensors=False)
+            content = json.dumps(changed, default=str).encode()
+        else:
+            content, what = mutated_bytes(json.dumps(one).encode(), draw), "bytes"
+        path.write_bytes(content)
+        fuzz.read(name, f"{number}: {what}", lambda: read_runs([(None, str(path))]))
     check_all(fuzz, watch, name)

@@ -128,19 +128,20 @@ def mutated(content: Any, draw: random.Random, tensors: bool = True) -> tuple[An
 # ---------------------------------------------------------------- outcomes
 
 
-# Events of `sys.audit`, and which of their arguments are changed.
-_EVENTS = {
-    "os.remove": (0,),
-    "os.rename": (0, 1),
-    "os.rmdir": (0,),
-    "os.mkdir": (0,),
-    "os.truncate": (0,),
-    "os.link": (1,),
-    "os.symlink": (1,),
-    "os.chmod": (0,),
-    "shutil.rmtree": (0,),
-    "shutil.move": (0, 1),
-    "shutil.copyfile": (1,),
+# Events of `sys.audit`: of each path that is changed, its place among the arguments and
+# that of the open folder that it is relative to, if there is one.
+_EVENTS: dict[str, tuple[tuple[int, int | None], ...]] = {
+    "os.remove": ((0, 1),),
+    "os.rename": ((0, 2), (1, 3)),
+    "os.rmdir": ((0, 1),),
+    "os.mkdir": ((0, 2),),
+    "os.truncate": ((0, None),),
+    "os.link": ((1, 3),),
+    "os.symlink": ((1, 2),),
+    "os.chmod": ((0, 2),),
+    "shutil.rmtree": ((0, 1),),
+    "shutil.move": ((0, None), (1, None)),
+    "shutil.copyfile": ((1, None),),
 }
 
 
@@ -162,14 +163,12 @@ class Watch:
             writes = writes or (isinstance(mode, str) and set(mode) & set("wax+"))
             self._of(event, [path] if writes else [])
         elif event in _EVENTS:
-            self._of(event, [args[i] for i in _EVENTS[event]])
+            self._of(event, [_path(args, *places) for places in _EVENTS[event]])
 
     def _of(self, event: str, paths: list) -> None:
         for path in paths:
-            if isinstance(path, bytes):
-                path = os.fsdecode(path)
-            if isinstance(path, (str, os.PathLike)):
-                where = os.path.realpath(path)
+            if isinstance(path, (str, bytes, os.PathLike)):
+                where = os.path.realpath(os.fsdecode(path))
                 if not where.startswith((*self.allowed, "/dev/", "/proc/")):
                     self.found.add(f"{event} {where}")
 
@@ -182,6 +181,16 @@ class Watch:
             yield
         finally:
             self.is_on = False
+
+
+def _path(args: tuple, at: int, folder_at: int | None) -> Any:
+    path = args[at]
+    folder = -1 if folder_at is None or folder_at >= len(args) else args[folder_at]
+    if isinstance(path, (str, bytes, os.PathLike)) and folder not in (None, -1):
+        return os.path.join(
+            os.path.realpath(f"/proc/self/fd/{folder}"), os.fsdecode(path)
+        )
+    return path
 
 
 class Fuzz:
