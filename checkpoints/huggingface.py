@@ -15,7 +15,7 @@ import torch
 
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.keys import check_sizes
-from checkpoints.schema import count, optional, text
+from checkpoints.schema import check_config, count, optional, text
 from checkpoints.schema import fields as fields_of
 from utils import ConfigError, first_line, hub_options
 
@@ -126,11 +126,17 @@ def _about(folder: Path, name_or_path: str, key: str) -> Checkpoint:
     of_network = {key.removeprefix("model."): x for key, x in sizes.items()}
     check_sizes(_shapes(folder, key), of_network, where)
     values = form.known | sizes | _values(fields, form, where)
+    try:
+        check_config(config := _nested(values))
+        if kind == OWN:
+            fields_of(OWN_RULES)(fields, CONFIG)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}.") from None
     is_distilled = name_or_path in DISTILLED_IDS
     if is_distilled:
-        values["algo.name"] = "distillation"
+        config["algo"]["name"] = "distillation"
     about = Checkpoint(
-        config=_nested(values),
+        config=config,
         format=f"Hugging Face, model_type {kind}",
         source=name_or_path,
         folder=folder,
@@ -140,10 +146,6 @@ def _about(folder: Path, name_or_path: str, key: str) -> Checkpoint:
         stated: dict[str, Any] = {
             name: fields.get(field) for name, field in OWN_ABOUT.items()
         }
-        try:
-            fields_of(OWN_RULES)(fields, CONFIG)
-        except ValueError as error:
-            raise ConfigError(f"{where}: {error}.") from None
         about = replace(about, **stated)
     return about
 
@@ -223,7 +225,7 @@ def _nested(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _read_json(path: Path, key: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = "there is none" if not path.exists() else first_line(error)
         raise ConfigError(
             f"{key}={str(path.parent)!r}: {path.name} cannot be read ({reason})."

@@ -263,11 +263,16 @@ def check_content(content: Mapping[Any, Any]) -> None:
     settings = content.get("hyper_parameters")
     config = settings.get("config") if isinstance(settings, dict) else None
     if isinstance(config, dict):
-        for key, rule in CONFIG.items():
-            value = setting(config, key)
-            is_open = isinstance(value, str) and is_reference(value)
-            if value is not None and not is_open:
-                rule(value, f"config's {key}")
+        check_config(config)
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """What is taken over or compared of a run's config, as far as it is stated."""
+    for key, rule in CONFIG.items():
+        value = setting(config, key)
+        is_open = isinstance(value, str) and is_reference(value)
+        if value is not None and not is_open:
+            rule(value, f"config's {key}")
 
 
 def setting(config: Any, key: str) -> Any:

@@ -245,7 +245,7 @@ def _was_checked(folder: str, state: Mapping[str, list[int]]) -> bool:
             return False
         with open(path) as file:
             return json.load(file) == state
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 

@@ -177,7 +177,7 @@ def _file(path: str) -> list[tuple[str, str, bool]]:
 def _json_line(line: str, where: str) -> tuple[str, bool]:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         entry = None
     if isinstance(entry, str):
         return entry, False

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from exported import export, save_tiny
 from refusals import refused
 from released import SIZES, random_weights, write_released
 from safetensors.torch import save_file
@@ -321,3 +322,31 @@ def test_inspecting_a_folder(folder, compose, capsys):
     count = sum(x.numel() for name, x in weights if "inv_freq" not in name)
     assert lines["parameters"] == f"{count:,}"
     assert "model_type mdlm" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("dropout", x) for x in (2.0, -1.0, float("nan"), float("inf"))),
+        *(("algorithm", x) for x in ("../mdlm", "/etc/passwd", "${x}/y", "a\nb")),
+        *(("noise", "../x"), ("noise_eps", -1.0), ("T", -5), ("step", -1)),
+        *(("step", "x"), ("weights", 3), ("likelihood", [1]), ("model_type", ["x"])),
+        *(("n_heads", 0), ("vocab_size", 1 << 99), ("tokenizer", "x" * 20_000)),
+    ],
+)
+def test_fields_out_of_range_are_refused(tmp_path, field, value):
+    save_tiny(tmp_path / "a.ckpt", "algo=mdlm", "data.tokenizer_name_or_path=bytes")
+    export(tmp_path / "a.ckpt", tmp_path / "a")
+    path = tmp_path / "a/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    if isinstance(value, str) and value.startswith("${"):
+        found = read_about(str(tmp_path / "a"), KEY)  # is not taken over
+        assert found.setting("algo.name") == value
+    else:
+        refused(lambda: read_about(str(tmp_path / "a"), KEY), KEY, "config.json")
+
+
+@pytest.mark.parametrize("content", ["[" * 10**5, '{"a":' * 10**5, "{", "\x00", "[]"])
+def test_fields_that_are_none_are_refused(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    refused(lambda: read_about(str(tmp_path), KEY), KEY, "config.json")
