@@ -3,8 +3,10 @@ kept in a JSON (`sample_file.py`).
 """
 
 import logging
+import signal
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +31,8 @@ from report.console import report_samples, report_sampling
 from sampling.prompts import Prompt, given_tokens, read_prompts
 from sampling.registry import build_sampler
 from trainer_base import TrainerBase
+from training.holding import holding
+from training.processes import is_first
 from training.trainer import build_trainer
 from utils import ConfigError, RunStopped
 
@@ -41,8 +45,18 @@ def sample_eval(config: DictConfig) -> dict[str, Any] | None:
     Returns:
         The JSON's numbers on the first rank, None on the others.
     """
-    order = config.eval.ngram_order
     algorithm = prepare(config)
+    key = "eval.generated_samples_path"
+    path = config.eval.generated_samples_path
+    is_one = is_first(config)
+    with holding(path, key, is_file=True) if is_one else nullcontext():
+        return _sample_eval(config, algorithm)
+
+
+def _sample_eval(
+    config: DictConfig, algorithm: type[TrainerBase]
+) -> dict[str, Any] | None:
+    order = config.eval.ngram_order
     file = SampleFile(config.eval.generated_samples_path, settings_of(config))
     if num_done := file.check():
         log.info("going on with %s: %d batches are there", file.path, num_done)
@@ -64,12 +78,25 @@ def sample_eval(config: DictConfig) -> dict[str, Any] | None:
     try:
         with model.eval_weights():
             trainer.predict(drawing, return_predictions=False)
-    except BaseException:
+    except BaseException as error:
         file.interrupt()
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):  # after a signal
+            raise stopped(error, file) from None
         raise
     trainer.strategy.barrier()  # every rank's batches are there
     about = origin(config, checkpoint, model.ema is not None)
     return finish_samples(drawing, references, about)
+
+
+def stopped(error: KeyboardInterrupt | SystemExit, file: SampleFile) -> RunStopped:
+    """What a signal ends a run with: where its finished batches are."""
+    status = error.code if isinstance(error, SystemExit) else None
+    if type(status) is not int or status <= 128:  # Ctrl-C, of which Lightning makes 1
+        status = 128 + signal.SIGINT
+    name, count = signal.Signals(status - 128).name, len(file.done())
+    where = f", in {file.path} and {file.parts}" if count else ""
+    line = f"stopped by {name}; {count} of {file.num_batches} batches are there{where}"
+    return RunStopped(line, status)
 
 
 @rank_zero_only

@@ -51,24 +51,25 @@ class Holder(NamedTuple):
 
 
 @contextlib.contextmanager
-def holding(folder: str, key: str) -> Iterator[None]:
-    """While this lasts no other process holds the folder.
+def holding(path: str, key: str, *, is_file: bool = False) -> Iterator[None]:
+    """While this lasts no other process holds the folder, or the file.
 
     Args:
-        folder: Is made if it is not there. One that is not on a file system of this
-            machine cannot be held, and nothing is done.
-        key: Config key of the folder, for the message.
+        path: Its folder is made if it is not there. What is not on a file system of
+            this machine cannot be held, and nothing is done.
+        key: Config key of the path, for the message.
+        is_file: Whether it is a file, whose lock lies beside it.
 
     Raises:
         ConfigError: If a process that lives holds it.
     """
-    if not is_local(folder):
+    if not is_local(path):
         yield
         return
-    _, folder = filesystem_of(folder)
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, NAME)
-    file = _take(path, f"{key}={folder!r}")
+    _, inner = filesystem_of(path)
+    lock = f"{inner}.lock" if is_file else os.path.join(inner, NAME)
+    os.makedirs(os.path.dirname(lock), exist_ok=True)
+    file = _take(lock, f"{key}={path!r}")
     is_over = threading.Event()
     beats = threading.Thread(target=_beat, args=(file, is_over), daemon=True)
     beats.start()
@@ -77,8 +78,8 @@ def holding(folder: str, key: str) -> Iterator[None]:
     finally:
         is_over.set()
         beats.join()
-        if _is_there(path, file):
-            os.remove(path)
+        if _is_there(lock, file):
+            os.remove(lock)
         _close(file)
 
 
@@ -98,8 +99,8 @@ def _take(path: str, where: str) -> int:
         if lives(path, holder):
             who = holder or "another process"
             raise ConfigError(
-                f"{where}: {who} holds this folder. Wait until it has ended, or give "
-                "another hydra.run.dir or checkpointing.save_dir."
+                f"{where}: {who} holds it. Wait until it has ended, or give another "
+                "one (hydra.run.dir, where the key is not on the command line)."
             )
         _remove(path, seen)
         log.info("%s was left behind by %s: taken over", path, holder)

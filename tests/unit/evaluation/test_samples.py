@@ -15,7 +15,7 @@ from refusals import refused
 
 from evaluation import sample_file as files
 from evaluation.sample_file import SETTINGS, SampleFile, settings_of, summarise
-from evaluation.samples import Drawing
+from evaluation.samples import Drawing, stopped
 from sampling.prompts import Prompt
 from utils import path_exists
 
@@ -446,3 +446,27 @@ def test_more_prompts_than_samples_are_refused(tmp_path):
         "loader.eval_batch_size",
         "3 x 2 = 6",
     )
+
+
+# ---------------------------------------------------------------- a signal
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "status"),
+    [
+        (KeyboardInterrupt(), "SIGINT", 130),
+        (SystemExit(1), "SIGINT", 130),  # what Lightning makes of Ctrl-C
+        (SystemExit(143), "SIGTERM", 143),
+    ],
+)
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_stopped_run_says_where_its_batches_are(error, name, status, count):
+    there = {0, 1} if count else set()
+    file = SimpleNamespace(
+        path="/a.json", parts="/a.json.parts", num_batches=5, done=lambda: there
+    )
+    line = stopped(error, file)
+    assert str(line).startswith(f"stopped by {name}; {count} of 5 batches are there")
+    assert ("/a.json.parts" in str(line)) is bool(count)
+    assert line.status == status
+    assert line.can_go_on

@@ -90,7 +90,7 @@ def test_it_is_given_up_whatever_happens(tmp_path):
 def test_a_process_that_lives(tmp_path, other):
     process = other(tmp_path)
     began = time.monotonic()
-    refused(lambda: take(tmp_path), f"process {process.pid} on ", "holds this folder")
+    refused(lambda: take(tmp_path), f"process {process.pid} on ", " holds it")
     assert time.monotonic() - began < 2
     process.communicate("\n")
     take(tmp_path)
@@ -128,7 +128,7 @@ def test_a_container_that_was_restarted(tmp_path, other):
         process = other(tmp_path, before=container)
         pids.append(Holder.read(f"{tmp_path}/{NAME}").process.pid)
         began = time.monotonic()
-        refused(lambda: take(tmp_path), "holds this folder")
+        refused(lambda: take(tmp_path), " holds it")
         assert time.monotonic() - began < 2
         process.kill()
         process.wait()
@@ -232,3 +232,13 @@ def test_one_of_many_gets_it(tmp_path):
 def test_a_store_cannot_be_held():
     with holding("memory://run", KEY), holding("memory://run", KEY):
         pass
+
+
+def test_a_file(tmp_path):
+    """By a lock beside it, which is not in the way of others."""
+    paths = [f"{tmp_path}/new/{name}.json" for name in "ab"]
+    with holding(paths[0], "key", is_file=True), holding(paths[1], "key", is_file=True):
+        with pytest.raises(ConfigError), holding(paths[0], "key", is_file=True):
+            pass
+        assert len(list((tmp_path / "new").iterdir())) == 2
+    assert list((tmp_path / "new").iterdir()) == []
