@@ -6,6 +6,7 @@ published tables depend on them character by character.
 """
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 
@@ -133,8 +134,12 @@ _DIGITS = [*_NAMES, "nine"]
 
 def text8_normalize(text: str) -> str:
     """Lower case, digits spelled out, everything else one space: text8's rules."""
+    return _spaced(text).strip()
+
+
+def _spaced(text: str) -> str:
     text = re.sub(r"[0-9]", lambda digit: f" {_DIGITS[int(digit[0])]} ", text.lower())
-    return re.sub(r"[^a-z]+", " ", text).strip()
+    return re.sub(r"[^a-z]+", " ", text)
 
 
 class Text8Rule(NamedTuple):
@@ -147,3 +152,28 @@ class Text8Rule(NamedTuple):
 
 
 TEXT8: Rules = (Text8Rule(),)
+
+
+def in_parts(text: str, rules: Rules, size: int = 2**17) -> Iterator[str] | None:
+    """What `detokenize` gives, in parts; None where it needs the text as a whole.
+
+    Args:
+        text: A long one.
+        rules: None, or text8's.
+        size: Characters of a part before the rules.
+    """
+    parts = (text[start : start + size] for start in range(0, len(text), size))
+    known = {(): parts, TEXT8: _text8_parts(parts)}
+    return known.get(rules)
+
+
+def _text8_parts(parts: Iterable[str]) -> Iterator[str]:
+    """`text8_normalize` of a text: blanks at a cut are one, and none at its ends."""
+    is_begun = is_apart = False
+    for part in parts:
+        spaced = _spaced(part)
+        clean = spaced.strip()
+        is_apart |= spaced.startswith(" ")
+        if clean:
+            yield " " * (is_begun and is_apart) + clean
+            is_begun, is_apart = True, spaced.endswith(" ")

@@ -28,13 +28,20 @@ def encode_texts(texts: Iterable[str], tokenizer: Any) -> tuple[np.ndarray, np.n
     Returns:
         The ids of all texts, one behind the other, and their number for each text.
     """
-    lengths: list[int] = []
-    flat = [np.empty(0, np.int32)]
     pieces = (
         (number, piece)
         for number, text in enumerate(texts)
         for piece in pieces_of([text], tokenizer)
     )
+    return encode_pieces(pieces, tokenizer)
+
+
+def encode_pieces(
+    pieces: Iterable[tuple[int, str]], tokenizer: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same of pieces, each with the number of its text."""
+    lengths: list[int] = []
+    flat = [np.empty(0, np.int32)]
     for group in _groups(pieces):
         lists = token_ids([piece for _, piece in group], tokenizer)
         for (number, _), ids in zip(group, lists, strict=True):

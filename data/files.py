@@ -34,6 +34,9 @@ class Texts(Whole):
         self, rows: Any, column: str, txt: Txt | None = None, suffix: str = ""
     ) -> None:
         self._rows = rows.select_columns(column)
+        kind = self._rows.features.arrow_schema.field(column).type
+        if not _is_text(kind):
+            raise ValueError(f"column {column!r} is of type {kind}, not text")
         self._column = column
         self._txt = txt or Txt()
         self._suffix = suffix
@@ -44,6 +47,13 @@ class Texts(Whole):
     def texts(self, start: int, stop: int) -> list[str]:
         texts = self._rows[start:stop][self._column]
         return [self._txt.document(text, self._suffix) for text in texts]
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow.types as kinds
+
+    of_text = (kinds.is_string, kinds.is_large_string, kinds.is_null)
+    return any(is_of(kind) for is_of in of_text)
 
 
 def load_rows(builder: str, files: list[str], cache_dir: str, txt: Txt) -> Any:
@@ -191,6 +201,7 @@ def store_texts(texts: Iterable[str], path: str) -> None:
                 held, size = [], 0
         if held:
             to.write_batch(pyarrow.record_batch([held], schema=schema))
+    pyarrow.default_memory_pool().release_unused()
 
 
 CHARACTERS_AT_A_TIME = 2**22

@@ -2,13 +2,15 @@
 
     texts -> detokenize -> tokenize -> pack | pad -> blocks of rows
 
-Documents are tokenised in parallel, a few hundred at a time, and laid out in order by
-one process. So rows depend on the documents and their order alone, and memory on
-neither the number of documents nor of rows.
+Documents are tokenised in parallel, a few hundred at a time and long ones in pieces,
+and laid out in order by one process. So rows depend on the documents and their order
+alone, and memory on neither the number of documents nor of rows, nor on how many tokens
+a document has.
 """
 
 import contextlib
 import functools
+import itertools
 import multiprocessing
 import os
 import signal
@@ -16,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
@@ -25,9 +27,14 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from data.detokenizers import Rules, detokenize
+from data.detokenizers import Rules, detokenize, in_parts
 from data.documents import Documents
-from data.encoding import encode_texts
+from data.encoding import (
+    CHARACTERS_AT_A_TIME,
+    encode_pieces,
+    encode_texts,
+    pieces_of,
+)
 from data.rows import TokenRows
 from utils import RunStopped
 
@@ -54,6 +61,7 @@ class Chunk(NamedTuple):
 
     ids: np.ndarray  # of all, one behind the other
     lengths: np.ndarray  # of each
+    is_open: bool = False  # of one, which goes on in the next chunk
 
 
 class Block(NamedTuple):
@@ -90,7 +98,8 @@ def separated(chunk: Chunk, layout: Layout) -> np.ndarray:
     """The stream of a chunk's documents."""
     if not layout.insert_eos:
         return chunk.ids
-    return np.insert(chunk.ids, np.cumsum(chunk.lengths), layout.eos)
+    ends = np.cumsum(chunk.lengths)
+    return np.insert(chunk.ids, ends[:-1] if chunk.is_open else ends, layout.eos)
 
 
 def framed(content: np.ndarray, layout: Layout) -> Block:
@@ -103,7 +112,7 @@ def framed(content: np.ndarray, layout: Layout) -> Block:
 def pad(chunks: Iterable[Chunk], layout: Layout) -> Iterator[Block]:
     """One document a row: bos, at most L - 2 tokens, eos, then padding."""
     size = layout.length - 2
-    for chunk in chunks:
+    for chunk in _closed(chunks, size):
         lengths = np.minimum(chunk.lengths, size).astype(np.int32)
         starts = np.cumsum(chunk.lengths) - chunk.lengths
         ids = np.full((len(lengths), layout.length), layout.pad, dtype=np.int32)
@@ -113,6 +122,20 @@ def pad(chunks: Iterable[Chunk], layout: Layout) -> Iterator[Block]:
         source = (starts[:, None] + np.arange(size))[is_content]
         ids[:, 1:-1][is_content] = chunk.ids[source]
         yield Block(ids, lengths + 2)
+
+
+def _closed(chunks: Iterable[Chunk], size: int) -> Iterator[Chunk]:
+    """Chunks without those that go on; of these the first `size` tokens."""
+    begun: np.ndarray | None = None
+    for chunk in chunks:
+        if begun is None and not chunk.is_open:
+            yield chunk
+            continue
+        begun = chunk.ids if begun is None else np.concatenate([begun, chunk.ids])
+        begun = begun[:size].copy()
+        if not chunk.is_open:
+            yield Chunk(begun, np.array([len(begun)]))
+            begun = None
 
 
 def rows_of(blocks: Iterable[Block], length: int) -> TokenRows:
@@ -152,35 +175,110 @@ def tokenize(
         name: For the bar.
         drop_empty: Whether documents without text are left out.
     """
-    size = DOCUMENTS_AT_A_TIME
-    spans = [
-        (start, min(start + size, len(documents)))
-        for start in range(0, len(documents), size)
-    ]
-    run = functools.partial(_encode_span, documents, tokenizer, rules, drop_empty)
-    chunks = _in_order(run, spans, min(num_proc, len(spans)))
-    bar = tqdm(total=len(documents), desc=f"tokenizing {name}", leave=False)
-    with bar, contextlib.closing(chunks):
-        for (start, stop), chunk in zip(spans, chunks, strict=True):
-            yield chunk
-            bar.update(stop - start)
+    with _one_thread_each() if num_proc > 1 else contextlib.nullcontext():
+        work = _work(documents, tokenizer, rules, drop_empty)
+        first = list(itertools.islice(work, max(num_proc, 1)))
+        sizes: deque[int] = deque()
+        tasks = _noting(itertools.chain(first, work), sizes)
+        run = functools.partial(_encode_work, tokenizer)
+        chunks = _in_order(run, tasks, min(num_proc, len(first)))
+        bar = tqdm(total=len(documents), desc=f"tokenizing {name}", leave=False)
+        with bar, contextlib.closing(chunks):
+            of_one = 0  # tokens of a long document so far
+            for chunk in chunks:
+                yield chunk
+                bar.update(sizes.popleft())
+                of_one = of_one + len(chunk.ids) if chunk.is_open else 0
+                millions = f"{of_one // 10**6} million tokens of one document"
+                if of_one and bar.postfix != millions:
+                    bar.set_postfix_str(millions)
 
 
-def _encode_span(
-    documents: Documents,
-    tokenizer: Any,
-    rules: Rules,
-    drop_empty: bool,
-    span: tuple[int, int],
-) -> Chunk:
-    texts = documents.texts(*span)
-    if drop_empty:
-        texts = [text for text in texts if text]
-    return encode(texts, tokenizer, rules)
+class Work(NamedTuple):
+    """Some documents, or a part of a long one."""
+
+    texts: list[str]  # documents, or pieces of one
+    num_documents: int  # that end with these
+    rules: Rules = ()  # to be run on each first
+    is_part: bool = False  # whether these are pieces of one
+
+
+def _work(
+    documents: Documents, tokenizer: Any, rules: Rules, drop_empty: bool
+) -> Iterator[Work]:
+    """All documents in order, about `CHARACTERS_AT_A_TIME` of them at a time."""
+    held: list[str] = []
+    size = num_documents = 0
+    for text in _read(documents):
+        num_documents += 1
+        if drop_empty and not text:
+            continue
+        if len(text) > CHARACTERS_AT_A_TIME and (parts := in_parts(text, rules)):
+            if held:
+                yield Work(held, num_documents - 1, rules)
+            yield from _of_one(pieces_of(parts, tokenizer))
+            held, size, num_documents = [], 0, 0
+            continue
+        held.append(text)
+        size += len(text)
+        if size >= CHARACTERS_AT_A_TIME or len(held) >= DOCUMENTS_AT_A_TIME:
+            yield Work(held, num_documents, rules)
+            held, size, num_documents = [], 0, 0
+    if num_documents:
+        yield Work(held, num_documents, rules)
+
+
+def _of_one(pieces: Iterator[str]) -> Iterator[Work]:
+    """The pieces of one document, the last of which ends it."""
+    held: list[str] = []
+    for piece in pieces:
+        if sum(map(len, held)) + len(piece) > CHARACTERS_AT_A_TIME and held:
+            yield Work(held, 0, is_part=True)
+            held = []
+        held.append(piece)
+    yield Work(held, 1, is_part=True)
+
+
+def _read(documents: Documents) -> Iterator[str]:
+    """All texts in order, only as many at a time as are not too long together."""
+    start, step = 0, 1
+    while start < len(documents):
+        texts = documents.texts(start, min(start + step, len(documents)))
+        start += len(texts)
+        is_little = sum(map(len, texts)) < CHARACTERS_AT_A_TIME
+        yield from texts
+        step = min(2 * step, DOCUMENTS_AT_A_TIME) if is_little else max(step // 2, 1)
+
+
+def _noting(work: Iterable[Work], sizes: deque[int]) -> Iterator[Work]:
+    for some in work:
+        sizes.append(some.num_documents)
+        yield some
+
+
+def _encode_work(tokenizer: Any, work: Work) -> Chunk:
+    if work.is_part:
+        ids, lengths = encode_pieces([(0, piece) for piece in work.texts], tokenizer)
+        return Chunk(ids, lengths, is_open=not work.num_documents)
+    return encode(work.texts, tokenizer, work.rules)
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Tokenizers that take one thread in each process, whatever was used before."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def _in_order(
-    run: Callable[[Any], Any], tasks: Sequence[Any], num_proc: int
+    run: Callable[[Any], Any], tasks: Iterable[Any], num_proc: int
 ) -> Generator[Any, None, None]:
     """Results of tasks in their order; a few of each process at a time."""
     if num_proc <= 1:

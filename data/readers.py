@@ -135,9 +135,13 @@ def _text(path: str, files: Files, start: int) -> Iterator[tuple[int, Any]]:
     if files.txt.lines:
         yield from _lines(path, None, start)
     elif not start:
-        with open_file(path, compression="infer") as opened:
-            raw = opened.read()
-        yield 0, _decoded(raw.removeprefix(codecs.BOM_UTF8))
+        yield 0, _decoded(_bytes_of(path).removeprefix(codecs.BOM_UTF8))
+
+
+def _bytes_of(path: str) -> bytes:
+    with open_file(path, compression="infer") as opened:
+        content: bytes = opened.read()
+    return content
 
 
 def _decoded(raw: bytes) -> str | Bad:

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.detokenizers import DETOKENIZERS, TEXT8, detokenize, text8_normalize
+from data.detokenizers import (
+    DETOKENIZERS,
+    TEXT8,
+    detokenize,
+    in_parts,
+    text8_normalize,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,3 +54,10 @@ def test_rules_are_told_apart_by_what_they_print():
     changed = DETOKENIZERS["ptb"][0]._replace(new="x")
     assert repr(changed) != repr(DETOKENIZERS["ptb"][0])
     assert "0x" not in "".join(prints)  # no address, which changes from run to run
+
+
+@given(st.text("abZ9 \n.\u0130\u03a3\u1e9e\u0301", max_size=40), st.integers(1, 9))
+def test_long_texts_of_text8_are_cleaned_in_parts(text, size):
+    assert "".join(in_parts(text, TEXT8, size)) == text8_normalize(text)
+    assert "".join(in_parts(text, (), size)) == text
+    assert in_parts(text, DETOKENIZERS["lm1b"], size) is None

@@ -27,6 +27,7 @@ from data.docstrings import docstrings, standard_library
 from data.files import (
     TEXT_FORMATS,
     StoredTexts,
+    Texts,
     find_files,
     load_files,
     read_texts,
@@ -566,3 +567,28 @@ def test_texts_come_back(texts, size):
         assert len(stored) == len(texts)
         for start in range(0, len(texts), 7):
             assert stored.texts(start, start + 9) == texts[start : start + 9]
+
+
+# ---------------------------------------------------------------- the hub's
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([1, 2], "int64"),
+        ([["a", "b"]], "list<"),
+        ([{"a": "b"}], "struct<"),
+        ([b"a"], "binary"),
+        ([1.5], "double"),
+        ([True], "bool"),
+    ],
+)
+def test_a_column_of_the_hub_is_text(values, kind):
+    """Nothing is tokenised of which the schema says that it is no text."""
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": values, "other": values})
+    with pytest.raises(ValueError, match=f"column 'text' is of type .*{kind}.*, not"):
+        Texts(rows, "text")
+    strings = datasets.Dataset.from_dict({"text": ["a", None]})
+    assert Texts(strings, "text").texts(0, 2) == ["a", ""]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import packing
-from data.detokenizers import DETOKENIZERS, detokenize
+from data import encoding, packing
+from data.detokenizers import DETOKENIZERS, TEXT8, detokenize
 from data.documents import Listed, Part
 from data.packing import Chunk, Layout, lay_out, rows_of, tokenize
 from data.rows import TokenRows
@@ -71,6 +71,32 @@ def test_rows_do_not_depend_on_the_chunks(texts, size, wrap, keep_remainder):
 
     few, many = in_chunks_of(size), in_chunks_of(100)
     assert few.fingerprint() == many.fingerprint()
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+@pytest.mark.parametrize("wrap", [True, False])
+@pytest.mark.parametrize("rules", [(), TEXT8, DETOKENIZERS["lm1b"]])
+def test_rows_do_not_depend_on_the_pieces(monkeypatch, num_proc, wrap, rules):
+    """Long documents between short ones, taken apart or whole."""
+    layout = LAYOUT._replace(wrap=wrap)
+    texts = ["a short one", "", "a long one , of 12 words " * 50, "x", "Y z" * 100, ""]
+    expected = rows(texts, layout, rules).fingerprint()
+    monkeypatch.setattr(packing, "CHARACTERS_AT_A_TIME", 70)
+    monkeypatch.setattr(encoding, "PIECE", 30)
+    assert rows(texts, layout, rules, num_proc=num_proc).fingerprint() == expected
+    few = [text for text in texts if text]
+    expected = rows(few, layout, rules).fingerprint()
+    options = {"num_proc": num_proc, "drop_empty": True}
+    assert rows(texts, layout, rules, **options).fingerprint() == expected
+
+
+def test_a_long_document_is_never_in_memory_as_tokens(monkeypatch):
+    """It comes in chunks of which all but the last are open."""
+    text = "the cat sat on the mat " * 100_000
+    chunks = list(tokenize(Listed(["a", text, "b"]), bytes_tokenizer()))
+    assert max(len(chunk.ids) for chunk in chunks) <= packing.CHARACTERS_AT_A_TIME
+    assert [chunk.is_open for chunk in chunks] == [False] + [True] * 8 + [False] * 2
+    assert sum(len(chunk.ids) for chunk in chunks) == len(text) + 2
 
 
 def test_the_remainder_is_kept_on_demand():
