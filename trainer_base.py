@@ -173,7 +173,7 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         self._loss = losses.loss.detach()
         self.note_loss(self._loss)
         self.log("trainer/loss", self._loss, prog_bar=True, logger=False)
-        return losses.loss
+        return self.weighed(losses)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         losses = self.loss(batch, batch_idx)

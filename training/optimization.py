@@ -10,10 +10,11 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from models.ema import ExponentialMovingAverage
+from training.accumulation import Accumulation
 from training.finite import FiniteTraining
 
 
-class Optimization(FiniteTraining):
+class Optimization(Accumulation, FiniteTraining):
     """How the weights of a model change, as `optim` and `lr_scheduler` say."""
 
     config: DictConfig
@@ -66,6 +67,7 @@ class Optimization(FiniteTraining):
         Not through Lightning, which refuses to clip for a fused optimiser under any
         mixed precision, although only float16 gradients are scaled.
         """
+        self.weigh_gradients()
         norm = self._clip(gradient_clip_val, gradient_clip_algorithm)
         self.judge_update(optimizer, norm)
 
