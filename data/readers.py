@@ -241,13 +241,14 @@ BLANK, ABSENT = object(), object()  # a line without anything; a row without the
 def _value(line: str, files: Files, names: dict[str, None]) -> Any:
     """What a line of .jsonl has in the column: text, None, ABSENT, BLANK or `Bad`."""
     try:
-        row = json.loads(line)
+        row = json.loads(line.rstrip())
     except (ValueError, RecursionError) as error:
         if not line.strip():
             return BLANK
         reason = _reason(error)
         if isinstance(error, json.JSONDecodeError):
-            reason = f"{error.msg} at character {error.pos + 1}"
+            what = error.msg.removesuffix(" at")
+            reason = f"{what} at character {error.pos + 1}"
         return _utf8(line) or Bad(f"it is no JSON ({reason})")
     if not isinstance(row, dict):
         kind = type(row).__name__

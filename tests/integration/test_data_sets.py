@@ -218,3 +218,53 @@ def test_what_cannot_be_loaded_says_what_was_tried(tmp_path):
         "data.source=FOLDER (parquet, jsonl or txt, called train* and validation*)."
     )
     assert "Traceback" not in done.stderr
+
+
+LOCAL = ("data=text_files", "data.tokenizer_name_or_path=bytes", "data.num_proc=1")
+
+
+def test_a_stream_stops_at_a_row_and_goes_on(tmp_path):
+    """One line names it; with data.on_bad_row=skip, or mended, the run goes on."""
+    rows = [json.dumps({"text": f"a text of number {n} " * 5}) for n in range(300)]
+    (tmp_path / "valid.jsonl").write_text("\n".join(rows[:40]) + "\n\n")
+    rows[120] = '{"text": "cut of'
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    args = [*SMALL, *LOCAL, "data.streaming=True", "data.shuffle_rows=4"]
+    args += ["data.path=train.jsonl", "data.valid_path=valid.jsonl"]
+    args += ["trainer.max_steps=80", "trainer.val_check_interval=80"]
+    args += ["callbacks.checkpoint_every_n_steps.every_n_train_steps=5"]
+    args += ["hydra.run.dir=run", f"data.cache_dir={tmp_path}/cache"]
+    done = command_line.run(*args, cwd=tmp_path, status=2)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert f"data.path: {tmp_path}/train.jsonl, line 121 cannot be read" in errors[0]
+    assert "Traceback" not in done.stdout + done.stderr
+    assert (tmp_path / "run/checkpoints/last.ckpt").exists()
+    done = command_line.run(*args, "data.on_bad_row=skip", cwd=tmp_path)
+    assert "line 121 cannot be read" in done.stdout
+    assert "passed over (1 so far)" in done.stdout
+
+
+def test_local_data_ask_no_host(tmp_path):
+    """Neither for data nor to count that they have been loaded."""
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = ["a short text"] * 40
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), tmp_path / "a.parquet")
+    (tmp_path / "b.txt").write_text("another text " * 40)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import socket\n"
+        "def note(host, *args, **options):\n"
+        f"    open({str(tmp_path / 'asked')!r}, 'a').write(f'{{host}}\\n')\n"
+        "    raise OSError('no network')\n"
+        "socket.getaddrinfo = note\n"
+    )
+    hub = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), "0")
+    hub["HF_DATASETS_OFFLINE"] = "0"
+    args = ("mode=prepare_data", "model=tiny", "model.length=16", *LOCAL)
+    args += (f"data.cache_dir={tmp_path}/cache",)
+    paths = "data.path=[a.parquet,b.txt]"
+    options = {"cwd": tmp_path, "pythonpath": tmp_path, "env": hub, "fresh": True}
+    command_line.run(*args, paths, "hydra.run.dir=run", **options)
+    assert not (tmp_path / "asked").exists()

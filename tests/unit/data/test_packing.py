@@ -1,6 +1,12 @@
 """From documents to rows: the same rows for any number of processes."""
 
 import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +19,7 @@ from data.documents import Listed, Part
 from data.packing import Chunk, Layout, lay_out, rows_of, tokenize
 from data.rows import TokenRows
 from data.tokenizers import bytes_tokenizer
+from utils import RunStopped
 
 LAYOUT = Layout(8, bos=256, eos=257, pad=259)
 TEXTS = [f"document {n} , " * (n % 5) for n in range(83)]
@@ -192,3 +199,73 @@ def test_counts_are_those_of_all_ids():
     valid = np.bincount(rows.valid_ids(), minlength=50)
     assert rows.valid_counts(50).tolist() == valid.tolist()
     assert valid.sum() == num_valid.sum()
+
+
+# ---------------------------------------------------------------- processes
+
+
+class Slow(Listed):
+    """Documents that take their time, and say which process has them."""
+
+    def __init__(self, folder):
+        super().__init__(["text"] * 99)
+        self._folder = folder
+
+    def texts(self, start, stop):
+        (self._folder / str(os.getpid())).touch()
+        time.sleep(0.2)
+        return super().texts(start, stop)
+
+
+def pack_slowly(folder):
+    for _ in tokenize(Slow(folder), bytes_tokenizer(), num_proc=2):
+        pass
+
+
+@pytest.fixture
+def packing_process(tmp_path, monkeypatch):
+    """One that packs with two others, and their ids."""
+    monkeypatch.setattr(packing, "DOCUMENTS_AT_A_TIME", 1)
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=pack_slowly, args=(tmp_path,))
+    process.start()
+    wait_for(lambda: len(list(tmp_path.iterdir())) == 2)
+    yield process, [int(path.name) for path in tmp_path.iterdir()]
+    process.kill()
+    process.join(30)
+
+
+def wait_for(is_so, seconds=30):
+    end = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def runs(pid):
+    """Also where nobody takes notice of ends, as in a container."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="for /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_processes_end_with_the_one_they_work_for(packing_process, number):
+    process, pids = packing_process
+    assert all(map(runs, pids))
+    os.kill(process.pid, number)
+    process.join(30)
+    wait_for(lambda: not any(map(runs, pids)), seconds=10)
+
+
+def test_a_process_that_is_killed_is_said(tmp_path, monkeypatch):
+    """By the system when memory is exhausted, for example."""
+    monkeypatch.setattr(packing, "DOCUMENTS_AT_A_TIME", 1)
+    chunks = tokenize(Slow(tmp_path), bytes_tokenizer(), num_proc=2)
+    next(chunks)
+    os.kill(int(next(tmp_path.iterdir()).name), signal.SIGKILL)
+    with pytest.raises(RunStopped, match=r"killed.*lower data\.num_proc=2"):
+        list(chunks)

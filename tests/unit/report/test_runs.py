@@ -58,6 +58,16 @@ def test_folders_files_and_globs(tmp_path, caplog):
     assert (found.path, found.model) == (one, "UDLM")  # the later entry says more
 
 
+@pytest.mark.parametrize("folder", ["lr=[1e-4]", "a?", "*", "[!x]"])
+def test_a_folder_is_no_pattern(tmp_path, folder):
+    """Whatever is in its name, alone or with a pattern behind it."""
+    write(tmp_path / "lr=1/likelihood.json", likelihood())
+    one = write(tmp_path / folder / "x/likelihood.json", likelihood())
+    for path in ("", "/x", "/x/likelihood.json", "/*/*.json", "/**/like*"):
+        found = read_runs([(None, f"{tmp_path}/{folder}{path}")])
+        assert [x.path for x in found] == [one]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

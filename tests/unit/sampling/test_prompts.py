@@ -142,6 +142,14 @@ def test_windows_line_ends_and_umlauts(ask, tmp_path):
     assert bytes_tokenizer().decode(prompts[1].ids) == "zwölf"
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "[a].txt"])
+def test_a_byte_order_mark_is_no_text(ask, tmp_path, name):
+    line = '"ab"' if name.endswith("jsonl") else "ab"
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + f"{line}\r\n{line}\n".encode())
+    prompts = read(ask(prompt_file=str(tmp_path / name)))
+    assert [prompt.text for prompt in prompts] == ["ab", "ab"]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_lines_of_a_json_file(ask, tmp_path, name):
     """A string, an object with a prompt, an object with a template."""
