@@ -228,7 +228,8 @@ def load_files(files: Files, folder: str) -> Documents:
     os.close(handle)
     skipped = Skipped(files)
     texts = documents_in(files, skipped)
-    store_texts(tqdm(texts, f"reading {files.key}", unit="", leave=False), path)
+    bar = tqdm(texts, f"reading {files.key}", unit="", leave=False, mininterval=1)
+    store_texts(bar, path)
     return StoredTexts(path, skipped.number)
 
 

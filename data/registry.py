@@ -46,6 +46,7 @@ class DatasetSpec(NamedTuple):
     # (config, tokenizer) -> training data, read as they are needed
     streamer: Callable[..., Any] | str | None = None
     is_made: bool = False  # on the spot, so that data.streaming makes no difference
+    has_rows: bool = True  # of files, which may be damaged: `data.on_bad_row`
 
     def load(self, config: DictConfig, tokenizer: Any, split: str) -> Any:
         """The rows of a split, a `data.rows.TokenRows`."""
@@ -72,8 +73,10 @@ PUBLISHED = DatasetSpec(
 
 # By `data.train` and `data.valid`.
 DATASETS: dict[str, DatasetSpec] = {
-    "synthetic": DatasetSpec("data.loading.load_synthetic", is_made=True),
-    "docstrings": DatasetSpec("data.loading.load_docstrings"),
+    "synthetic": DatasetSpec(
+        "data.loading.load_synthetic", is_made=True, has_rows=False
+    ),
+    "docstrings": DatasetSpec("data.loading.load_docstrings", has_rows=False),
     "text_files": DatasetSpec(
         "data.loading.load_text_files",
         check_text_files,
@@ -111,6 +114,12 @@ def check_splits(config: DictConfig, splits: Iterable[str]) -> None:
         check_sources_apart(data)
     if splits and not any(data[split] in CORPORA for split in splits):
         _refuse_keys_of_published(data, splits)
+    has_rows = any(spec.has_rows for spec in specs.values())
+    if specs and not has_rows and data.on_bad_row == "skip":
+        raise ConfigError(
+            f"data.on_bad_row=skip has no effect: data.train={data.train!r} and "
+            f"data.valid={data.valid!r} are read from no files; leave it out."
+        )
     require(data.modality, ["text"], "data.modality")
     if config.model.length < 3:
         raise ConfigError(
