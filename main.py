@@ -11,10 +11,11 @@ runs, so that a mistake, `--help` and `--cfg job` do not wait for torch.
 
 import errno
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -33,12 +34,14 @@ from cli.paths import (
     place_outputs,
     refuse_shared,
 )
+from cli.signals import ending_on_signals, was_left_alone, what_is_kept
 from report.sweep import REFUSED, is_sweep
 from utils import (
     CONFIGS,
     ConfigError,
     NotFinite,
     RunStopped,
+    SignalReceived,
     choose,
     fail,
     imported,
@@ -224,13 +227,22 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         imported("cli.settle.settle")(config)  # from here on with torch
         return mode(config)
     except RunStopped as error:
-        from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
-        if getattr(rank_zero_only, "rank", 0):  # one rank says it
-            sys.exit(error.status)
-        if isinstance(error, NotFinite):
+        if isinstance(error, NotFinite) and _is_first():
             return _refused(str(error), error.status)
-        return fail(f"{error}{_again(config, error.can_go_on)}", error.status)
+        return _stopped(f"{error}{_again(config, error.can_go_on)}", error.status)
+    except SignalReceived as error:
+        name = signal.Signals(error.number).name
+        if name == "SIGUSR1":
+            imported("training.callbacks.requeue")()
+        kept = what_is_kept(config.mode)
+        line = f"stopped by {name}; {kept}{_again(config, True)}"
+        return _stopped(line, 128 + error.number)
+    except RuntimeError as error:
+        trainer = config.trainer
+        if not was_left_alone(error, trainer.devices * trainer.num_nodes):
+            raise
+        line = "another process of this run has ended, and this one with it"
+        return _stopped(f"{line}{_again(config, True)}", 1)
     except OSError as error:
         if refusal := not_permitted(error):
             return _refused(permission_line(refusal, config))
@@ -240,6 +252,19 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         return fail(f"{error}. {there}{_again(config, True)}", 1)
     except (ConfigError, OmegaConfBaseException) as error:
         return _refused(str(error))
+
+
+def _stopped(line: str, status: int) -> NoReturn:
+    """What a run ends with that has several processes; the first one says it."""
+    if not _is_first():
+        sys.exit(status)
+    fail(line, status)
+
+
+def _is_first() -> bool:
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    return not getattr(rank_zero_only, "rank", 0)
 
 
 def _refused(line: str, status: int = 2) -> dict[str, str]:
@@ -264,7 +289,11 @@ def main() -> Any:
     register_resolvers()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us
     try:
-        return run()
+        with ending_on_signals():
+            return run()
+    except SignalReceived as error:  # before there was a config
+        name = signal.Signals(error.number).name
+        return fail(f"stopped by {name}; nothing was begun", 128 + error.number)
     except HydraException as error:
         return fail(explain(error))
     except (OSError, ValueError) as error:  # Hydra makes the folder of a run

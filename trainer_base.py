@@ -23,6 +23,7 @@ from sampling.prompts import Given
 from sampling.registry import build_sampler, check_sampler
 from sampling.reverse_process import Samples
 from training.lightning_state import (
+    is_last_update,
     is_logged,
     is_validating,
     is_validation_due,
@@ -218,7 +219,8 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
             torch.distributed.all_gather(ranks, sums)
         else:
             ranks = [sums]
-        is_due = is_validation_due(self.trainer) or is_validating(self.trainer)
+        checks = (is_validation_due, is_validating, is_last_update)
+        is_due = any(check(self.trainer) for check in checks)
         return {
             "validation_due": is_due and not self.is_validated,
             "logged_step": self._logged_step,

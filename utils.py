@@ -73,6 +73,18 @@ class NotFinite(RunStopped):
     """Numbers that would be NaN or infinite, which nobody should go on with."""
 
 
+class SignalReceived(SystemExit):
+    """A signal that asks the process to end, where it stands; see `cli/signals.py`.
+
+    No handler of errors takes it for one. Uncaught it ends the process with the status
+    that a shell gives to one that the signal has killed.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
 def choose(table: Mapping[str, T], name: Any, key: str, where: str = "") -> T:
     """Looks `name` up in a registry.
 

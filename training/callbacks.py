@@ -28,6 +28,7 @@ from utils import (
     PARTIAL,
     STOP_SIGNALS,
     RunStopped,
+    SignalReceived,
     copy_file,
     filesystem_of,
     first_line,
@@ -220,7 +221,8 @@ class RunEnd(CheckpointCallback):
 
     SIGTERM is what Slurm sends before it preempts or requeues a job, SIGUSR1 what
     `sbatch --signal=USR1@120` sends before the time limit; after the latter the job is
-    put into the queue again. SIGINT is Ctrl-C; a second one ends at once.
+    put into the queue again. SIGINT is Ctrl-C; a second one ends at once. Samples of a
+    validation, which may take minutes, are cut off where there is one process.
 
     Args:
         path: Of last.ckpt.
@@ -232,6 +234,7 @@ class RunEnd(CheckpointCallback):
         self._step = 0
         self._saved = -1  # step
         self._num_valid_batches = 0
+        self._may_cut_off = False  # here and now: samples are drawn
         self._group: dist.ProcessGroup | None = None
         self._handlers: dict[int, Any] = {}
 
@@ -259,9 +262,11 @@ class RunEnd(CheckpointCallback):
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             if self._received:
-                raise KeyboardInterrupt
+                raise SignalReceived(number)
             os.write(2, b"\nsaving after this update; Ctrl-C again ends at once\n")
         self._received = number
+        if self._may_cut_off:
+            raise SignalReceived(number)
 
     def _agreed(self) -> int:
         """The signal that any rank has received, the same number on all ranks."""
@@ -311,6 +316,23 @@ class RunEnd(CheckpointCallback):
         if number := self._agreed():
             cast(Validated, model).leave_validation()  # every algorithm has it
             self._stop(trainer, number)
+        is_last = batch_idx == self._num_valid_batches - 1
+        self._may_cut_off = is_last and trainer.world_size == 1
+
+    def on_validation_epoch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        self._may_cut_off = False
+
+    def on_exception(
+        self,
+        trainer: lightning.Trainer,
+        model: lightning.LightningModule,
+        error: BaseException,
+    ) -> None:
+        is_cut_off, self._may_cut_off = self._may_cut_off, False
+        if is_cut_off and isinstance(error, SignalReceived):
+            cast(Validated, model).leave_validation()
+            if trainer.state.fn == "fit":
+                self._save(trainer)
 
     def _save(self, trainer: lightning.Trainer) -> None:
         save_checkpoint(trainer, self.path)

@@ -246,12 +246,11 @@ def validate_first(trainer: lightning.Trainer, step: int) -> None:
     the run: `trainer.max_steps` does not end it before.
 
     Args:
-        trainer: Its loops are about to take over what `begin_validation` made.
+        trainer: One that validates; its loops are about to take over what
+            `begin_validation` made.
         step: Updates that were made.
     """
     loop = trainer.fit_loop.epoch_loop
-    if not trainer.enable_validation:
-        return
     last, is_due = loop.max_steps, loop._should_check_val_fx
     if last != -1:
         loop.max_steps = max(last, step + 1)
@@ -304,6 +303,23 @@ def validate_last(trainer: lightning.Trainer) -> None:
 def meet_saving_ranks(trainer: lightning.Trainer) -> None:
     """Joins the other ranks where they wait for one whose save has failed."""
     trainer.strategy.barrier("Trainer.save_checkpoint")
+
+
+def leave_signals_alone(trainer: lightning.Trainer) -> None:
+    """Keeps the trainer from putting its own handlers in the place of the process's.
+
+    Its handler of SIGTERM notes the signal, for the loops of training to look at, and
+    waits for other ranks; whatever else runs goes on.
+    """
+    connector = trainer._signal_connector
+    vars(connector)[connector.register_signal_handlers.__name__] = lambda: None
+
+
+def signal_children(trainer: lightning.Trainer, number: int) -> None:
+    """Passes a signal on to the processes of other ranks that this one has started."""
+    launcher = trainer.strategy.launcher
+    if launcher is not None:
+        launcher.kill(number)
 
 
 def is_logged(trainer: lightning.Trainer, step: int) -> bool:

@@ -235,6 +235,8 @@ class Bookkeeping(lightning.Callback):
     ) -> None:
         callbacks = trainer.callbacks  # type: ignore[attr-defined] # a connector's
         fit_callbacks(checkpoint["callbacks"], callbacks, KEY)
+        if "training" in checkpoint and not trainer.enable_validation:
+            checkpoint["training"]["validation_due"] = False
         adapt(checkpoint, model.config, model.make_optimizer().param_groups)
         if "training" in checkpoint:  # not in files of the published code
             model.load_training_state(checkpoint["training"])

@@ -1,6 +1,7 @@
 """The Lightning trainer of every mode."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,8 +13,12 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
 
-from training.lightning_state import meet_saving_ranks
-from utils import NotFinite, RunStopped
+from training.lightning_state import (
+    leave_signals_alone,
+    meet_saving_ranks,
+    signal_children,
+)
+from utils import NotFinite, RunStopped, SignalReceived
 
 
 class Trainer(lightning.Trainer):
@@ -22,6 +27,10 @@ class Trainer(lightning.Trainer):
     Every checkpoint of a run is written by `save_checkpoint`, whichever callback or
     algorithm asks for it.
     """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        leave_signals_alone(self)
 
     def save_checkpoint(self, *args: Any, **options: Any) -> None:
         """Writes a checkpoint; all ranks call this.
@@ -86,11 +95,26 @@ def build_trainer(
         precision={"bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision),
         default_root_dir=os.getcwd(),
         strategy=strategy,
-        callbacks=callbacks,
+        callbacks=[*callbacks, Children()],
         logger=logger,
         use_distributed_sampler=False,
         _convert_="all",
     )
+
+
+class Children(lightning.Callback):
+    """Ends the processes that this one has started, if it ends alone."""
+
+    def on_exception(
+        self,
+        trainer: lightning.Trainer,
+        model: lightning.LightningModule,
+        error: BaseException,
+    ) -> None:
+        if isinstance(error, SignalReceived):
+            signal_children(trainer, error.number)
+        elif not isinstance(error, RunStopped):  # which all ranks raise
+            signal_children(trainer, signal.SIGTERM)
 
 
 class ProgressBar(TQDMProgressBar):

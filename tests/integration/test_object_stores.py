@@ -9,7 +9,7 @@ import pytest
 import torch
 from resumed import differences, train_here
 
-from utils import ConfigError, path_exists
+from utils import ConfigError, RunStopped, path_exists
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SHORT = (
@@ -55,7 +55,7 @@ def train(monkeypatch, tmp_path):
     def go(save_dir: str, *overrides: str, stop: str = "") -> None:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setenv("STOP_AT", stop)
-        train_here(save_dir, *SHORT, *overrides, is_stopped=bool(stop))
+        train_here(save_dir, *SHORT, *overrides, raises=RunStopped if stop else None)
 
     return go
 

@@ -31,6 +31,8 @@ from resumed import (
     train_here,
 )
 
+from utils import STOP_SIGNALS, RunStopped, SignalReceived
+
 HERE = Path(__file__).parents[1] / "support"
 
 
@@ -280,13 +282,18 @@ def test_the_real_command_of_two_processes(tmp_path):
 def train(monkeypatch, tmp_path):
     """Trains in this process: train(name of a folder, *overrides, stop=place)."""
 
-    def go(name: str, *overrides: str, stop: str = "") -> Path:
+    def go(
+        name: str,
+        *overrides: str,
+        stop: str = "",
+        raises: type[BaseException] = RunStopped,
+    ) -> Path:
         place = tmp_path / name
         place.mkdir(exist_ok=True)
         monkeypatch.chdir(place)
         monkeypatch.setenv("STOP_AT", stop)
         monkeypatch.setenv("DATALOG", f"{place}/log")
-        train_here(place, *overrides, is_stopped=bool(stop))
+        train_here(place, *overrides, raises=raises if stop else None)
         return place
 
     return go
@@ -438,6 +445,16 @@ def test_validations_are_those_of_a_run_that_was_not_stopped(train, name):
     assert {key: x for key, x in curves(again).items() if key[1] >= step} == late
 
 
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_stopped_while_a_validation_draws_its_samples(train, number):
+    """In the middle of them, which may take long; at the end of the run, too."""
+    whole = train("whole", *SHORT)
+    for step in (6, 12):
+        stop = f"{step}:sample:{number}"
+        train("stopped", *SHORT, stop=stop, raises=SignalReceived)
+    check_same(whole, train("stopped", *SHORT))
+
+
 def test_killed_behind_its_last_checkpoint(train):
     own = [*SHORT, "trainer.val_check_interval=6"]
     whole = train("whole", *own)
@@ -472,7 +489,20 @@ def test_resumed_from_the_best(train):
 
 @pytest.mark.parametrize("num_steps", [10, 18])
 def test_a_longer_run_goes_on_from_a_finished_one(train, num_steps):
-    """At a validation, at the end of an epoch."""
+    """At a validation; at the end of an epoch, with a validation that ends it."""
     whole = train("whole", "trainer.max_steps=24")
     train("parts", f"trainer.max_steps={num_steps}")
-    check_same(whole, train("parts", "trainer.max_steps=24"))
+    ended = 0 if num_steps == 10 else num_steps
+    check_same(whole, train("parts", "trainer.max_steps=24"), ended)
+
+
+@pytest.mark.parametrize("stops", [("8:saved:9",), ("8:valid:15", "8:sample:15")])
+def test_stopped_in_a_validation_that_ends_the_run(train, stops):
+    """It is not one of those that come every so many updates."""
+    own = [*SHORT, "trainer.max_steps=8"]
+    whole = train("whole", *own)
+    assert ("val/nll", 7) in curves(whole)
+    for stop in stops:
+        how = SignalReceived if "sample" in stop else RunStopped
+        train("stopped", *own, stop=stop, raises=how)
+    check_same(whole, train("stopped", *own))

@@ -15,11 +15,14 @@ class Stops:
 
     Phases: train, valid (the second batch of a validation), write (half of the
     checkpoint of that step is on the disk), rename (all of it is, under another name),
-    saved (the checkpoint of that step is there; the process ends as if it were killed).
+    saved (the checkpoint of that step is there; the process ends as if it were killed),
+    sanity (the second batch of the check before training), sample (samples are
+    drawn), second (before the second batch of samples).
     STOP_RANK is the rank that gets the signal; all, if empty.
     """
 
     _has_fired = False
+    _num_calls = 0
 
     def _spot(self, *phases):
         step, phase, number = (os.environ.get("STOP_AT") or "-1::0").split(":")
@@ -47,8 +50,16 @@ class Stops:
 
     def validation_step(self, batch, batch_idx):
         super().validation_step(batch, batch_idx)
-        if not self.trainer.sanity_checking and batch_idx == 1:
-            self._maybe("valid")
+        if batch_idx == 1:
+            self._maybe("sanity" if self.trainer.sanity_checking else "valid")
+
+    def generate_samples(self, *args, **options):
+        self._num_calls += 1
+        if self._num_calls == 2:
+            self._maybe("second")
+        samples = super().generate_samples(*args, **options)
+        self._maybe("sample")
+        return samples
 
     def on_train_batch_end(self, *args):
         super().on_train_batch_end(*args)

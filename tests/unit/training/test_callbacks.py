@@ -27,7 +27,7 @@ from training.callbacks import (
 )
 from training.resume import Resumed
 from training.trainer import stopping_together
-from utils import STOP_SIGNALS, RunStopped, copy_file
+from utils import STOP_SIGNALS, RunStopped, SignalReceived, copy_file
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -150,12 +150,12 @@ def test_an_interrupted_write(tmp_path, monkeypatch):
 
     def save(checkpoint, file):
         file.write(b"PK")
-        raise KeyboardInterrupt
+        raise SignalReceived(signal.SIGINT)
 
     path = tmp_path / "last.ckpt"
     CheckpointFiles().save_checkpoint(content(1), path)
     monkeypatch.setattr(torch, "save", save)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SignalReceived):
         CheckpointFiles().save_checkpoint(content(2), path)
     assert os.listdir(tmp_path) == ["last.ckpt"]
 
@@ -336,7 +336,7 @@ def test_a_signal_saves_and_ends(signalled, tmp_path, name, monkeypatch):
 
 def test_a_second_ctrl_c_ends_at_once(signalled):
     os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SignalReceived):
         os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -130,21 +130,13 @@ def test_a_run_does_not_end_before_its_validation(last, step):
         max_steps=last, restarting=True, _should_check_val_fx=_should_check_val_fx
     )
     fit_loop = SimpleNamespace(epoch_loop=loop)
-    trainer = SimpleNamespace(fit_loop=fit_loop, enable_validation=True)
-    validate_first(trainer, step)
+    validate_first(SimpleNamespace(fit_loop=fit_loop), step)
     assert last == -1 or loop.max_steps > step
     assert loop._should_check_val_fx(None)
     assert loop.max_steps == last
     assert loop._should_check_val_fx(None)
     loop.restarting = False
     assert not loop._should_check_val_fx(None)
-
-
-def test_a_run_that_validates_no_more():
-    loop = SimpleNamespace(max_steps=12, _should_check_val_fx=None)
-    fit_loop = SimpleNamespace(epoch_loop=loop)
-    validate_first(SimpleNamespace(fit_loop=fit_loop, enable_validation=False), 12)
-    assert loop.max_steps == 12
 
 
 def test_the_position_in_the_data():
