@@ -312,7 +312,10 @@ def _entry(value: Any, where: str) -> None:
         number(value, where)
 
 
-GROUP = fields({"params": each(count), "lr": scalar}, needed=("params", "lr"))
+GROUP = fields(
+    {"params": each(count), "lr": scalar, "initial_lr": scalar},
+    needed=("params", "lr"),
+)
 OPTIMIZER = fields(
     {"state": table(table(optional(_entry)), key=count), "param_groups": each(GROUP)},
     needed=("state", "param_groups"),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import lightning
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
+from torch import Tensor
 
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_checkpoint
@@ -147,7 +148,8 @@ def newest_valid(
 
 def _check_resumable(path: str, checkpoint: Checkpoint) -> None:
     for name in NEEDED:
-        if not checkpoint.lightning.get(name):
+        value = checkpoint.lightning.get(name)
+        if not isinstance(value, Tensor) and not value:  # tensors: `check_state`
             raise ConfigError(
                 f"{KEY}={path!r} cannot be resumed: no {name} in it. Its weights can "
                 "be fine-tuned: training.finetune_path."

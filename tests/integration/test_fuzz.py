@@ -20,6 +20,7 @@ import pytest
 import torch
 from exported import export, save_tiny
 from fuzz import Fuzz, Watch, mutated, mutated_bytes, mutated_record, saved
+from hydra.utils import instantiate
 from tiny import compose
 
 import main
@@ -34,6 +35,9 @@ from integral.tables import build_table, read_table
 from integral.transform import GammaRange
 from models.registry import build_backbone
 from report.runs import read_runs
+from training.callback_states import fit_callbacks
+from training.identity import refuse_other_settings
+from training.resume import Resumed, _check_resumable, adapt, check_state
 
 pytestmark = [
     pytest.mark.slow,
@@ -148,7 +152,7 @@ def test_entries_of_a_checkpoint_that_is_resumed(fuzz, watch, own):
     draw = random.Random(f"resumed {SEED}")
     run = fuzz.folder / "run"
     kind = "entries of a checkpoint that is resumed"
-    for number in range(int(os.environ.get("FUZZ_RESUMED", "400"))):
+    for number in range(int(os.environ.get("FUZZ_RESUMED", "150"))):
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(own / "checkpoints", run / "checkpoints")
         changed, about = mutated(content, draw)
@@ -159,6 +163,45 @@ def test_entries_of_a_checkpoint_that_is_resumed(fuzz, watch, own):
         for path in run.glob("checkpoints/*-*.ckpt"):
             path.unlink()
         fuzz.read(kind, f"{number}: {about}", lambda: go_on(run, "trainer.max_steps=5"))
+    check_all(fuzz, watch, kind)
+
+
+def test_entries_up_to_the_first_update(fuzz, watch, own):
+    """All that is done with the state of a file before training, many times."""
+    content = plain(own / "checkpoints/last.ckpt")
+    draw = random.Random(f"state {SEED}")
+    config = compose(*OVERRIDES, f"checkpointing.save_dir={own}")
+    model = algorithm_class(config)(config, get_tokenizer(config))
+    path, kind = fuzz.folder / "a.ckpt", "entries of a checkpoint, before it trains"
+
+    def use() -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = read_checkpoint(str(path), KEY)
+            resumed = Resumed(str(path), found)
+            _check_resumable(str(path), found)
+            refuse_other_settings(resumed, config)
+            model.check_weights(found, KEY)
+            check_state(resumed, model)
+            callbacks = [instantiate(x) for x in config.callbacks.values()]
+            fit_callbacks(found.lightning["callbacks"], callbacks, KEY)
+            for callback in callbacks:
+                if state := found.lightning["callbacks"].get(callback.state_key):
+                    callback.load_state_dict(state)
+            optimizer = model.make_optimizer()
+            schedule = model.make_schedule(optimizer)
+            adapt(found.lightning, config, optimizer.param_groups)
+            optimizer.load_state_dict(found.lightning["optimizer_states"][0])
+            for state in found.lightning["lr_schedulers"]:
+                schedule.load_state_dict(state)
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+            schedule.step()
+
+    for number in range(600):
+        changed, about = mutated(content, draw)
+        path.write_bytes(saved(changed))
+        fuzz.read(kind, f"{number}: {about}", use)
     check_all(fuzz, watch, kind)
 
 

@@ -13,7 +13,7 @@ from tiny import compose, tiny_model
 
 import main
 from checkpoints.checkpoint import Checkpoint
-from training.resume import KEY, Resumed, check_state
+from training.resume import KEY, Resumed, _check_resumable, check_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 OVERRIDES = (
@@ -61,6 +61,7 @@ def model():
 
 def check(content: dict, model) -> None:
     resumed = Resumed("a.ckpt", Checkpoint.of_lightning(content))
+    _check_resumable(*resumed)
     check_state(resumed, model)
 
 
@@ -84,14 +85,15 @@ MISFITS: dict[str, tuple] = {
     f"{OPTIMIZER}": ("x", [], {"step": 1}),
     f"{GROUP}.params": ([], [0], [0] * 20, list(range(21)), "x", None, DELETE),
     f"{GROUP}.lr": ("x", None, float("nan"), float("inf"), [1], DELETE),
+    f"{GROUP}.initial_lr": ("x", b"x", None, [], float("inf")),
     "optimizer_states.0.param_groups": ([], {}, "x", DELETE),
     "optimizer_states.0.state": ([], {99: {}}, {"x": {}}, {-1: {}}, DELETE),
-    "optimizer_states": ([], {}, None, [1], "x", DELETE),
+    "optimizer_states": ([], {}, None, [1], "x", torch.zeros(2), DELETE),
     "lr_schedulers": ({}, None, [7], [[]], DELETE),
     "lr_schedulers.0.last_epoch": (-2, "x", 1 << 60, 0.5, None, DELETE),
     "lr_schedulers.0.base_lrs": ("x", [None], {}, [float("inf")]),
     "lr_schedulers.0._last_lr": ("x", ["x"]),
-    "loops": ({}, [], None, DELETE),
+    "loops": ({}, [], None, torch.zeros(0), DELETE),
     FIT: ({}, [], DELETE),
     f"{BATCHES}.total.ready": (-1, 0.5, "x", None, True, 1 << 60, 0, DELETE),
     f"{BATCHES}.current.completed": (99, -1, DELETE),
