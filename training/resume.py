@@ -3,6 +3,7 @@ that may have changed since.
 """
 
 import logging
+import os
 import posixpath
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -87,7 +88,22 @@ def find_checkpoint(config: DictConfig) -> Resumed | None:
         return None
     others = [x for x in checkpoint_files(folder) if not _is_same(x, wanted)]
     paths = [wanted] * is_there + others
-    return newest_valid(paths, trusted) if paths else None
+    if not paths:
+        _say_if_restarted(own)
+        return None
+    return newest_valid(paths, trusted)
+
+
+def _say_if_restarted(folder: str) -> None:
+    """A job that Slurm has started again should have found a checkpoint."""
+    count = os.environ.get("SLURM_RESTART_COUNT", "")
+    if count.isdecimal() and int(count):
+        warn(
+            "this job was started again (SLURM_RESTART_COUNT=%s), but %s has no "
+            "checkpoint: training starts at step 0. Give the run a folder of its own, "
+            "hydra.run.dir=FOLDER; by default each start has a new one",
+            *(count, folder),
+        )
 
 
 def with_all_it_needs(resumed: Resumed, model: Any) -> Resumed:

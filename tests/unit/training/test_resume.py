@@ -148,6 +148,15 @@ def test_a_path_that_is_missing(tmp_path, caplog):
     assert "step 0" in line
 
 
+@pytest.mark.parametrize(("count", "is_said"), [("", 0), ("0", 0), ("2", 1), ("x", 0)])
+def test_a_job_that_came_back_to_nothing(tmp_path, caplog, monkeypatch, count, is_said):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", count)
+    assert find_checkpoint(config_of(tmp_path)) is None
+    said = lines(caplog)
+    assert len(said) == is_said
+    assert all("hydra.run.dir" in line and str(tmp_path) in line for line in said)
+
+
 def test_a_path_in_another_folder(run, tmp_path):
     path = f"{run}/0-2.ckpt"
     found = find_checkpoint(config_of(tmp_path / "new", f"{KEY}={path}"))
