@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import tempfile
 import time
 from pathlib import Path
 
@@ -176,14 +177,15 @@ def test_the_rows_are_the_same_however_they_are_made(tmp_path):
         folder.mkdir()
         done = command_line.run(*prepare(folder, f"data.num_proc={number}"), cwd=folder)
         found.append(fingerprints(done.stdout))
-    folder = tmp_path / "killed"
-    folder.mkdir()
-    pid = begin(folder, "killed")
-    while not list(folder.glob(f"cache/rows/*{PARTIAL}/rows.arrow")):
-        time.sleep(0.01)
-    os.killpg(pid, signal.SIGKILL)
-    nursery().wait(pid)
-    assert list(folder.glob(f"cache/rows/*{PARTIAL}"))
+    left = []
+    while not left:  # they are few rows: some attempts may come too late
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        pid = begin(folder, "killed")
+        while not list(folder.glob(f"cache/rows/*{PARTIAL}")):
+            time.sleep(0.001)
+        os.killpg(pid, signal.SIGKILL)
+        nursery().wait(pid)
+        left = list(folder.glob(f"cache/rows/*{PARTIAL}"))
     found.append(fingerprints(command_line.run(*prepare(folder), cwd=folder).stdout))
     assert not list(folder.glob(f"cache/rows/*{PARTIAL}"))
     folder = tmp_path / "at once"
