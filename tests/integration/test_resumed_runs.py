@@ -262,6 +262,39 @@ def test_two_processes_killed_at_random(live_as_two, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_of_two_processes_is_killed(live_as_two, tmp_path, rank):
+    """The other one ends soon, with one line that says so if it is the first."""
+    end_of_two(live_as_two(tmp_path / "whole"), 0)
+    place = {"STOP_AT": "12:train:9", "STOP_RANK": str(rank)}
+    lives = live_as_two(tmp_path / "killed", **place)
+    assert lives[rank].wait() == -signal.SIGKILL
+    assert lives[1 - rank].wait() == 1
+    said = lives[1 - rank].stderr
+    assert said.count("error: another process of this run has ended") == rank
+    assert "Traceback" not in said
+    end_of_two(live_as_two(tmp_path / "killed"), 0)
+    check_same(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_two_processes_stopped_and_killed_within_rounds(live_as_two, train, tmp_path):
+    """A distillation: in a round, in a validation at the end of one, by both ways."""
+    short = ("trainer.max_steps=2", "trainer.val_check_interval=2")
+    parent = train("parent", *short) / "checkpoints/last.ckpt"
+    own = [x for x in DISTILLED if x not in SHORT]
+    own += ["algo.update_teacher_every=10", f"training.finetune_path={parent}"]
+    end_of_two(live_as_two(tmp_path / "whole", *own), 0)
+    for stop in ("4:train:15", "10:valid:15", "16:train:10"):
+        lives = live_as_two(tmp_path / "stopped", *own, STOP_AT=stop, STOP_RANK="1")
+        end_of_two(lives, 128 + int(stop.split(":")[2]))
+    lives = live_as_two(tmp_path / "stopped", *own, STOP_AT="24:train:9", STOP_RANK="")
+    end_of_two(lives, -signal.SIGKILL)
+    end_of_two(live_as_two(tmp_path / "stopped", *own), 0)
+    check_same(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.slow
 def test_the_real_command_of_two_processes(tmp_path):
     """Lightning starts the second one itself; only the first gets the signal."""
     own = (*BASE, *DUO_BASE, *TWO)
