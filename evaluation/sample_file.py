@@ -42,6 +42,7 @@ SETTINGS = (
     "training.loss_precision",
     "data.tokenizer_name_or_path",
     "data.vocab_size",
+    "data.bos_token",
     "eval.checkpoint_path",
     "eval.disable_ema",
     "eval.gen_ppl_eval_model_name_or_path",
