@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import posixpath
+import re
 import shutil
 import socket
 import time
@@ -174,20 +175,35 @@ def _new_folder(home: str, key: Mapping[str, Any], is_locked: bool) -> Iterator[
 
 
 def _remove_left_over(home: str, is_locked: bool) -> None:
-    """Folders that processes began and did not live to finish.
+    """Folders that processes began and did not live to finish, of these rows or others.
 
-    Whoever fills one on this machine holds the lock, which ends with its process and
-    is ours. Other machines may not see it: theirs go when nothing in them has changed
-    for a day.
+    Whoever fills one on this machine holds its lock, which ends with the process, so
+    that one is dead whose lock can be had. Other machines may not see the lock: theirs
+    go when nothing in them has changed for a day.
     """
     parent, base = os.path.split(home)
-    own = f"{base}.{socket.gethostname()}."
     for name in os.listdir(parent):
-        path = os.path.join(parent, name)
-        if name.startswith(f"{base}.") and name.endswith(PARTIAL):
-            is_dead = is_locked and name.startswith(own)
-            if is_dead or time.time() - _last_change(path) > A_DAY:
-                shutil.rmtree(path, ignore_errors=True)
+        found = _BEGUN.fullmatch(name)
+        if found is None:
+            continue
+        path, rows = os.path.join(parent, name), os.path.join(parent, found[1])
+        is_ours = found[2] == socket.gethostname()
+        is_dead = is_ours and (is_locked if found[1] == base else _is_free(rows))
+        if is_dead or time.time() - _last_change(path) > A_DAY:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+# The rows' folder and the host in the name of one that is being filled.
+_BEGUN = re.compile(rf"(.+-[0-9a-f]{{16}})\.(.+)\.\w+{re.escape(PARTIAL)}")
+
+
+def _is_free(home: str) -> bool:
+    """Whether nobody on this machine is at work on rows."""
+    try:
+        with filelock.FileLock(f"{home}.lock", timeout=0):
+            return True
+    except (filelock.Timeout, OSError, NotImplementedError):
+        return False
 
 
 def _last_change(folder: str) -> float:

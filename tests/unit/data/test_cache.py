@@ -12,6 +12,7 @@ import socket
 import time
 from pathlib import Path
 
+import filelock
 import fsspec
 import numpy as np
 import pytest
@@ -417,6 +418,20 @@ def test_left_overs(tmp_path, host, age, goes):
         os.utime(path, (then, then))
     store(tmp_path)
     assert left.exists() != goes
+
+
+def test_left_overs_of_other_rows(tmp_path):
+    """They go unless somebody is at work on these."""
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    left = [
+        rows / f"set-valid-{n * 16}.{socket.gethostname()}.x{PARTIAL}" for n in "ab"
+    ]
+    for path in left:
+        path.mkdir()
+    with filelock.FileLock(rows / f"set-valid-{'a' * 16}.lock"):
+        store(tmp_path)
+    assert [path.exists() for path in left] == [True, False]
 
 
 def test_what_is_needed_meanwhile_goes(tmp_path):
