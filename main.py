@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cli.again import command_again
 from cli.checks import check
-from cli.commandline import arguments, explain, find_inputs
+from cli.commandline import arguments, explain, find_inputs, no_choice
 from cli.environment import print_plainly, share_cores, tell_nobody
 from cli.paths import (
     check_writable,
@@ -33,6 +33,7 @@ from cli.paths import (
     permission_line,
     place_outputs,
     refuse_shared,
+    unusable,
 )
 from cli.signals import ending_on_signals, was_left_alone, what_is_kept
 from report.sweep import REFUSED, is_sweep
@@ -44,7 +45,9 @@ from utils import (
     SignalReceived,
     choose,
     fail,
+    first_line,
     imported,
+    is_out_of_memory,
     one_line,
     register_resolvers,
 )
@@ -129,7 +132,8 @@ def _train(config: DictConfig, agreement: "Agreement") -> dict[str, float]:
     is_judged = config.eval.compute_generative_perplexity
     samples = SampleLogging(load_judge(config, algorithm) if is_judged else None)
     loggers = build_loggers(config)
-    callbacks = [hydra.utils.instantiate(c) for c in config.callbacks.values()]
+    chosen = OmegaConf.select(config, "callbacks", default={})  # of callbacks=[]
+    callbacks = [hydra.utils.instantiate(node) for node in chosen.values()]
     if not loggers:  # this callback refuses to run without one
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
     last = f"{config.checkpointing.save_dir}/checkpoints/last.ckpt"
@@ -244,7 +248,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         line = "another process of this run has ended, and this one with it"
         return _stopped(f"{line}{_again(config, True)}", 1)
     except OSError as error:
-        if refusal := not_permitted(error):
+        if refusal := not_permitted(error) or unusable(error, config):
             return _refused(permission_line(refusal, config))
         if error.errno not in NO_SPACE:
             raise
@@ -252,6 +256,14 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         return fail(f"{error}. {there}{_again(config, True)}", 1)
     except (ConfigError, OmegaConfBaseException) as error:
         return _refused(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return fail(
+            f"out of memory: {first_line(error)}. Lower loader.batch_size, "
+            "loader.eval_batch_size or the size of the model.",
+            1,
+        )
 
 
 def _stopped(line: str, status: int) -> NoReturn:
@@ -297,6 +309,8 @@ def main() -> Any:
     except HydraException as error:
         return fail(explain(error))
     except (OSError, ValueError) as error:  # Hydra makes the folder of a run
+        if choice := no_choice(sys.argv[1:], error):
+            return fail(choice)
         if refusal := not_permitted(error):
             return fail(permission_line(refusal))
         raise

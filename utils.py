@@ -166,6 +166,12 @@ def fail(message: str, status: int = 2) -> NoReturn:
     sys.exit(status)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was not as much memory as was asked for, by Python or torch."""
+    is_torchs = "allocate memory" in str(error) or "out of memory" in str(error)
+    return isinstance(error, MemoryError) or is_torchs
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text, or its type if it has no text."""
     lines = str(error).strip().splitlines()

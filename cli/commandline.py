@@ -6,11 +6,13 @@ import os
 import re
 from typing import Any
 
-from hydra.errors import HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cli.known_keys import unknown_key
 from cli.older_keys import translated
+from cli.paths import PATHS
 from utils import CONFIGS, files_named, hydra_quoted, unknown_value
 
 
@@ -23,28 +25,83 @@ def explain(error: HydraException) -> str:
         return unknown_value(group, value, choices)
     if found := re.search(r"Could not override '([^']+)'", str(error)):
         return unknown_key(found[1])
+    if isinstance(error, OverrideParseException):
+        key = error.override.partition("=")[0]
+        reason = str(error.__cause__ or error).splitlines()[0]
+        return (
+            f"{error.override} cannot be read ({reason}); if that is one text, put it "
+            f"into quotes for Hydra inside those of the shell: \"{key}='...'\"."
+        )
+    return str(error)
+
+
+def no_choice(argv: list[str], error: Exception) -> str:
+    """One line for a group that is given no name, at which Hydra raises `error`."""
+    if not str(error).startswith("Config group override"):
+        return ""
+    for word in argv:
+        key, _, value = word.lstrip("+").partition("=")
+        names = [x.stem for x in (CONFIGS / key).glob("*.yaml") if x.stem[0] != "_"]
+        if names and value not in names and not value.startswith("["):
+            return unknown_value(key, value, names)
     return str(error)
 
 
 _QUOTED = re.compile(r"""'([^'\\]|\\.)*'|"([^"\\]|\\.)*\"""")
+_TEXTS = ("sampling.prompt", "sampling.infill")  # whatever is in them
 
 
-def quoted(argument: str) -> str:
-    """A prompt on the command line as Hydra wants it, so that it may hold anything."""
+def quoted(argument: str, is_sweep: bool = False) -> str:
+    """A prompt or a path on the command line as Hydra wants it, so that it may hold
+    anything.
+
+    Args:
+        argument: KEY=VALUE, with or without + before it.
+        is_sweep: Whether commas may stand between the values of several jobs.
+    """
     key, is_pair, text = argument.partition("=")
-    if not is_pair or key.lstrip("+") not in ("sampling.prompt", "sampling.infill"):
+    name = key.lstrip("+")
+    is_text = name in _TEXTS
+    if not is_pair or not (is_text or _is_path(name)):
         return argument
     if text in ("null", "") or _QUOTED.fullmatch(text):
         return argument
-    return f"{key}={hydra_quoted(text)}"
+    if is_text or not _is_read(argument, is_sweep):
+        values = text.split(",") if is_sweep and not is_text else [text]
+        return f"{key}={','.join(map(hydra_quoted, values))}"
+    return argument
+
+
+def _is_path(name: str) -> bool:
+    """Whether a key names a file or a folder."""
+    last = name.rpartition(".")[2]
+    nodes = ("callbacks.", "logger.")
+    return (
+        name in (*INPUTS, *PATHS, "hydra.run.dir", "hydra.sweep.dir", "report.runs")
+        or name.startswith("report.checkpoints.")
+        or (name.startswith(nodes) and last in ("dirpath", "save_dir"))
+    )
+
+
+def _is_read(argument: str, is_sweep: bool) -> bool:
+    """Whether Hydra reads a text, a list or null, as it stands."""
+    try:
+        override = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return False
+    if override.is_sweep_override():
+        return is_sweep
+    value = override.value()
+    return isinstance(value, str | list | dict | None)
 
 
 def arguments(argv: list[str]) -> list[str]:
-    """The command line as Hydra wants it: a sweep's flag in front, prompts quoted, and
-    keys in their newer spelling."""
+    """The command line as Hydra wants it: a sweep's flag in front, prompts and paths
+    quoted, and keys in their newer spelling."""
     flags = [argument for argument in argv if argument in ("-m", "--multirun")]
     rest = [argument for argument in argv if argument not in flags]
-    return flags[:1] + [quoted(argument) for argument in translated(rest)]
+    words = translated(rest)
+    return flags[:1] + [quoted(argument, bool(flags)) for argument in words]
 
 
 # ---------------------------------------------------------------- files

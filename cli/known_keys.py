@@ -46,6 +46,7 @@ BUILT_EACH = ("callbacks", "logger")  # each of their nodes
 OF_HYDRA = frozenset(("_target_", "_partial_", "_convert_", "_recursive_", "_args_"))
 # Where arguments go that these do not name.
 FORWARDED = {
+    "training.trainer.Trainer": "lightning.Trainer",
     "lightning.pytorch.strategies.DDPStrategy": (
         "torch.nn.parallel.DistributedDataParallel"
     ),
@@ -127,7 +128,8 @@ def _arguments_of(added: Added) -> set[str] | None:
             raise ConfigError(
                 f"{added.node}._target_={path!r}: {first_line(error)}"
             ) from None
-        names |= set(parameters)
+        open_kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        names |= {x.name for x in parameters.values() if x.kind not in open_kinds}
         is_open = any(x.kind is x.VAR_KEYWORD for x in parameters.values())
         if is_open and path not in FORWARDED:
             return None
@@ -216,6 +218,15 @@ def _in_files() -> dict[str, frozenset[str]]:
                 found[target] = found.get(target, frozenset()) | set(node)
             nodes += node.values()
     return found
+
+
+@functools.cache
+def nodes() -> tuple[str, ...]:
+    """Keys that hold other keys."""
+    parents = {key.rpartition(".")[0] for key in known_keys()} - {""}
+    within = tuple(f"{name}." for name in (*FREE, *BUILT_EACH))
+    names = {x for x in parents if x not in FREE and not x.startswith(within)}
+    return tuple(sorted(names, key=lambda x: (x.count("."), x)))
 
 
 # ---------------------------------------------------------------- what a config has

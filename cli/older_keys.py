@@ -30,7 +30,10 @@ OLDER_KEYS: Mapping[str, str] = {
 # Whole words: a group takes no null.
 # Added or changed, whether or not an experiment has the key: wandb has many of them.
 _WANDB = re.compile(r"\+(?=wandb\.)")
-OLDER_WORDS: Mapping[str, str] = {"logger=null": "logger=none"}
+OLDER_WORDS: Mapping[str, str] = {
+    "logger=null": "logger=none",
+    "callbacks=null": "callbacks=[]",
+}
 
 _OVERRIDE = re.compile(r"\+{0,2}([\w.]+)=(.*)", re.DOTALL)
 

@@ -28,6 +28,9 @@ PATHS = (*MADE.values(), *CACHES, "checkpointing.resume_ckpt_path")
 OF_NODES = (("callbacks", "dirpath"), ("logger", "save_dir"))
 # Errors that giving another folder, or a right to this one, ends.
 NOT_PERMITTED = (errno.EACCES, errno.EPERM, errno.EROFS)
+# Errors of a path on which nothing can be written, whatever the right to it.
+UNUSABLE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+INPUT_KEYS = ("checkpointing.resume_ckpt_path",)
 
 
 def place_outputs(config: DictConfig, folder: str) -> None:
@@ -116,6 +119,14 @@ def not_permitted(error: BaseException | None) -> OSError | None:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def unusable(error: OSError, config: DictConfig) -> OSError | None:
+    """An error that says that no folder can be made where a key wants one."""
+    keys = [key for key in _path_keys(config) if key not in INPUT_KEYS]
+    path = str(error.filename2 or error.filename or "")
+    is_ours = any(_is_within(path, OmegaConf.select(config, key)) for key in keys)
+    return error if error.errno in UNUSABLE and path and is_ours else None
 
 
 def permission_line(error: OSError, config: DictConfig | None = None) -> str:

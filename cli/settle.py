@@ -15,14 +15,14 @@ from checkpoints.about import NETWORK, adopt
 from checkpoints.huggingface import read_about
 from checkpoints.locating import is_folder_or_hub_id
 from checkpoints.reading import read_checkpoint
-from cli.checks import check_values
 from cli.known_keys import refuse_arguments
+from cli.values import check_kinds, check_values
 from models.device import keep_freed_memory
 from report.console import report_config
 from sampling.prompts import check_prompts
 from training.lightning_state import share_paths
 from training.loggers import logger_names
-from training.processes import check_processes
+from training.processes import check_processes, check_tasks
 from utils import CONFIGS, ConfigError, require, uses_cuda
 
 
@@ -42,6 +42,7 @@ def settle(config: DictConfig) -> None:
     refuse_arguments(config)
     adopt_network(config)
     OmegaConf.resolve(config)
+    check_kinds(config)
     check_values(config)  # again, now that every value is there
     OmegaConf.set_readonly(config, True)
     lightning.seed_everything(config.seed, workers=True, verbose=False)
@@ -93,6 +94,7 @@ def prepare(config: DictConfig) -> type[Any]:
     check_devices(config)
     if config.mode != "prepare_data":  # of which others wait for the one that packs
         check_processes(config)
+        check_tasks()
     check_batches(config)
     check_prompts(config, algorithm.is_autoregressive)
     logger_names(config)
@@ -119,6 +121,9 @@ def algorithm_class(config: DictConfig) -> type[Any]:
     return algorithm.as_published() if config.algo.compat == "reference" else algorithm
 
 
+CUDA_PRECISIONS = ("16", "16-mixed", "bf16-true")
+
+
 def check_devices(config: DictConfig) -> None:
     """Refuses accelerators and strategies that this machine cannot run."""
     accelerator = config.trainer.accelerator
@@ -127,6 +132,12 @@ def check_devices(config: DictConfig) -> None:
         raise ConfigError(
             f"trainer.accelerator={accelerator!r}: no CUDA device is visible; "
             "choose auto or cpu."
+        )
+    precision = str(config.trainer.precision)
+    if precision in CUDA_PRECISIONS and not uses_cuda(accelerator):
+        raise ConfigError(
+            f"trainer.precision={precision!r} needs CUDA, which is not in use: choose "
+            "32 or bf16-mixed."
         )
     is_sharded = "fsdp" in config.strategy._target_.lower()
     if is_sharded and config.mode == "sample_eval":

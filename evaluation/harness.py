@@ -22,10 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from checkpoints.about import adopt, own_algorithms
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_checkpoint
-from cli.commandline import explain
+from cli.commandline import arguments, explain
 from cli.environment import print_plainly, tell_nobody
 from cli.known_keys import refuse_unread
-from cli.older_keys import translated
 from cli.settle import algorithm_class, check_batches, check_devices, settle
 from data.tokenizers import get_tokenizer
 from evaluation.scoring import Request, Scorer
@@ -183,7 +182,7 @@ def compose(overrides: list[str]) -> DictConfig:
     register_resolvers()
     try:
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-            config = hydra.compose("config", ["mode=ppl_eval", *translated(overrides)])
+            config = hydra.compose("config", ["mode=ppl_eval", *arguments(overrides)])
         refuse_unread(config)
         return config
     except HydraException as error:

@@ -55,6 +55,21 @@ def check_processes(config: DictConfig) -> None:
             )
 
 
+def check_tasks(environment: Mapping[str, str] = os.environ) -> None:
+    """Refuses a Slurm job that says how many tasks it has, and not how many a node has.
+
+    Raises:
+        ConfigError: With what to give to sbatch in its place.
+    """
+    count = _number(environment, "SLURM_NTASKS") or 1
+    is_shell = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    if count > 1 and "SLURM_NTASKS_PER_NODE" not in environment and not is_shell:
+        raise ConfigError(
+            f"SLURM_NTASKS={count}: give sbatch --ntasks-per-node=N in the place of "
+            "--ntasks, one task for each device of a node."
+        )
+
+
 def _started(environment: Mapping[str, str]) -> dict[str, int]:
     """How many processes were started, by the variable that says it."""
     names = list(COUNTS)

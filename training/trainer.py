@@ -11,6 +11,7 @@ import lightning
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
 from training.lightning_state import (
@@ -18,7 +19,7 @@ from training.lightning_state import (
     meet_saving_ranks,
     signal_children,
 )
-from utils import NotFinite, RunStopped, SignalReceived
+from utils import ConfigError, NotFinite, RunStopped, SignalReceived
 
 
 class Trainer(lightning.Trainer):
@@ -31,6 +32,25 @@ class Trainer(lightning.Trainer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         leave_signals_alone(self)
+
+    def fit(self, *args: Any, **options: Any) -> None:
+        """Trains.
+
+        Raises:
+            ConfigError: If settings contradict each other, or the data.
+        """
+        try:
+            super().fit(*args, **options)
+        except MisconfigurationException as error:
+            raise ConfigError(f"trainer: {error}") from None
+        except ValueError as error:
+            if "`val_check_interval`" not in str(error):
+                raise
+            raise ConfigError(
+                f"trainer.val_check_interval={self.val_check_interval} is more than an "
+                "epoch has batches: give 1.0 for a validation at its end, or leave out "
+                "trainer.check_val_every_n_epoch."
+            ) from None
 
     def save_checkpoint(self, *args: Any, **options: Any) -> None:
         """Writes a checkpoint; all ranks call this.

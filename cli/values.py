@@ -1,0 +1,272 @@
+"""What kind of value each key takes: a number in its range, one of a few words, text.
+
+Every key of the config has its line here, or a class that is built from it checks it.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from cli.known_keys import nodes
+from data.readers import ON_BAD_ROW
+from utils import ConfigError, require
+
+WIDE = 2**20  # more than any network is wide or deep
+MANY = 2**40  # more than is ever counted
+
+# Keys whose value must be a number: (type, smallest, largest).
+NUMBERS: dict[str, tuple[type, float, float]] = {
+    "model.length": (int, 3, 2**30),
+    "model.hidden_size": (int, 1, WIDE),
+    "model.cond_dim": (int, 1, WIDE),
+    "model.n_blocks": (int, 1, WIDE),
+    "model.n_heads": (int, 1, WIDE),
+    "model.dropout": (float, 0, 1),
+    "algo.T": (int, 0, MANY),
+    "algo.curriculum.gumbel_tau_log10_start": (float, -10, 3),
+    "algo.curriculum.gumbel_tau_log10_end": (float, -10, 3),
+    "algo.curriculum.start": (int, -1, MANY),
+    "algo.curriculum.end": (int, -1, MANY),
+    "algo.curriculum.top_k": (int, -1, MANY),
+    "algo.curriculum.n_series_terms": (int, 1, 10_000),
+    "algo.update_teacher_every": (int, 1, MANY),
+    "algo.linear_growth_min": (float, 0, 1),
+    "algo.linear_growth_max": (float, 0, 1),
+    "noise.eps": (float, 1e-9, 0.5),
+    "seed": (int, 0, 2**32 - 1),
+    "data.num_proc": (int, 1, WIDE),
+    "data.valid_documents": (int, 1, MANY),
+    "data.shuffle_rows": (int, 1, MANY),
+    "data.vocab_size": (int, 2, 2**31 - 1),
+    "data.num_train": (int, 0, MANY),
+    "data.num_valid": (int, 0, MANY),
+    "data.valid_fraction": (float, 0, 1),
+    "trainer.devices": (int, 1, WIDE),
+    "trainer.num_nodes": (int, 1, WIDE),
+    "trainer.max_steps": (int, 1, MANY),
+    "trainer.accumulate_grad_batches": (int, 1, MANY),
+    "trainer.gradient_clip_val": (float, 0, 1e12),
+    "trainer.num_sanity_val_steps": (int, -1, MANY),
+    "trainer.log_every_n_steps": (int, 0, MANY),
+    "trainer.check_val_every_n_epoch": (int, 1, MANY),
+    "loader.global_batch_size": (int, 1, MANY),
+    "loader.eval_global_batch_size": (int, 1, MANY),
+    "loader.batch_size": (int, 1, MANY),
+    "loader.eval_batch_size": (int, 1, MANY),
+    "loader.num_workers": (int, 0, 4096),
+    "sampling.steps": (int, 1, MANY),
+    "sampling.p_nucleus": (float, 0, 1),
+    "sampling.stride_length": (int, 1, MANY),
+    "sampling.num_strides": (int, 0, MANY),
+    "sampling.psi.high_frac": (float, 0, 1),
+    "sampling.psi.middle_frac": (float, 0, 1),
+    "sampling.num_sample_batches": (int, 0, MANY),
+    "sampling.num_sample_log": (int, 0, MANY),
+    "training.ema": (float, 0, 1),
+    "training.sampling_eps": (float, 1e-9, 0.5),
+    "training.class_dropout_p": (float, 0, 1),
+    "callbacks.checkpoint_every_n_steps.every_n_train_steps": (int, 0, MANY),
+    "callbacks.checkpoint_every_n_steps.save_top_k": (int, -1, MANY),
+    "callbacks.checkpoint_monitor.save_top_k": (int, -1, MANY),
+    "callbacks.grad_record.num_grads_log": (int, 0, MANY),
+    "eval.ngram_order": (int, 0, 62),
+    "eval.perplexity_batch_size": (int, 1, MANY),
+    "optim.lr": (float, 0, 1e6),
+    "optim.weight_decay": (float, 0, 1e6),
+    "optim.beta1": (float, 0, 1 - 1e-12),
+    "optim.beta2": (float, 0, 1 - 1e-12),
+    "optim.eps": (float, 0, 1e6),
+    "lr_scheduler.num_warmup_steps": (int, 0, MANY),
+    "lr_scheduler.t_initial": (float, 0, MANY),
+    "lr_scheduler.warmup_t": (float, 0, MANY),
+    "lr_scheduler.warmup_lr_init": (float, 0, 1e6),
+    "lr_scheduler.lr_min": (float, 0, 1e6),
+    "lr_scheduler.lr_lambda.warmup_steps": (int, 0, MANY),
+    "lr_scheduler.lr_lambda.n_halve_steps": (int, 1, MANY),
+}
+# Numbers that may be null, which has a meaning of its own.
+NULLABLE = ("trainer.gradient_clip_val", "trainer.check_val_every_n_epoch")
+
+# Keys that are a whole number of batches or updates, or a part up to 1: the smallest.
+PARTS = {
+    "trainer.limit_train_batches": 0,
+    "trainer.limit_val_batches": 0,
+    "trainer.val_check_interval": 1,
+}
+
+# Keys that are True or False.
+FLAGS = (
+    "algo.causal_attention",
+    "algo.ignore_bos",
+    "algo.linear_growth_dt",
+    "algo.subs_masking",
+    "algo.teacher_ema",
+    "algo.time_conditioning",
+    "callbacks.checkpoint_every_n_steps.save_last",
+    "checkpointing.resume_from_ckpt",
+    "data.insert_train_eos",
+    "data.insert_valid_eos",
+    "data.keep_remainder",
+    "data.streaming",
+    "data.wrap",
+    "eval.compute_generative_perplexity",
+    "eval.compute_perplexity_on_sanity",
+    "eval.disable_ema",
+    "eval.generate_samples",
+    "eval.unigram_baseline",
+    "loader.pin_memory",
+    "lr_scheduler.t_in_epochs",
+    "lr_scheduler.warmup_prefix",
+    "sampling.semi_ar",
+    "sampling.use_float64",
+    "strategy.find_unused_parameters",
+    "training.activation_checkpointing",
+    "training.antithetic_sampling",
+    "training.compile",
+)
+PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed", "bf16-true")
+# Keys with a few values.
+CHOICES: dict[str, Collection[Any]] = {
+    **dict.fromkeys(FLAGS, (True, False)),
+    "data.on_bad_row": ON_BAD_ROW,
+    "training.loss_compile": ("auto", True, False),
+    "data.special_tokens_in_text": ("keep", "split"),
+    "model.attention": ("auto", "flash", "sdpa"),
+    "sampling.noise_removal": ("ancestral", "greedy", "none"),
+    "trainer.precision": (*PRECISIONS, 32, 16),
+    "trainer.profiler": (None, "simple", "advanced"),
+}
+
+# Keys that are text, which what reads them may limit further.
+TEXTS = (
+    *("algo._target_", "algo.backbone", "algo.compat", "algo.curriculum.mode"),
+    *("algo.loss_type", "algo.name", "algo.parameterization"),
+    *("callbacks.checkpoint_every_n_steps.dirpath", "checkpointing.save_dir"),
+    *("callbacks.checkpoint_monitor.dirpath", "callbacks.checkpoint_monitor.filename"),
+    *("callbacks.checkpoint_monitor.monitor", "checkpointing.resume_ckpt_path"),
+    *("data.cache_dir", "data.modality", "data.tokenizer_name_or_path"),
+    *("data.train", "data.valid", "eval.generated_samples_path", "eval.results_path"),
+    *("logger.csv.name", "logger.csv.save_dir", "lr_scheduler._target_", "mode"),
+    *("model.name", "model.type", "noise.type", "prior.type", "report.path"),
+    *("sampling.predictor", "sampling.psi.high_mode", "sampling.psi.low_mode"),
+    *("sampling.psi.middle_mode", "sampling.psi.time_profile", "strategy._target_"),
+    *("trainer._target_", "trainer.accelerator", "training.loss_precision"),
+)
+TEXTS_OR_NULL = (
+    *("algo.curriculum.cache_dir", "algo.curriculum.integral_cache_path"),
+    *("data.bos_token", "data.detokenizer", "data.text_column"),
+    *("eval.checkpoint_path", "eval.gen_ppl_eval_model_name_or_path"),
+    *("eval.mauve_references", "export.path", "export.push_to_hub", "report.table"),
+    *("sampling.prompt", "sampling.infill", "sampling.prompt_file"),
+    "training.finetune_path",
+)
+# A text or a list of them.
+SEVERAL = ("checkpointing.trusted_classes", "report.data", "report.runs")
+SEVERAL += ("report.overrides",)
+SEVERAL_OR_NULL = ("data.path", "data.source", "data.valid_path", "data.valid_source")
+
+
+# Groups of which one file has to be chosen.
+REQUIRED = ("algo", "data", "model", "noise", "strategy", "lr_scheduler")
+
+
+def check_kinds(config: DictConfig) -> None:
+    """Refuses single values in the place of nodes, and what is no text where it has to
+    be; numbers and words are checked by `check_values`."""
+    for key in nodes():
+        group, _, name = key.rpartition(".")
+        node: Any = OmegaConf.select(config, group) if group else config
+        if key in REQUIRED and name not in node:
+            raise ConfigError(f"{key} is empty: choose one of configs/{key}/.")
+        is_there = isinstance(node, DictConfig) and name in node
+        if is_there and not isinstance(node[name], DictConfig):
+            raise ConfigError(
+                f"{key}={node[name]!r} is in the place of a group of keys; set "
+                f"{key}.KEY=VALUE."
+            )
+    for keys, or_null in ((TEXTS, False), (TEXTS_OR_NULL, True)):
+        for key in keys:
+            if _is_there(config, key):
+                _check_text(key, OmegaConf.select(config, key), or_null)
+    for keys, or_null in ((SEVERAL, False), (SEVERAL_OR_NULL, True)):
+        for key in keys:
+            if _is_there(config, key):
+                value = OmegaConf.select(config, key)
+                for one in value if isinstance(value, ListConfig) else (value,):
+                    _check_text(key, one, or_null)
+
+
+def _check_text(key: str, value: Any, or_null: bool) -> None:
+    if isinstance(value, str) or (or_null and value is None):
+        return
+    cure = "give another value" if value is None else f"quote it, as in {key}='\"...\"'"
+    raise ConfigError(f"{key}={value!r} is no text; {cure}.")
+
+
+def check_values(config: DictConfig) -> None:
+    """Refuses values of the wrong kind, key by key."""
+    check_numbers(config)
+    check_parts(config)
+    for key, choices in CHOICES.items():
+        if _is_there(config, key):
+            require(OmegaConf.select(config, key), choices, key)
+    check_loss_chunk(config)
+
+
+def check_numbers(config: DictConfig) -> None:
+    """Refuses values that are no number, or out of range."""
+    for key, (kind, low, high) in NUMBERS.items():
+        if not _is_there(config, key):
+            continue
+        value: Any = OmegaConf.select(config, key)
+        is_number = type(value) is int or (kind is float and type(value) is float)
+        is_null = value is None and key in NULLABLE
+        if not is_null and not (is_number and low <= value <= high):
+            name = "whole number" if kind is int else "number"
+            raise ConfigError(
+                f"{key}={value!r} is not a {name} of at least {low} and at most {high}."
+            )
+
+
+def check_parts(config: DictConfig) -> None:
+    """Refuses what is no number of batches and no part of an epoch, and a part of an
+    epoch where updates are counted."""
+    for key, low in PARTS.items():
+        value = OmegaConf.select(config, key) if _is_there(config, key) else low
+        is_count = type(value) is int and low <= value <= MANY
+        is_part = type(value) is float and low / 1e9 <= value <= 1
+        if not is_count and not is_part:
+            never = " limit_val_batches=0 validates never." if low else ""
+            raise ConfigError(
+                f"{key}={value!r} is not a whole number of at least {low}, nor a part "
+                f"of at most 1.0.{never}"
+            )
+    trainer = config.trainer
+    every, epochs = trainer.val_check_interval, trainer.get("check_val_every_n_epoch")
+    if epochs is None and type(every) is float:
+        raise ConfigError(
+            f"trainer.val_check_interval={every} is a part of an epoch: give "
+            "trainer.check_val_every_n_epoch=1 with it, or a whole number of updates."
+        )
+
+
+def _is_there(config: DictConfig, key: str) -> bool:
+    """Whether a key has a value already, not one that is made of others."""
+    group, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, group) if group else config
+    if not isinstance(node, DictConfig):
+        return False
+    names = list(node.keys())  # `in node` resolves values
+    is_made = name in names and OmegaConf.is_interpolation(node, name)
+    return name in names and not is_made and not OmegaConf.is_missing(node, name)
+
+
+def check_loss_chunk(config: DictConfig) -> None:
+    """Refuses a number of tokens that is none."""
+    chunk = config.training.loss_chunk
+    if chunk not in (None, "auto") and not (type(chunk) is int and chunk >= 1):
+        raise ConfigError(
+            f"training.loss_chunk={chunk!r} is not auto, null or a whole number of "
+            "at least 1."
+        )
