@@ -55,6 +55,10 @@ from utils import (
 if TYPE_CHECKING:
     from training.agreement import Agreement
 
+LESS_MEMORY = (
+    "This is out of memory: lower loader.batch_size, loader.eval_batch_size, or the size "
+    "of the model."
+)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -241,7 +245,9 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         kept = what_is_kept(config.mode)
         line = f"stopped by {name}; {kept}{_again(config, True)}"
         return _stopped(line, 128 + error.number)
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            return fail(f"{first_line(error)}. {LESS_MEMORY}", 1)
         trainer = config.trainer
         if not was_left_alone(error, trainer.devices * trainer.num_nodes):
             raise
@@ -256,14 +262,6 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         return fail(f"{error}. {there}{_again(config, True)}", 1)
     except (ConfigError, OmegaConfBaseException) as error:
         return _refused(str(error))
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        return fail(
-            f"out of memory: {first_line(error)}. Lower loader.batch_size, "
-            "loader.eval_batch_size or the size of the model.",
-            1,
-        )
 
 
 def _stopped(line: str, status: int) -> NoReturn:

@@ -58,6 +58,25 @@ def test_no_space_and_no_right_are_one_line(
         assert "metrics.csv" in line
 
 
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("CUDA out of memory"), RuntimeError("not that")],
+)
+def test_no_memory_is_one_line(compose, monkeypatch, capsys, error):
+    """Python's, a device's, an allocator's; other faults keep their trace."""
+
+    def fill(config):
+        raise error
+
+    monkeypatch.setitem(main.MODES, "report", fill)
+    is_fault = "not that" in str(error)
+    with pytest.raises(RuntimeError if is_fault else SystemExit):
+        main.run.__wrapped__(compose("mode=report"))
+    if not is_fault:
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "loader.batch_size" in line
+
+
 def test_batches_must_make_up_the_global_one(compose):
     config = compose("loader.global_batch_size=16", "loader.batch_size=3")
     refused(
