@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from training.agreement import Agreement
 
 LESS_MEMORY = (
-    "This is out of memory: lower loader.batch_size, loader.eval_batch_size, or the size "
-    "of the model."
+    "This is out of memory: lower loader.batch_size, loader.eval_batch_size, or the "
+    "size of the model."
 )
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -249,7 +249,8 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         if is_out_of_memory(error):
             return fail(f"{first_line(error)}. {LESS_MEMORY}", 1)
         trainer = config.trainer
-        if not was_left_alone(error, trainer.devices * trainer.num_nodes):
+        processes = trainer.devices * trainer.num_nodes
+        if isinstance(error, MemoryError) or not was_left_alone(error, processes):
             raise
         line = "another process of this run has ended, and this one with it"
         return _stopped(f"{line}{_again(config, True)}", 1)
