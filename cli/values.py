@@ -162,8 +162,10 @@ TEXTS_OR_NULL = (
     "training.finetune_path",
 )
 # A text or a list of them.
-SEVERAL = ("checkpointing.trusted_classes", "report.data", "report.runs")
-SEVERAL += ("report.overrides",)
+SEVERAL = (
+    *("checkpointing.trusted_classes", "report.data", "report.overrides"),
+    "report.runs",
+)
 SEVERAL_OR_NULL = ("data.path", "data.source", "data.valid_path", "data.valid_source")
 
 
@@ -185,16 +187,14 @@ def check_kinds(config: DictConfig) -> None:
                 f"{key}={node[name]!r} is in the place of a group of keys; set "
                 f"{key}.KEY=VALUE."
             )
-    for keys, or_null in ((TEXTS, False), (TEXTS_OR_NULL, True)):
-        for key in keys:
-            if _is_there(config, key):
-                _check_text(key, OmegaConf.select(config, key), or_null)
-    for keys, or_null in ((SEVERAL, False), (SEVERAL_OR_NULL, True)):
-        for key in keys:
-            if _is_there(config, key):
-                value = OmegaConf.select(config, key)
-                for one in value if isinstance(value, ListConfig) else (value,):
-                    _check_text(key, one, or_null)
+    for key in (*TEXTS, *TEXTS_OR_NULL):
+        if _is_there(config, key):
+            _check_text(key, OmegaConf.select(config, key), key in TEXTS_OR_NULL)
+    for key in (*SEVERAL, *SEVERAL_OR_NULL):
+        if _is_there(config, key):
+            value = OmegaConf.select(config, key)
+            for one in value if isinstance(value, ListConfig) else (value,):
+                _check_text(key, one, key in SEVERAL_OR_NULL)
 
 
 def _check_text(key: str, value: Any, or_null: bool) -> None:
