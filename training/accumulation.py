@@ -60,9 +60,9 @@ class Accumulation(lightning.LightningModule):
         self._num_batches, self._tokens = 0, None
 
     def _are_weighed(self) -> bool:
-        parts = self.trainer.world_size * self.trainer.accumulate_grad_batches
-        is_padded = not self.config.data.wrap
-        return parts > 1 and is_padded and self.config.algo.compat != "reference"
+        config = self.config
+        is_cut = config.loader.global_batch_size > config.loader.batch_size
+        return is_cut and not config.data.wrap and config.algo.compat != "reference"
 
     def _full_tokens(self) -> int:
         """m."""
