@@ -187,8 +187,25 @@ def _tokenizer(config: DictConfig, checkpoint: Checkpoint) -> tuple[Any, Path | 
     folder = checkpoint.folder
     if folder is None or not (folder / "tokenizer_config.json").exists():
         return get_tokenizer(config), None
+    _check_links(folder)
     own = OmegaConf.create({"data": {"tokenizer_name_or_path": str(folder)}})
     return get_tokenizer(own), folder
+
+
+def _check_links(folder: Path) -> None:
+    """Refuses links out of a folder: what they lead to would be copied and uploaded.
+
+    Files in the cache of the hub are links to its `blobs`.
+    """
+    real = folder.resolve()
+    places = (real, real.parent.parent / "blobs")
+    for name in TOKENIZER_FILES:
+        target = (folder / name).resolve()
+        if not any(target.is_relative_to(place) for place in places):
+            raise ConfigError(
+                f"{CHECKPOINT}={str(folder)!r}: {name} is a link out of the folder; "
+                "put the file itself there."
+            )
 
 
 def _network(

@@ -162,6 +162,23 @@ def test_a_published_tokenizer(pretrained, tmp_path):
 # ---------------------------------------------------------------- what is refused
 
 
+def test_a_link_out_of_a_folder_is_not_followed(source, tmp_path, capsys):
+    """A downloaded folder could lead to any file of this machine; the hub's own links
+    stay in its cache."""
+    snapshot, blobs = tmp_path / "hub/snapshots/1", tmp_path / "hub/blobs"
+    export(source, snapshot)
+    blobs.mkdir()
+    (snapshot / "tokenizer.json").rename(blobs / "abc")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/abc")
+    export(snapshot, tmp_path / "fine")
+    assert not (tmp_path / "fine/tokenizer.json").is_symlink()
+    (tmp_path / "id_rsa").write_text("my keys")
+    (snapshot / "merges.txt").symlink_to(tmp_path / "id_rsa")
+    line = refused(capsys, snapshot, tmp_path / "out")
+    assert "merges.txt is a link out of the folder" in line
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("taken", ["file", "folder"])
 def test_nothing_is_overwritten(taken, tmp_path, capsys):
     """Found out before the checkpoint is read, which is none."""
