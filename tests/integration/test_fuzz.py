@@ -6,6 +6,7 @@ With FUZZ_REPORT the counts are written to a file; FUZZ_SEED gives other mutatio
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -14,6 +15,7 @@ import random
 import shutil
 from pathlib import Path
 
+import evaluated
 import lightning
 import numpy as np
 import pytest
@@ -91,10 +93,10 @@ FUZZ_REPORT=benchmarks/robustness.md GOLDEN_DIR=../shared/golden \\
 with seed {seed}. A mutation cuts a file off, flips bits, overwrites, doubles or leaves
 out bytes; or it leaves out, renames, adds or replaces an entry of what the file holds,
 by another type, a huge, negative or infinite number, a path, a tensor of another shape.
-"Read" means that the file was read as what it says; where its format has checksums,
-that is what it said before. "Failed" is all else: a traceback, several lines, a crash.
-An audit hook watches what is deleted, moved or written meanwhile: outside of the run's
-folder and the cache there was nothing.
+"Read" means that the file was read as what it says; for bytes of checkpoints, sample
+files and rows, which have checksums, that is what it said before. "Failed" is all else:
+a traceback, several lines, a crash. An audit hook watches what is deleted, moved or
+written meanwhile: outside of the run's folder and the cache there was nothing.
 
 {table}
 """
@@ -152,7 +154,7 @@ def test_entries_of_a_checkpoint_that_is_resumed(fuzz, watch, own):
     draw = random.Random(f"resumed {SEED}")
     run = fuzz.folder / "run"
     kind = "entries of a checkpoint that is resumed"
-    for number in range(int(os.environ.get("FUZZ_RESUMED", "150"))):
+    for number in range(int(os.environ.get("FUZZ_RESUMED", "60"))):
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(own / "checkpoints", run / "checkpoints")
         changed, about = mutated(content, draw)
@@ -212,13 +214,27 @@ def reference() -> list[Path]:
     return sorted(GOLDEN.glob("checkpoint_*/checkpoint.ckpt"))
 
 
-def used(path: Path) -> None:
-    """Reads it, says what it is, and loads it where it fits."""
+def used(path: Path, fits: bool = True) -> dict:
+    """Reads it, says what it is, loads it where it fits; gives what it holds."""
     found = read_checkpoint(str(path), KEY)
     for line in describe(found).values():
         assert isinstance(line, str)
-    model = algorithm_class(MODEL)(MODEL, get_tokenizer(MODEL))
-    model.load_weights(found, KEY)
+    if fits:
+        model = algorithm_class(MODEL)(MODEL, get_tokenizer(MODEL))
+        model.load_weights(found, KEY)
+    return found.lightning
+
+
+def text_of(content: object) -> str:
+    """What a checkpoint holds, to the bit; objects that it names by their names."""
+    if isinstance(content, torch.Tensor):
+        raw = content.contiguous().numpy().tobytes()
+        return f"{content.dtype} {content.shape} {hashlib.sha256(raw).hexdigest()}"
+    if isinstance(content, dict):
+        return str([(repr(key), text_of(x)) for key, x in content.items()])
+    if isinstance(content, (list, tuple)):
+        return str([type(content).__name__, *map(text_of, content)])
+    return repr(content) if type(content).__repr__ is not object.__repr__ else "object"
 
 
 MODEL = compose(*OVERRIDES)
@@ -230,12 +246,18 @@ def test_checkpoints(fuzz, watch, own, kind):
     draw = random.Random(f"{kind} {SEED}")
     change = {"bytes": mutated_bytes, "records": mutated_record}[kind]
     sources = [own / "checkpoints/last.ckpt", *reference()]
+    whole = [text_of(used(x, fits=x is sources[0])) for x in sources]
     path = fuzz.folder / "a.ckpt"
     name = f"{kind} of checkpoints"
+
+    def use(at: int) -> None:
+        found = used(path, fits=at == 0)
+        assert kind == "records" or text_of(found) == whole[at]  # by its checksums
+
     for number in range(400):
-        source = sources[number % len(sources)]
-        path.write_bytes(change(source.read_bytes(), draw))
-        fuzz.read(name, f"{number} {source}", lambda: used(path))
+        at = number % len(sources)
+        path.write_bytes(change(sources[at].read_bytes(), draw))
+        fuzz.read(name, f"{number} {sources[at]}", lambda at=at: use(at))
     check_all(fuzz, watch, name)
 
 
@@ -283,6 +305,7 @@ def test_folders(fuzz, watch, exported, name):
         network = torch.nn.ModuleDict({"backbone": build_backbone(config, 260)})
         key_report(network, about.weights).raise_if_any(KEY)
 
+    use()  # as it is
     for number in range(300):
         if name.endswith(".json") and number % 2:
             changed, about = mutated(json.loads(raw), draw, tensors=False)
@@ -397,20 +420,21 @@ def test_results_for_a_report(fuzz, watch):
     """The JSON of mode=ppl_eval and of mode=sample_eval."""
     draw = random.Random(f"results {SEED}")
     path, name = fuzz.folder / "results.json", "results for a report"
-    about = {"algo": "mdlm", "checkpoint": {"path": "a", "step": 3, "weights": "EMA"}}
-    data = {"valid": "lm1b", "tokenizer": "gpt2", "length": 8, "wrap": True, "rows": 9}
-    numbers = {"nll": 2.0, "bpd": 2.9, "ppl": 7.4, "ppl_stderr": 0.1}
-    likelihood = {"mode": "ppl_eval", "seed": 1, "data": data} | about | numbers
-    samples = {"complete": True, "generative_ppl": 9.0, "num_samples": 2} | about
-    samples |= {"settings": {"sampling": {"steps": 8}, "model": {"length": 8}}}
-    samples |= {"generated_seqs": ["one", "two"], "entropy": 2.0}
+    wholes = (evaluated.likelihood(), evaluated.samples())
+
+    def use() -> None:
+        read_runs([(None, str(path))])
+
+    for one in wholes:
+        path.write_text(json.dumps(one))
+        use()
     for number in range(300):
-        one = (likelihood, samples)[number % 2]
+        one = wholes[number % 2]
         if number % 3:
             changed, what = mutated(one, draw, tensors=False)
             content = json.dumps(changed, default=str).encode()
         else:
             content, what = mutated_bytes(json.dumps(one).encode(), draw), "bytes"
         path.write_bytes(content)
-        fuzz.read(name, f"{number}: {what}", lambda: read_runs([(None, str(path))]))
+        fuzz.read(name, f"{number}: {what}", use)
     check_all(fuzz, watch, name)
