@@ -276,7 +276,7 @@ def test_text_in_quotes_is_hydras_already():
     [
         "sampling.steps=8,16",
         "-m",
-        "sampling.prompt_file=a,b",
+        "sampling.prompt_file=a b",
         "+wandb.offline=true",
         "a.prompt=x y",
         "prompt=x y",
