@@ -43,6 +43,7 @@ def ending_on_signals() -> Iterator[None]:
     forked end by the signal itself.
     """
     owner = os.getpid()
+    limits: list[threading.Timer] = []
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:
@@ -52,15 +53,18 @@ def ending_on_signals() -> Iterator[None]:
         for other in STOP_SIGNALS:
             is_terminal = other == signal.SIGINT
             signal.signal(other, signal.SIG_DFL if is_terminal else signal.SIG_IGN)
-        timer = threading.Timer(SECONDS, os._exit, (128 + number,))
-        timer.daemon = True
-        timer.start()
+        limit = threading.Timer(SECONDS, os._exit, (128 + number,))
+        limit.daemon = True
+        limit.start()
+        limits.append(limit)
         raise SignalReceived(number)
 
     before = {number: signal.signal(number, end) for number in STOP_SIGNALS}
     try:
         yield
     finally:
+        for limit in limits:
+            limit.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -1,6 +1,5 @@
 """Every key takes values of its kind, and any other ends in one line."""
 
-import os
 import random
 from functools import partial
 
@@ -294,16 +293,19 @@ def quiet(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_any_value_of_any_key_is_right_or_one_line(compose, quiet, mode, variant):
-    """A sample of keys and values here, all of them with DUO_EVERY_VALUE=1."""
+@pytest.mark.parametrize(
+    "count", [12, pytest.param(None, marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_any_value_of_any_key_is_right_or_one_line(
+    compose, quiet, mode, variant, count
+):
     words = [*VARIANTS[variant], f"mode={mode}", "eval.checkpoint_path=last.ckpt"]
     if variant == "files":
         words += ["data.path=a.txt", "data.tokenizer_name_or_path=bytes"]
     cases = [(key, x) for key in leaves(compose(*words)) for x in VALUES]
     nodes = ("optim", "model", "algo", "data", "callbacks", "logger", "sampling.psi")
     cases += [(key, x) for key in nodes for x in (None, 3, "x", [], {})]
-    if "DUO_EVERY_VALUE" not in os.environ:
-        cases = random.Random(f"{mode} {variant}").sample(cases, 12)
+    cases = random.Random(f"{mode} {variant}").sample(cases, count or len(cases))
     for key, value in cases:
         try:
             outcome(words, key, value, compose)
