@@ -45,8 +45,8 @@ def check_stopped(life: Life, number: int, kept: str) -> str:
     assert time.monotonic() - begin < SOON
     (line,) = (x for x in life.stderr.splitlines() if x.startswith("error:"))
     name = signal.Signals(number).name
-    start = f"error: stopped by {name}; {kept}. The command that goes on:"
-    assert line.startswith(start)
+    assert line.startswith(f"error: stopped by {name}; {kept}")
+    assert ". The command that goes on:" in line
     assert f"hydra.run.dir={life.folder}" in line
     assert "Traceback" not in life.stderr
     return line
@@ -66,9 +66,9 @@ def test_samples(live, checkpoint, tmp_path, number):
     """Batches that were drawn are there; the same command goes on with them."""
     more = ("mode=sample_eval", checkpoint, "sampling.num_sample_batches=3")
     more += ("eval.gen_ppl_eval_model_name_or_path=null", "loader.eval_batch_size=4")
-    for _ in range(2):  # one more batch each time
+    for number_drawn in (1, 2):  # one more batch each time
         life = live(tmp_path, *more, STOP_AT=f"0:second:{number}")
-        check_stopped(life, number, "batches that were drawn are kept")
+        check_stopped(life, number, f"{number_drawn} of 3 batches are there")
     parts = list((tmp_path / "samples.json.parts").glob("batch_*"))
     assert len(parts) == 2
     assert not json.loads((tmp_path / "samples.json").read_text())["complete"]

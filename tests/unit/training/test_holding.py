@@ -21,9 +21,13 @@ import os, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from training.holding import holding
 with holding(sys.argv[1], "key"):
-    if "fork" in sys.argv and os.fork() == 0:
-        time.sleep(60)
-        os._exit(0)
+    if "fork" in sys.argv:
+        begun, tell = os.pipe()
+        if os.fork() == 0:
+            os.write(tell, b".")
+            time.sleep(60)
+            os._exit(0)
+        os.read(begun, 1)
     print("held", flush=True)
     sys.stdin.readline()
 """
