@@ -133,7 +133,8 @@ CHOICES: dict[str, Collection[Any]] = {
     "training.loss_compile": ("auto", True, False),
     "data.special_tokens_in_text": ("keep", "split"),
     "model.attention": ("auto", "flash", "sdpa"),
-    "sampling.noise_removal": ("ancestral", "greedy", "none"),
+    # True and False are of MDLM's configs.
+    "sampling.noise_removal": ("ancestral", "greedy", "none", True, False),
     "trainer.precision": (*PRECISIONS, 32, 16),
     "trainer.profiler": (None, "simple", "advanced"),
 }
