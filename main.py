@@ -50,6 +50,7 @@ from utils import (
     is_out_of_memory,
     one_line,
     register_resolvers,
+    stopped_by,
 )
 
 if TYPE_CHECKING:
@@ -239,12 +240,10 @@ def run(config: DictConfig) -> dict[str, Any] | None:
             return _refused(str(error), error.status)
         return _stopped(f"{error}{_again(config, error.can_go_on)}", error.status)
     except SignalReceived as error:
-        name = signal.Signals(error.number).name
-        if name == "SIGUSR1":
+        if error.number == signal.SIGUSR1:
             imported("training.callbacks.requeue")()
-        kept = what_is_kept(config.mode)
-        line = f"stopped by {name}; {kept}{_again(config, True)}"
-        return _stopped(line, 128 + error.number)
+        end = stopped_by(error, what_is_kept(config.mode))
+        return _stopped(f"{end}{_again(config, True)}", end.status)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             return fail(f"{first_line(error)}. {LESS_MEMORY}", 1)
@@ -303,8 +302,8 @@ def main() -> Any:
         with ending_on_signals():
             return run()
     except SignalReceived as error:  # before there was a config
-        name = signal.Signals(error.number).name
-        return fail(f"stopped by {name}; nothing was begun", 128 + error.number)
+        end = stopped_by(error, "nothing was begun")
+        return fail(str(end), end.status)
     except HydraException as error:
         return fail(explain(error))
     except (OSError, ValueError) as error:  # Hydra makes the folder of a run

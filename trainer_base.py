@@ -219,8 +219,10 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
             torch.distributed.all_gather(ranks, sums)
         else:
             ranks = [sums]
-        checks = (is_validation_due, is_validating, is_last_update)
-        is_due = any(check(self.trainer) for check in checks)
+        trainer = self.trainer
+        # A longer run that goes on has none where this one ends by its number of steps.
+        is_end = is_last_update(trainer) and self.global_step != trainer.max_steps
+        is_due = is_validation_due(trainer) or is_validating(trainer) or is_end
         return {
             "validation_due": is_due and not self.is_validated,
             "logged_step": self._logged_step,

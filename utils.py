@@ -85,6 +85,14 @@ class SignalReceived(SystemExit):
         self.number = number
 
 
+def stopped_by(error: KeyboardInterrupt | SystemExit, kept: str) -> RunStopped:
+    """What a signal ends a run with, in one line that says what is left of its work."""
+    status = error.code if isinstance(error, SystemExit) else None
+    if type(status) is not int or status <= 128:  # Ctrl-C, of which Lightning makes 1
+        status = 128 + signal.SIGINT
+    return RunStopped(f"stopped by {signal.Signals(status - 128).name}; {kept}", status)
+
+
 def choose(table: Mapping[str, T], name: Any, key: str, where: str = "") -> T:
     """Looks `name` up in a registry.
 

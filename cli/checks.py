@@ -46,6 +46,7 @@ def check(config: DictConfig) -> None:
         ConfigError: With the key, the value and the cure.
     """
     refuse_unread(config)
+    check_measures(config)
     check_kinds(config)
     refuse_older_keys(config)
     require(
@@ -55,7 +56,6 @@ def check(config: DictConfig) -> None:
     )
     validate_backbone(config)
     check_values(config)
-    check_measures(config)
     check_inert_keys(config)
     splits = SPLITS.get(config.mode)
     if splits is not None:
@@ -81,7 +81,7 @@ def check_files(config: DictConfig) -> None:
 
 def check_measures(config: DictConfig) -> None:
     """Refuses an evaluation of nothing."""
-    limit = config.trainer.limit_val_batches
+    limit = OmegaConf.select(config, "trainer.limit_val_batches", default=1.0)
     if config.mode == "ppl_eval" and not limit:
         raise ConfigError(
             f"trainer.limit_val_batches={limit!r}: mode=ppl_eval would measure "

@@ -3,7 +3,6 @@ kept in a JSON (`sample_file.py`).
 """
 
 import logging
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -34,7 +33,7 @@ from trainer_base import TrainerBase
 from training.holding import holding
 from training.processes import is_first
 from training.trainer import build_trainer
-from utils import ConfigError, RunStopped
+from utils import ConfigError, RunStopped, stopped_by
 
 log = logging.getLogger(__name__)
 
@@ -90,13 +89,9 @@ def _sample_eval(
 
 def stopped(error: KeyboardInterrupt | SystemExit, file: SampleFile) -> RunStopped:
     """What a signal ends a run with: where its finished batches are."""
-    status = error.code if isinstance(error, SystemExit) else None
-    if type(status) is not int or status <= 128:  # Ctrl-C, of which Lightning makes 1
-        status = 128 + signal.SIGINT
-    name, count = signal.Signals(status - 128).name, len(file.done())
+    count = len(file.done())
     where = f", in {file.path} and {file.parts}" if count else ""
-    line = f"stopped by {name}; {count} of {file.num_batches} batches are there{where}"
-    return RunStopped(line, status)
+    return stopped_by(error, f"{count} of {file.num_batches} batches are there{where}")
 
 
 @rank_zero_only

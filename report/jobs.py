@@ -13,7 +13,13 @@ from typing import NamedTuple
 from tqdm.auto import tqdm
 
 from report.runs import _mode, _read
-from utils import RunStopped, filesystem_of, hydra_quoted, path_exists
+from utils import (
+    RunStopped,
+    filesystem_of,
+    hydra_quoted,
+    path_exists,
+    stopped_by,
+)
 
 MAIN = Path(__file__).parents[1] / "main.py"
 
@@ -68,7 +74,7 @@ def make(jobs: Sequence[Job], folder: str) -> tuple[list[str], list[str]]:
 
     Raises:
         RunStopped: If none could be done, the message is that of the first; or after
-            Ctrl-C.
+            a signal.
     """
     files: list[str] = []
     failed: list[str] = []
@@ -80,12 +86,9 @@ def make(jobs: Sequence[Job], folder: str) -> tuple[list[str], list[str]]:
             run_dir = Path(os.getcwd()) / "jobs" / Path(file).stem
             try:
                 complaint = _run(job.command(file, run_dir), run_dir)
-            except KeyboardInterrupt:
-                raise RunStopped(
-                    f"stopped: {len(files)} of {len(jobs)} evaluations are in "
-                    f"{folder}; a report with the same report.path goes on there.",
-                    130,
-                ) from None
+            except (KeyboardInterrupt, SystemExit) as error:  # after a signal
+                done = f"{len(files)} of {len(jobs)} evaluations are in {folder}"
+                raise stopped_by(error, done) from None
             if complaint:
                 statuses.append(complaint[0])
                 failed.append(f"{job.name}: {complaint[1]}")
