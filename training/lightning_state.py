@@ -14,6 +14,7 @@ What is used here, and is not in Lightning's documentation:
 - The function by which its loggers and callbacks find the file system of a path.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -222,6 +223,9 @@ def _count(counts: dict[str, int], batches: int) -> None:
 
 # ---------------------------------------------------------------- of a trainer
 
+_IS_DUE = "_should_check_val_fx"  # of the loop over batches: does a validation come?
+_SIGNALS = "_signal_connector"  # of the trainer: its handlers of signals
+
 
 def is_validation_due(trainer: lightning.Trainer) -> bool:
     """Whether Lightning validates after the training batch that has just ended."""
@@ -251,16 +255,16 @@ def validate_first(trainer: lightning.Trainer, step: int) -> None:
         step: Updates that were made.
     """
     loop = trainer.fit_loop.epoch_loop
-    last, is_due = loop.max_steps, loop._should_check_val_fx
+    last = loop.max_steps
     if last != -1:
         loop.max_steps = max(last, step + 1)
 
-    def is_due_now(fetcher: Any) -> bool:
+    def is_first() -> bool:
         if loop.restarting:  # its first iteration, which trains on nothing
             loop.max_steps = last
-        return loop.restarting or is_due(fetcher)
+        return loop.restarting
 
-    vars(loop)[is_due.__name__] = is_due_now
+    _validate_also(loop, is_first)
 
 
 def begin_at_first_batch(trainer: lightning.Trainer) -> None:
@@ -283,21 +287,25 @@ def is_last_update(trainer: lightning.Trainer) -> bool:
         batches.is_last_batch or batches.current.ready == trainer.num_training_batches
     )
     is_last_epoch = trainer.current_epoch + 1 == trainer.max_epochs
-    is_stopped = trainer.should_stop and trainer.fit_loop._can_stop_early
+    may_stop = trainer.global_step >= (trainer.min_steps or 0)
+    may_stop &= trainer.current_epoch >= (trainer.min_epochs or 0)
+    is_stopped = trainer.should_stop and may_stop
     is_over = trainer.global_step == trainer.max_steps or is_stopped
     return is_over or (is_last_batch and is_last_epoch)
 
 
 def validate_last(trainer: lightning.Trainer) -> None:
     """Has a run end with a validation, also where none is due."""
-    loop = trainer.fit_loop.epoch_loop
-    is_due = loop._should_check_val_fx
+    _validate_also(
+        trainer.fit_loop.epoch_loop,
+        lambda: trainer.enable_validation and is_last_update(trainer),
+    )
 
-    def is_due_now(fetcher: Any) -> bool:
-        is_end = trainer.enable_validation and is_last_update(trainer)
-        return is_due(fetcher) or is_end
 
-    vars(loop)["_should_check_val_fx"] = is_due_now
+def _validate_also(loop: Any, is_due: Callable[[], bool]) -> None:
+    """Has the loop over batches validate where this holds, and where it did before."""
+    was_due = getattr(loop, _IS_DUE)
+    setattr(loop, _IS_DUE, lambda fetcher: is_due() or was_due(fetcher))
 
 
 def meet_saving_ranks(trainer: lightning.Trainer) -> None:
@@ -311,7 +319,7 @@ def leave_signals_alone(trainer: lightning.Trainer) -> None:
     Its handler of SIGTERM notes the signal, for the loops of training to look at, and
     waits for other ranks; whatever else runs goes on.
     """
-    connector = trainer._signal_connector
+    connector = getattr(trainer, _SIGNALS)
     vars(connector)[connector.register_signal_handlers.__name__] = lambda: None
 
 

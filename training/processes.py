@@ -62,8 +62,8 @@ def check_tasks(environment: Mapping[str, str] = os.environ) -> None:
         ConfigError: With what to give to sbatch in its place.
     """
     count = _number(environment, "SLURM_NTASKS") or 1
-    is_shell = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if count > 1 and "SLURM_NTASKS_PER_NODE" not in environment and not is_shell:
+    is_said = "SLURM_NTASKS_PER_NODE" in environment
+    if count > 1 and not is_said and not _is_slurm_shell(environment):
         raise ConfigError(
             f"SLURM_NTASKS={count}: give sbatch --ntasks-per-node=N in the place of "
             "--ntasks, one task for each device of a node."
@@ -73,12 +73,16 @@ def check_tasks(environment: Mapping[str, str] = os.environ) -> None:
 def _started(environment: Mapping[str, str]) -> dict[str, int]:
     """How many processes were started, by the variable that says it."""
     names = list(COUNTS)
-    is_shell = environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if "SLURM_PROCID" in environment and not is_shell:
+    if "SLURM_PROCID" in environment and not _is_slurm_shell(environment):
         of_step = "SLURM_STEP_NUM_TASKS" in environment
         names.append("SLURM_STEP_NUM_TASKS" if of_step else "SLURM_NTASKS")
     counts = {name: _number(environment, name) for name in names}
     return {name: count for name, count in counts.items() if count is not None}
+
+
+def _is_slurm_shell(environment: Mapping[str, str]) -> bool:
+    """Whether somebody types commands in a job of Slurm's, as Lightning tells it."""
+    return environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
 
 
 def _number(environment: Mapping[str, str], name: str) -> int | None:

@@ -16,16 +16,15 @@ import shutil
 from pathlib import Path
 
 import evaluated
-import lightning
 import numpy as np
 import pytest
 import torch
 from exported import export, save_tiny
 from fuzz import Fuzz, Watch, mutated, mutated_bytes, mutated_record, saved
 from hydra.utils import instantiate
+from short_run import short_run, train_in
 from tiny import compose
 
-import main
 from checkpoints.about import describe
 from checkpoints.keys import key_report
 from checkpoints.reading import read_checkpoint
@@ -49,21 +48,7 @@ pytestmark = [
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parents[1] / "golden/cases"))
 KEY = "eval.checkpoint_path"
-OVERRIDES = (
-    "algo=duo_base",
-    "data.num_train=8",
-    "data.num_valid=4",
-    "model.n_blocks=1",
-    "model.hidden_size=8",
-    "trainer.max_steps=3",
-    "trainer.val_check_interval=1",
-    "trainer.num_sanity_val_steps=0",
-    "eval.generate_samples=False",
-    "callbacks.checkpoint_every_n_steps.every_n_train_steps=1",
-    "+trainer.enable_progress_bar=False",
-    "+trainer.enable_model_summary=False",
-    "logger=none",
-)
+OF_RUN = ("trainer.max_steps=3", "trainer.val_check_interval=1")
 
 
 @pytest.fixture(scope="module")
@@ -128,12 +113,7 @@ def check_all(fuzz: Fuzz, watch: Watch, kind: str) -> None:
 
 
 def go_on(folder: Path, *overrides: str) -> None:
-    """Trains in a folder, from where it was."""
-    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
-        every = {x.split("=")[0]: x for x in (*OVERRIDES, *overrides)}.values()
-        config = compose(*every, f"checkpointing.save_dir={folder}")
-        lightning.seed_everything(config.seed, verbose=False)
-        main.train(config)
+    train_in(folder, *OF_RUN, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +152,7 @@ def test_entries_up_to_the_first_update(fuzz, watch, own):
     """All that is done with the state of a file before training, many times."""
     content = plain(own / "checkpoints/last.ckpt")
     draw = random.Random(f"state {SEED}")
-    config = compose(*OVERRIDES, f"checkpointing.save_dir={own}")
+    config = compose(*short_run(*OF_RUN), f"checkpointing.save_dir={own}")
     model = algorithm_class(config)(config, get_tokenizer(config))
     path, kind = fuzz.folder / "a.ckpt", "entries of a checkpoint, before it trains"
 
@@ -237,7 +217,7 @@ def text_of(content: object) -> str:
     return repr(content) if type(content).__repr__ is not object.__repr__ else "object"
 
 
-MODEL = compose(*OVERRIDES)
+MODEL = compose(*short_run(*OF_RUN))
 
 
 @pytest.mark.parametrize("kind", ["bytes", "records"])

@@ -39,14 +39,7 @@ HERE = Path(__file__).parents[1] / "support"
 @pytest.fixture(scope="module")
 def live():
     """Starts a process: live(folder, *overrides, NAME=value of the environment)."""
-
-    def start(folder: Path, *overrides: str, **env: str) -> Life:
-        folder.mkdir(exist_ok=True, parents=True)
-        keys = {x.split("=")[0] for x in overrides}
-        base = [x for x in (*BASE, *DUO_BASE) if x.split("=")[0] not in keys]
-        return Life(folder, [*base, *overrides], env)
-
-    return start
+    return Life.start
 
 
 @pytest.fixture(scope="module")

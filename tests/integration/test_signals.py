@@ -5,10 +5,9 @@ status and one line that says what is kept and how it goes on.
 import json
 import signal
 import time
-from pathlib import Path
 
 import pytest
-from resumed import BASE, DUO_BASE, Life
+from resumed import Life
 
 from utils import STOP_SIGNALS
 
@@ -18,16 +17,7 @@ SOON = 15  # s
 @pytest.fixture(scope="module")
 def live():
     """Starts a process: live(folder, *overrides, NAME=value of the environment)."""
-
-    def start(folder: Path, *overrides: str, **env: str) -> Life:
-        folder.mkdir(exist_ok=True, parents=True)
-        keys = {x.split("=")[0] for x in overrides}
-        base = [x for x in (*BASE, *DUO_BASE) if x.split("=")[0] not in keys]
-        if "data" in keys:  # another one, without sizes
-            base = [x for x in base if not x.startswith("data.num_")]
-        return Life(folder, [*base, *overrides], env)
-
-    return start
+    return Life.start
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,22 @@ class Life:
             **{"STOP_AT": "", "DATALOG": f"{folder}/log"} | env,
         )
 
+    @classmethod
+    def start(cls, folder: Path, *overrides: str, **env: str) -> "Life":
+        """A life of the run with some overrides in the place of its own.
+
+        Args:
+            folder: Of the run.
+            overrides: As on the command line; another data set has no sizes.
+            env: NAME=value of the environment.
+        """
+        folder.mkdir(exist_ok=True, parents=True)
+        keys = {x.split("=")[0] for x in overrides}
+        base = [x for x in (*BASE, *DUO_BASE) if x.split("=")[0] not in keys]
+        if "data" in keys:
+            base = [x for x in base if not x.startswith("data.num_")]
+        return cls(folder, [*base, *overrides], env)
+
     def num_batches(self) -> int:
         return self.log.read_text().count("\n") if self.log.exists() else 0
 

@@ -7,42 +7,23 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import lightning
 import pytest
 import torch
+from short_run import SHORT_RUN, train_in
 from tiny import compose
 
-import main
 from checkpoints.reading import read_checkpoint
 from training.resume import KEY, find_checkpoint
 from utils import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-OVERRIDES = (
-    "algo=duo_base",
-    "data.num_train=8",
-    "data.num_valid=4",
-    "model.n_blocks=1",
-    "model.hidden_size=8",
-    "trainer.max_steps=2",
-    "trainer.val_check_interval=2",
-    "trainer.num_sanity_val_steps=0",
-    "eval.generate_samples=False",
-    "callbacks.checkpoint_every_n_steps.every_n_train_steps=1",
-    "+trainer.enable_progress_bar=False",
-    "+trainer.enable_model_summary=False",
-)
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> Path:
     """Folder of a run of two updates: 0-1.ckpt and last.ckpt are a real run's."""
     folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        config = compose(*OVERRIDES, f"checkpointing.save_dir={folder}")
-        lightning.seed_everything(config.seed, verbose=False)
-        main.train(config)
+    train_in(folder)
     found = folder / "checkpoints"
     for name in ("1-2.ckpt", "0-2.ckpt", "best.ckpt"):
         (found / name).unlink(missing_ok=True)
@@ -144,7 +125,7 @@ def test_the_previous_one_is_used(checkpoints, tmp_path, number, caplog):
     (run / "last.ckpt").write_bytes(content)
     os.utime(run / "0-1.ckpt", (0, 0))
     before = digest(run)
-    config = compose(*OVERRIDES, f"checkpointing.save_dir={tmp_path}")
+    config = compose(*SHORT_RUN, f"checkpointing.save_dir={tmp_path}")
     try:
         read_checkpoint(str(run / "last.ckpt"), KEY)
     except ConfigError:
@@ -173,7 +154,7 @@ def test_none_is_left(checkpoints, tmp_path):
     shutil.copytree(checkpoints, run)
     for path in run.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
-    config = compose(*OVERRIDES, f"checkpointing.save_dir={tmp_path}")
+    config = compose(*SHORT_RUN, f"checkpointing.save_dir={tmp_path}")
     with pytest.raises(ConfigError) as error:
         find_checkpoint(config)
     check_line(str(error.value), run / "last.ckpt")

@@ -35,7 +35,7 @@ def config_of(compose, tmp_path, name, insert_eos):
 
 def plainly(config, tokenizer):
     """The rows by the protocol, as lists."""
-    documents = documents_of(config, "valid")
+    documents = documents_of(config, "valid", f"{config.data.cache_dir}/texts")
     rules = DETOKENIZERS[CORPORA[config.data.valid].detokenizer]
     eos, stream = tokenizer.eos_token_id, []
     for text in documents.texts(0, len(documents)):

@@ -204,21 +204,25 @@ def test_counts_are_those_of_all_ids():
 # ---------------------------------------------------------------- processes
 
 
-class Slow(Listed):
-    """Documents that take their time, and say which process has them."""
+class Slow:
+    """A rule that takes its time, and says which process runs it."""
 
     def __init__(self, folder):
-        super().__init__(["text"] * 99)
         self._folder = folder
 
-    def texts(self, start, stop):
+    def __call__(self, text):
         (self._folder / str(os.getpid())).touch()
         time.sleep(0.2)
-        return super().texts(start, stop)
+        return text
+
+
+def one_by_one(folder):
+    documents = Listed(["text"] * 99)
+    return tokenize(documents, bytes_tokenizer(), (Slow(folder),), num_proc=2)
 
 
 def pack_slowly(folder):
-    for _ in tokenize(Slow(folder), bytes_tokenizer(), num_proc=2):
+    for _ in one_by_one(folder):
         pass
 
 
@@ -264,8 +268,10 @@ def test_processes_end_with_the_one_they_work_for(packing_process, number):
 def test_a_process_that_is_killed_is_said(tmp_path, monkeypatch):
     """By the system when memory is exhausted, for example."""
     monkeypatch.setattr(packing, "DOCUMENTS_AT_A_TIME", 1)
-    chunks = tokenize(Slow(tmp_path), bytes_tokenizer(), num_proc=2)
+    chunks = one_by_one(tmp_path)
     next(chunks)
-    os.kill(int(next(tmp_path.iterdir()).name), signal.SIGKILL)
+    pid = int(next(tmp_path.iterdir()).name)
+    assert pid != os.getpid()
+    os.kill(pid, signal.SIGKILL)
     with pytest.raises(RunStopped, match=r"killed.*lower data\.num_proc=2"):
         list(chunks)

@@ -5,47 +5,22 @@ compared with what the run has, before anything of it is used.
 import copy
 from pathlib import Path
 
-import lightning
 import pytest
 import torch
 from refusals import refused
-from tiny import compose, tiny_model
+from short_run import SHORT_RUN, train_in
+from tiny import tiny_model
 
-import main
 from checkpoints.checkpoint import Checkpoint
 from training.resume import KEY, Resumed, _check_resumable, check_state
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-OVERRIDES = (
-    "algo=duo_base",
-    "data.num_train=8",
-    "data.num_valid=4",
-    "model.n_blocks=1",
-    "model.hidden_size=8",
-    "trainer.max_steps=2",
-    "trainer.val_check_interval=2",
-    "trainer.num_sanity_val_steps=0",
-    "eval.generate_samples=False",
-    "callbacks.checkpoint_every_n_steps.every_n_train_steps=1",
-    "+trainer.enable_progress_bar=False",
-    "+trainer.enable_model_summary=False",
-    "logger=none",
-)
-
-
-def train(folder: Path, *more: str) -> None:
-    every = {x.split("=")[0]: x for x in (*OVERRIDES, *more)}.values()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        config = compose(*every, f"checkpointing.save_dir={folder}")
-        lightning.seed_everything(config.seed, verbose=False)
-        main.train(config)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    train(folder)
+    train_in(folder)
     return folder
 
 
@@ -56,7 +31,7 @@ def content(run) -> dict:
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model(*OVERRIDES)
+    return tiny_model(*SHORT_RUN)
 
 
 def check(content: dict, model) -> None:
@@ -194,7 +169,7 @@ def test_no_file_outside_of_the_folder_is_deleted(tmp_path, content, place):
     (run / "checkpoints").mkdir(parents=True)
     path = run / "checkpoints/last.ckpt" if place == "own" else tmp_path / "a.ckpt"
     torch.save(hostile(content, victim), path)
-    train(run, "trainer.max_steps=6", f"{KEY}={path}")
+    train_in(run, "trainer.max_steps=6", f"{KEY}={path}")
     assert victim.read_text() == "mine"
     names = {x.name for x in (run / "checkpoints").iterdir()}
     assert {"best.ckpt", "last.ckpt", "2-6.ckpt"} <= names | {"2-6.ckpt"}
@@ -207,4 +182,4 @@ def test_an_optimiser_of_other_sizes_is_one_line(tmp_path, content):
         state |= {"exp_avg": torch.zeros(1), "exp_avg_sq": torch.zeros(1)}
     (tmp_path / "checkpoints").mkdir()
     torch.save(bad, tmp_path / "checkpoints/last.ckpt")
-    refused(lambda: train(tmp_path, "trainer.max_steps=4"), KEY, "exp_avg")
+    refused(lambda: train_in(tmp_path, "trainer.max_steps=4"), KEY, "exp_avg")
