@@ -12,6 +12,15 @@ from resumed import Life
 from utils import STOP_SIGNALS
 
 SOON = 15  # s
+# One is enough for every day; how each is raised is a unit test.
+SIGNALS = [
+    signal.SIGTERM,
+    *(
+        pytest.param(x, marks=pytest.mark.slow)
+        for x in STOP_SIGNALS
+        if x != signal.SIGTERM
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +51,7 @@ def check_stopped(life: Life, number: int, kept: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("number", SIGNALS)
 def test_an_evaluation(live, checkpoint, tmp_path, number):
     stop = f"0:valid:{number}"
     more = ("mode=ppl_eval", checkpoint, "data.num_valid=2000")
@@ -51,7 +60,7 @@ def test_an_evaluation(live, checkpoint, tmp_path, number):
     assert not (tmp_path / "likelihood.json").exists()
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("number", SIGNALS)
 def test_samples(live, checkpoint, tmp_path, number):
     """Batches that were drawn are there; the same command goes on with them."""
     more = ("mode=sample_eval", checkpoint, "sampling.num_sample_batches=3")
@@ -66,7 +75,7 @@ def test_samples(live, checkpoint, tmp_path, number):
     assert json.loads((tmp_path / "samples.json").read_text())["complete"]
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("number", SIGNALS)
 def test_the_check_before_training(live, tmp_path, number):
     life = live(tmp_path, STOP_AT=f"0:sanity:{number}")
     check_stopped(life, number, "checkpoints that were written are as they were")
