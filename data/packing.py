@@ -309,7 +309,9 @@ _task: Callable[[Any], Any]  # of a worker process
 
 def _set_task(run: Callable[[Any], Any], parent: int) -> None:
     global _task
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this one
+    # The parent ends this one, by SIGTERM, whatever it does with signals itself.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
     torch.set_num_threads(1)

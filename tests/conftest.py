@@ -7,8 +7,9 @@ added to the code is tested without an edit here.
 import math
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from diffusion.base import Diffusion
 from diffusion.uniform import UniformState
 from models.noise import SCHEDULES
 from trainer_base import TrainerBase
+from utils import STOP_SIGNALS
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -40,6 +42,17 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.mkdtemp(prefix="duo-tests-")
         os.environ["DUO_CACHE_DIR"] = folder
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_as_before() -> Iterator[None]:
+    """A handler that a test leaves would change what processes of later ones do."""
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    yield
+    after = [signal.getsignal(number) for number in STOP_SIGNALS]
+    for number, handler in zip(STOP_SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+    assert after == before
 
 
 @pytest.fixture(name="compose")

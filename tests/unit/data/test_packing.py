@@ -265,13 +265,30 @@ def test_processes_end_with_the_one_they_work_for(packing_process, number):
     wait_for(lambda: not any(map(runs, pids)), seconds=10)
 
 
-def test_a_process_that_is_killed_is_said(tmp_path, monkeypatch):
-    """By the system when memory is exhausted, for example."""
+class Killing:
+    """A rule: one process is killed by it, by the system when memory is exhausted, for
+    example; any other goes on for an hour.
+    """
+
+    def __init__(self, folder):
+        self._first = folder / "first"
+
+    def __call__(self, text):
+        try:
+            self._first.touch(exist_ok=False)
+        except FileExistsError:
+            time.sleep(3600)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN, lambda *_: None])
+def test_a_process_that_is_killed_is_said(tmp_path, monkeypatch, handler):
+    """The others end with it, whatever this process does with signals."""
     monkeypatch.setattr(packing, "DOCUMENTS_AT_A_TIME", 1)
-    chunks = one_by_one(tmp_path)
-    next(chunks)
-    pid = int(next(tmp_path.iterdir()).name)
-    assert pid != os.getpid()
-    os.kill(pid, signal.SIGKILL)
-    with pytest.raises(RunStopped, match=r"killed.*lower data\.num_proc=2"):
-        list(chunks)
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with pytest.raises(RunStopped, match=r"killed.*lower data\.num_proc=2"):
+            rows(["text"] * 99, rules=(Killing(tmp_path),), num_proc=2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
