@@ -255,6 +255,9 @@ class RunEnd(CheckpointCallback):
     def teardown(
         self, trainer: lightning.Trainer, model: lightning.LightningModule, stage: str
     ) -> None:
+        self._listen_no_more()
+
+    def _listen_no_more(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers, self._group = {}, None
@@ -333,6 +336,7 @@ class RunEnd(CheckpointCallback):
             cast(Validated, model).leave_validation()
             if trainer.state.fn == "fit":
                 self._save(trainer)
+        self._listen_no_more()  # there is no teardown behind an exception
 
     def _save(self, trainer: lightning.Trainer) -> None:
         save_checkpoint(trainer, self.path)

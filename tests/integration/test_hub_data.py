@@ -137,6 +137,7 @@ SPLIT = ("mode=prepare_data", "data=openwebtext-split", "data.valid_documents=4"
 SPLIT += (BYTES, "model.length=64")
 
 
+@pytest.mark.slow
 def test_a_commit_by_its_first_digits(hub, tmp_path):
     """The rows of the same shards in a folder, the end of which is held out."""
     for path, content in SHARDS.items():

@@ -31,11 +31,11 @@ CASES = {
     "nucleus": ("algo=duo_base", "sampling.p_nucleus=0.7", *TEXT8),
     "nucleus of ar": ("algo=ar", "sampling.p_nucleus=0.7", *TEXT8),
     # More tokens a step than a chunk of 100 000 logits holds.
-    "several chunks": ("algo=duo_base", "data.vocab_size=90_000", "model.length=40"),
+    "several chunks": ("algo=duo_base", "data.vocab_size=30_000", "model.length=16"),
     "several chunks of masks": (
         "algo=mdlm",
-        "data.vocab_size=90_000",
-        "model.length=40",
+        "data.vocab_size=30_000",
+        "model.length=16",
     ),
 }
 NUM_SAMPLES, SEED = 4, 5

@@ -149,7 +149,7 @@ def at_random(live, folder: Path, signals: list[int], most: int, *more: str) -> 
 
 
 def test_killed_at_random_moments(live, whole, tmp_path):
-    signals = [signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGUSR1]
+    signals = [signal.SIGKILL] * 2 + [signal.SIGTERM]
     at_random(live, tmp_path, signals, 6)
     check_same(whole, tmp_path)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from command_line import ROOT
 from ports import free_port
 
@@ -108,6 +109,7 @@ print("agreed")
 """
 
 
+@pytest.mark.slow
 def test_sharded_weights_do_what_whole_ones_do(tmp_path: Path):
     script, port = tmp_path / "sharded.py", str(free_port())
     script.write_text(SCRIPT)
