@@ -134,7 +134,7 @@ def test_entries_of_a_checkpoint_that_is_resumed(fuzz, watch, own):
     draw = random.Random(f"resumed {SEED}")
     run = fuzz.folder / "run"
     kind = "entries of a checkpoint that is resumed"
-    for number in range(int(os.environ.get("FUZZ_RESUMED", "60"))):
+    for number in range(150):
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(own / "checkpoints", run / "checkpoints")
         changed, about = mutated(content, draw)
