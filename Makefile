@@ -32,8 +32,9 @@ demo: $(READY)  ## the paper in small: train DUO, distil it, sample before and a
 	    eval.checkpoint_path=$(DEMO)/duo/checkpoints/last.ckpt,$(DEMO)/distilled/checkpoints/last.ckpt \
 	    sampling.steps=8,64 $(ARGS)
 
+# In the order of folders, where files of long tests come before those of short ones.
 test: $(READY) lint  ## the default suite: minutes, no network, no GPU
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)  ## what `make test` checks before the tests
 	$(BIN)/ruff check .
