@@ -62,8 +62,11 @@ def stand_in(config: str, folder: Path) -> list[str]:
     known = [name for name in FOLDERS if config.startswith(name)]
     real = [path for name in known if (path := SHARED / FOLDERS[name]).is_dir()]
     overrides = [f"data={config}", f"data.source={(real or [made])[0]}"]
-    if config in ("openwebtext", "openwebtext-streaming", "fineweb-edu"):
+    if config in ("openwebtext", "openwebtext-streaming"):
         overrides.append(f"data.valid_source={made}")
+    if config == "fineweb-edu":  # validation is on the end of another set
+        valid = write_documents(folder / "openwebtext", 50)
+        overrides.append(f"data.valid_source={valid}")
     if config in ("openwebtext-split", "fineweb-edu"):
         overrides.append("data.valid_documents=20")
     return [*overrides, *tokenizer_of(config)]
