@@ -209,6 +209,10 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         position = (self.global_step, batch_idx, self.global_rank)
         seed_all(self.seed("train/global", *position))
 
+    def is_done(self) -> bool:
+        """Whether training ends with the updates so far, before `trainer.max_steps`."""
+        return False
+
     # ---- what else of training is in a checkpoint; `Bookkeeping` asks for it
 
     def training_state(self) -> dict[str, Any]:

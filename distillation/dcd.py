@@ -23,7 +23,6 @@ from distillation.student import Student
 from distillation.teacher import Rounds, Teacher
 from integral.registry import Settings, build_operator
 from integral.transform import gauss_levels
-from metrics.likelihood import Likelihood
 from models.device import widened
 from models.head import Head, Loss, TokenNLL
 from utils import ConfigError, require
@@ -71,7 +70,6 @@ class Distillation(Student, DUO_BASE):
         self.teacher = Teacher(self.backbone, config, use_ema=use_ema)
         self.operator = build_operator(Settings.of(config, self.vocab_size))
         self.divergence = DIVERGENCES[config.algo.loss_type]
-        self.valid_distillation = Likelihood()
 
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:
@@ -98,10 +96,16 @@ class Distillation(Student, DUO_BASE):
             return super().nll(x0, weights, batch_idx)
         return self.consistency(x0, weights, batch_idx)
 
+    def distillation_loss(self, batch: Mapping[str, Tensor], batch_idx: int) -> Loss:
+        valid_tokens = self.valid_tokens(batch["attention_mask"])
+        weights = Loss.weights(valid_tokens)
+        nll = self.consistency(batch["input_ids"], weights, batch_idx)
+        return Loss.reduce(nll, valid_tokens)
+
     def consistency(
         self, x0: Tensor, weights: Tensor | None = None, batch_idx: int = 0
     ) -> TokenNLL:
-        """The divergence of each token, nats. Arguments as for `nll`."""
+        """The divergence of each token, nats; arguments as for `nll`."""
         t = self.sample_t(len(x0), batch_idx)
         student, teacher = self.corrupt_pair(x0, t, batch_idx)
         return self.head_loss(
@@ -150,23 +154,5 @@ class Distillation(Student, DUO_BASE):
     # ---- logging
 
     def train_results(self) -> dict[str, Tensor]:
-        return {
-            "train/distillation_loss": self.train_likelihood.compute()["nll"],
-            "trainer/time_gap": torch.tensor(self.rounds.gap(self.global_step - 1)),
-        }
-
-    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        super().validation_step(batch, batch_idx)
-        if self.teacher.is_there:
-            valid_tokens = self.valid_tokens(batch["attention_mask"])
-            weights = Loss.weights(valid_tokens)
-            nll = self.consistency(batch["input_ids"], weights, batch_idx)
-            losses = Loss.reduce(nll, valid_tokens)
-            self.valid_distillation.update(losses.nlls, losses.num_tokens)
-
-    def on_validation_epoch_end(self) -> None:
-        if self.teacher.is_there:
-            loss = self.valid_distillation.compute()["nll"]
-            self.log("val/distillation_loss", loss, sync_dist=True)
-            self.valid_distillation.reset()
-        super().on_validation_epoch_end()
+        gap = self.rounds.gap(self.global_step - 1)
+        return super().train_results() | {"trainer/time_gap": torch.tensor(gap)}

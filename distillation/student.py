@@ -2,17 +2,25 @@
 it is saved and restored.
 """
 
+import posixpath
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, Self
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from checkpoints.about import ALIKE, own_algorithms
 from checkpoints.checkpoint import Checkpoint
+from data.marks import OTHER, compared, tokenizer_mark
 from distillation.teacher import RoundCounter, Teacher
+from metrics.likelihood import Likelihood
+from models.head import Loss
 from trainer_base import TrainerBase
+from training.identity import data_marks
 from utils import ConfigError
+
+TOKENIZER = "data.tokenizer_name_or_path"
 
 
 class Student(TrainerBase):
@@ -22,12 +30,18 @@ class Student(TrainerBase):
     whose teacher comes from elsewhere gives another `renew_teacher` and
     `restore_teacher`; one with the same teacher all along has a single round.
 
-    A subclass sets `rounds` and `teacher`, and gives the loss.
+    A subclass sets `rounds` and `teacher`, and gives `distillation_loss`, the loss of
+    training. Validation reports the bound of the likelihood, and that loss under its
+    own name.
     """
 
     needs_weights = True
     rounds: RoundCounter
     teacher: Teacher
+
+    def __init__(self, config: DictConfig, tokenizer: Any) -> None:
+        super().__init__(config, tokenizer)
+        self.valid_distillation = Likelihood()
 
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:
@@ -37,6 +51,50 @@ class Student(TrainerBase):
                 f"strategy=fsdp cannot hold the teacher of algo={config.algo.name}; "
                 "choose strategy=ddp."
             )
+
+    def distillation_loss(self, batch: Mapping[str, Tensor], batch_idx: int) -> Loss:
+        """What the student minimises, of a batch as `loss` takes it."""
+        raise NotImplementedError
+
+    def loss(self, batch: Mapping[str, Tensor], batch_idx: int = 0) -> Loss:
+        """That of the distillation in training, the bound of the likelihood else."""
+        if self.training:
+            return self.distillation_loss(batch, batch_idx)
+        return super().loss(batch, batch_idx)
+
+    def check_weights(self, checkpoint: Checkpoint, key: str) -> Mapping[str, Tensor]:
+        """Refuses also weights that mean something else than the student's."""
+        found = self._other_kind(checkpoint)
+        if found and self.config.mode == "train":
+            where = f"{key}={OmegaConf.select(self.config, key)!r}"
+            raise ConfigError(
+                f"{where} cannot be the teacher of algo={self.config.algo.name}: it "
+                f"has {found}."
+            )
+        return super().check_weights(checkpoint, key)
+
+    def _other_kind(self, checkpoint: Checkpoint) -> str | None:
+        """What a checkpoint says of its network that the student's is not."""
+        algo, name = self.config.algo, checkpoint.setting("algo.name")
+        alike = any({name, algo.name} <= names for names in ALIKE)
+        if name != algo.name and name in own_algorithms() and not alike:
+            return f"algo={name}"
+        conditioning = checkpoint.setting("algo.time_conditioning")
+        if conditioning not in (None, algo.time_conditioning):
+            return (
+                f"algo.time_conditioning={conditioning}, the student has "
+                f"{algo.time_conditioning}"
+            )
+        theirs = checkpoint.setting(TOKENIZER)
+        ours = OmegaConf.select(self.config, TOKENIZER)
+        mark = data_marks(checkpoint).get("tokenizer")
+        if mark is not None:
+            is_other = compared(mark, tokenizer_mark(self.tokenizer)) == OTHER
+        else:  # a folder of the same name has the same one
+            names = [posixpath.basename(str(x)) for x in (theirs, ours)]
+            is_other = theirs is not None and names[0] != names[1]
+            is_other &= ours != checkpoint.source  # the one in its folder
+        return f"{TOKENIZER}={theirs}, the student has {ours}" if is_other else None
 
     def renew_teacher(self, number: int) -> None:
         """Makes the student, as it is now, the teacher of a round, and writes its file.
@@ -83,6 +141,22 @@ class Student(TrainerBase):
         number = self.rounds.number(self.global_step)
         if number != self.teacher.round:
             self.renew_teacher(number)
+
+    def train_results(self) -> dict[str, Tensor]:
+        return {"train/distillation_loss": self.train_likelihood.compute()["nll"]}
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        if self.teacher.is_there:
+            losses = self.distillation_loss(batch, batch_idx)
+            self.valid_distillation.update(losses.nlls, losses.num_tokens)
+
+    def on_validation_epoch_end(self) -> None:
+        if self.teacher.is_there:
+            loss = self.valid_distillation.compute()["nll"]
+            self.log("val/distillation_loss", loss, sync_dist=True)
+            self.valid_distillation.reset()
+        super().on_validation_epoch_end()
 
     def on_validation_epoch_start(self) -> None:
         if self.validation_due:  # of an interrupted run, whose last step counts

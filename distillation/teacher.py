@@ -103,12 +103,20 @@ class Teacher:
         config: The run's config: where its files are, and whether it compiles networks.
         use_ema: Whether the EMA weights of a checkpoint are the teacher's, and not the
             raw ones.
+        is_wide: Whether it computes in float32 in any run, as the published code of
+            DCD; or else in the precision of the run.
     """
 
     def __init__(
-        self, student: Network, config: DictConfig, *, use_ema: bool = False
+        self,
+        student: Network,
+        config: DictConfig,
+        *,
+        use_ema: bool = False,
+        is_wide: bool = True,
     ) -> None:
         self.use_ema = use_ema
+        self.is_wide = is_wide
         self.round: int | None = None
         self._student = student
         self._config = config
@@ -130,13 +138,15 @@ class Teacher:
 
     @torch.no_grad()
     def head(self, ids: Tensor, condition: Tensor | None = None) -> Head:
-        """Hidden states (B, L, D) with the head, in float32 whatever the student has.
+        """Hidden states (B, L, D) with the head; its weights are as they are.
 
         Args:
             ids: What the teacher sees, (B, L).
             condition: What its network is told of the noise, as the student's is.
         """
-        with torch.autocast(ids.device.type, enabled=False):
+        device = ids.device.type
+        in_run = not self.is_wide and torch.is_autocast_enabled(device)
+        with torch.autocast(device, torch.get_autocast_dtype(device), enabled=in_run):
             hidden = self.network.trunk(ids, condition)
         linear = self.network.output_embedding
         return Head(hidden, linear.weight, linear.bias)

@@ -24,6 +24,7 @@ class Accumulation(lightning.LightningModule):
     NOTE(compat): the published code gives the mean of each micro-batch the same weight.
     """
 
+    counts_vary = False  # whether n_i varies also where all rows are full
     config: DictConfig
     num_tokens: int  # L
 
@@ -62,7 +63,8 @@ class Accumulation(lightning.LightningModule):
     def _are_weighed(self) -> bool:
         config = self.config
         is_cut = config.loader.global_batch_size > config.loader.batch_size
-        return is_cut and not config.data.wrap and config.algo.compat != "reference"
+        varies = self.counts_vary or not config.data.wrap
+        return is_cut and varies and config.algo.compat != "reference"
 
     def _full_tokens(self) -> int:
         """m."""

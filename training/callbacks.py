@@ -289,7 +289,7 @@ class RunEnd(CheckpointCallback):
         if trainer.global_step == self._step:
             return  # gradients accumulate
         self._step = trainer.global_step
-        if trainer.global_step == trainer.max_steps:
+        if trainer.global_step == trainer.max_steps or trainer.should_stop:
             self._save(trainer)
         elif number := self._agreed():
             self._stop(trainer, number)

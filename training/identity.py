@@ -127,8 +127,7 @@ def refuse_other_data(
     Raises:
         ConfigError: If tokenizer or training data are not those of the checkpoint.
     """
-    record = _record(resumed.checkpoint)
-    theirs = record.get("data", {})
+    record, theirs = _record(resumed.checkpoint), data_marks(resumed.checkpoint)
     found = {x: compared(theirs[x], data[x]) for x in DATA if x in theirs and x in data}
     for name in ("tokenizer", "train"):
         if found.get(name) == OTHER:
@@ -147,6 +146,12 @@ def refuse_other_data(
     ]
     if changes:
         warn("what has changed since %s: %s", resumed.path, _some(changes, 8))
+
+
+def data_marks(checkpoint: Checkpoint) -> Mapping[str, str]:
+    """What a checkpoint says of tokenizer and data, by names of DATA."""
+    marks: Mapping[str, str] = _record(checkpoint).get("data", {})
+    return marks
 
 
 def _record(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -229,18 +229,24 @@ class Bookkeeping(lightning.Callback):
 
     Logs what a training batch gives before other callbacks save it, keeps the state
     of training that Lightning does not know of, restores the raw weights if a
-    validation dies.
+    validation dies. Ends training where the model says that it is done.
     """
 
     def on_train_start(self, trainer: lightning.Trainer, model: Any) -> None:
         begin_at_first_batch(trainer)
         validate_last(trainer)
+        trainer.should_stop |= model.is_done() and not model.validation_due
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, model: Any, *args: Any
     ) -> None:
         model.check_updates()
         model.log_training()
+        trainer.should_stop |= model.is_done()
+
+    def on_validation_end(self, trainer: lightning.Trainer, model: Any) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            trainer.should_stop |= model.is_done()
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, model: Any, checkpoint: dict[str, Any]

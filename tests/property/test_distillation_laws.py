@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from distillation.divergences import DIVERGENCES
+from distillation.dcd import Distillation
+from distillation.divergences import DIVERGENCES, without_column
 from distillation.teacher import Rounds
 from models.head import Head, Precision, chunked_loss
 
@@ -45,7 +46,7 @@ def posterior(prior):
     return logits
 
 
-@pytest.mark.parametrize("loss_type", DIVERGENCES)
+@pytest.mark.parametrize("loss_type", Distillation.loss_types)
 @pytest.mark.parametrize("step", [0, 25_000])
 def test_zero_at_the_fixed_point(beliefs, place, loss_type, step):
     """Data of one sequence: what is believed of it does not depend on the noise, so the
@@ -102,14 +103,28 @@ def test_a_clean_teacher_makes_the_student_the_posterior(beliefs, generator):
     assert grad.abs().mean() > 0.01  # single tokens do pull
 
 
+def kl(log_q, log_p):
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+
+
+OF_TORCH = {
+    "kl-fwd": kl,
+    "kl-bwd": lambda log_q, log_p: kl(log_p, log_q),
+    "mse": lambda *logs: F.mse_loss(*logs, reduction="none").mean(-1),
+    "tvd-log": lambda *logs: F.l1_loss(*logs, reduction="none").sum(-1),
+    "tvd-prob": lambda log_q, log_p: 1 - torch.minimum(log_q, log_p).exp().sum(-1),
+}
+
+
 @pytest.mark.parametrize("loss_type", DIVERGENCES)
 def test_divergences_are_those_of_torch(loss_type, generator):
+    """And 0 where student and teacher are one, above it elsewhere."""
     student, teacher = torch.randn(2, 5, K, dtype=torch.float64, generator=generator)
-    sides = {"kl-fwd": (student, teacher), "kl-bwd": (teacher, student)}[loss_type]
-    log_q, log_p = (x.log_softmax(-1) for x in sides)
-    expected = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
     ours = DIVERGENCES[loss_type](student, teacher)
+    expected = OF_TORCH[loss_type](student.log_softmax(-1), teacher.log_softmax(-1))
     torch.testing.assert_close(ours, expected)
+    assert bool((ours > 0).all())
+    assert float(DIVERGENCES[loss_type](student, student + 3).abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize("loss_type", DIVERGENCES)
@@ -176,3 +191,10 @@ def test_the_teacher_is_in_neither_weights_nor_parameters(make_model):
     model.double()
     assert model.teacher_head(torch.zeros(1, L).long(), torch.ones(1, 1)).weight.dtype
     assert model.teacher.network.vocab_embed.embedding.dtype == torch.float64
+
+
+@pytest.mark.parametrize("index", [0, 3, K - 1])
+def test_a_column_is_left_out(index, generator):
+    logits = torch.randn(2, 5, K, generator=generator)
+    kept = [i for i in range(K) if i != index]
+    assert torch.equal(without_column(logits, index), logits[..., kept])

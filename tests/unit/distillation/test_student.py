@@ -1,17 +1,24 @@
 """A student whose teacher comes from a checkpoint and stays: what an objective has to
 say for it beside its loss, and that its runs start and go on with that teacher."""
 
+import dataclasses
+
 import lightning
 import pytest
 import torch
-from tiny import compose
+from omegaconf import OmegaConf
+from refusals import refused
+from tiny import StubTokenizer, compose
 
 import main
 from algo import MDLM
+from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_checkpoint
+from data.marks import tokenizer_mark
 from distillation.divergences import kl_forward
 from distillation.student import Student
 from distillation.teacher import Teacher
+from models.head import Loss
 from utils import ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -56,14 +63,15 @@ class FixedTeacher(Student, MDLM):
 
     restore_teacher = renew_teacher
 
-    def nll(self, x0, weights=None, batch_idx=0):
-        if not self.training:
-            return super().nll(x0, weights, batch_idx)
+    def distillation_loss(self, batch, batch_idx):
+        x0, valid_tokens = batch["input_ids"], batch["attention_mask"]
         xt = torch.full_like(x0, self.mask_index)
         sigma = torch.ones(len(x0), 1)
         head = self.teacher.head(xt, self.condition(sigma))
         hidden = self.hidden(xt, sigma)
-        return self.head_loss(hidden, kl_forward, weights, others=[head])
+        weights = Loss.weights(valid_tokens)
+        nll = self.head_loss(hidden, kl_forward, weights, others=[head])
+        return Loss.reduce(nll, valid_tokens)
 
 
 def train(folder, monkeypatch, *overrides: str) -> dict:
@@ -123,3 +131,70 @@ def test_another_teacher_is_refused_where_a_run_goes_on(distil, teacher):
     torch.save(content, teacher)
     with pytest.raises(ConfigError, match="is not the teacher of the run"):
         distil("run", 6)
+
+
+# ---------------------------------------------------------------- which teachers fit
+
+
+def saying(model, **said) -> Checkpoint:
+    """A checkpoint with the model's weights, whose config says something else."""
+    config = OmegaConf.to_container(model.config, resolve=True)
+    config = OmegaConf.create(config)
+    for key, value in said.items():
+        OmegaConf.update(config, key.replace("__", "."), value)
+    weights = {f"backbone.{k}": x for k, x in model.backbone.state_dict().items()}
+    return Checkpoint(weights=weights, config=OmegaConf.to_container(config))
+
+
+OTHER_KINDS = {
+    "algo=mdlm": {"algo__name": "mdlm"},
+    "algo=ar": {"algo__name": "ar"},
+    "algo.time_conditioning=False, the student has True": {
+        "algo__time_conditioning": False
+    },
+    "data.tokenizer_name_or_path=a/bert, the student has synthetic": {
+        "data__tokenizer_name_or_path": "a/bert"
+    },
+}
+
+
+@pytest.mark.parametrize("said", OTHER_KINDS)
+def test_a_teacher_of_another_kind_is_refused(make_model, said):
+    """Although its weights would fit; where it is only evaluated they are taken."""
+    model = make_model("algo=distillation", "training.finetune_path=a.ckpt")
+    checkpoint = saying(model, **OTHER_KINDS[said])
+    check = lambda: model.load_weights(checkpoint, "training.finetune_path")  # noqa: E731
+    refused(check, "training.finetune_path='a.ckpt' cannot be the teacher of", said)
+    model.config.mode = "sample_eval"
+    check()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"algo__name": "duo"},
+        {"algo__name": "one_of_my_own"},
+        {"data__tokenizer_name_or_path": "/elsewhere/synthetic"},
+    ],
+)
+def test_a_teacher_of_the_same_kind_is_taken(make_model, said):
+    model = make_model("algo=distillation", "training.finetune_path=a.ckpt")
+    model.load_weights(saying(model, **said), "training.finetune_path")
+
+
+def test_the_tokenizer_that_a_checkpoint_has_recorded_decides(make_model):
+    """Not its name."""
+    model = make_model("algo=distillation", "training.finetune_path=a.ckpt")
+    model.tokenizer.get_vocab = lambda: {"a": 0}
+    for vocabulary, is_refused in (({"a": 0}, False), ({"b": 0}, True)):
+        other = StubTokenizer()
+        other.get_vocab = lambda vocabulary=vocabulary: vocabulary
+        found = saying(model, data__tokenizer_name_or_path="/elsewhere/other")
+        record = {"identity": {"data": {"tokenizer": tokenizer_mark(other)}}}
+        found = dataclasses.replace(found, lightning=record)
+        if is_refused:
+            load = lambda x=found: model.load_weights(x, "training.finetune_path")  # noqa: E731
+            refused(load, "cannot be the teacher", "data.tokenizer_name_or_path=")
+        else:
+            model.load_weights(found, "training.finetune_path")

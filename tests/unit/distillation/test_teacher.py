@@ -114,13 +114,19 @@ def test_it_moves_along(student, make_teacher):
     assert head_weight(teacher).dtype == torch.float64
 
 
-def test_it_computes_in_float32(student, make_teacher):
-    teacher = make_teacher()
+@pytest.mark.parametrize("is_wide", [True, False])
+def test_it_computes_in_float32_or_as_the_run(student, is_wide):
+    teacher = Teacher(student.backbone, student.config, is_wide=is_wide)
     teacher.take(scaled(student, 2), 0)
-    ids = torch.zeros(2, student.num_tokens, dtype=torch.long)
+    ids = torch.arange(2 * student.num_tokens).view(2, -1) % 7
+    wide = teacher.head(ids, torch.ones(2))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        head = teacher.head(ids, torch.ones(2))
-    assert head.hidden.dtype == torch.float32
+        found = teacher.head(ids, torch.ones(2))
+        student_hidden = teacher.network.trunk(ids, torch.ones(2))
+    same = wide.hidden if is_wide else student_hidden
+    assert torch.equal(found.hidden, same)
+    assert not torch.equal(wide.hidden, student_hidden)
+    assert found.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])

@@ -202,6 +202,7 @@ class Steps:
     is_global_zero = True
     loggers = ()
     current_epoch = 0
+    should_stop = False
     state = SimpleNamespace(fn="fit")
     strategy = SimpleNamespace(  # of one process
         remove_checkpoint=CheckpointFiles().remove_checkpoint,
