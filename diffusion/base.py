@@ -36,6 +36,7 @@ class Latent(NamedTuple):
     dalpha_t: Tensor  # (B, 1)
     scored: Tensor | None = None  # flat positions with a loss, (N,); None: all B L
     inputs: SoftTokens | None = None  # what the network sees; None: xt
+    is_noised: Tensor | None = None  # what may differ from x0, (B, L) bool on the host
 
 
 class Diffusion(TrainerBase):
@@ -160,11 +161,15 @@ class Diffusion(TrainerBase):
         else:
             num_times, start = batch_size, 0
             generator = self._batch_generator("time", batch_idx, device="cpu")
-        u = torch.rand(num_times, dtype=torch.float64, generator=generator)
-        if self.antithetic_sampling:
-            first = torch.arange(num_times, dtype=u.dtype) / num_times
-            u = (u / num_times + first) % 1
+        u = self.uniforms(num_times, generator)
         return self.times(u)[start : start + batch_size]
+
+    def uniforms(self, number: int, generator: torch.Generator) -> Tensor:
+        """The numbers u of `sample_t`, (n,) float64 on the host."""
+        u = torch.rand(number, dtype=torch.float64, generator=generator)
+        if self.antithetic_sampling:
+            u = (u / number + torch.arange(number, dtype=u.dtype) / number) % 1
+        return u
 
     def times(self, u: Tensor) -> Tensor:
         """Times that belong to uniform numbers in [0, 1), any shape; see `sample_t`."""
@@ -220,6 +225,7 @@ class Diffusion(TrainerBase):
             widened(alpha_t, device),
             widened(dalpha_t, device),
             None if scored is None else to_device(scored, device),
+            is_noised=is_noised,
         )
 
     def q_xt(

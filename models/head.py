@@ -46,9 +46,9 @@ class Loss(NamedTuple):
     num_tokens: Tensor  # (B,), valid tokens
 
     @staticmethod
-    def weights(valid_tokens: Tensor) -> Tensor:
-        """Each token's share in the mean over the valid ones, (B, L) float32."""
-        valid_tokens = valid_tokens.float()
+    def weights(valid_tokens: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Each token's share in the mean over the valid ones, (B, L) of a type."""
+        valid_tokens = valid_tokens.to(dtype)
         return valid_tokens / valid_tokens.sum().clamp(min=1)
 
     @classmethod

@@ -17,8 +17,13 @@ def inverse_cdf(probs: Tensor, generator: torch.Generator | None) -> Tensor:
     Exact to the resolution of u, which in float64 is 2^-53; tokens of probability 0
     are never drawn. Much cheaper than noise for every token.
     """
+    return at_quantile(probs, _uniform(probs[..., :1], generator).squeeze(-1))
+
+
+def at_quantile(probs: Tensor, u: Tensor) -> Tensor:
+    """`inverse_cdf` for given uniform numbers u, (..., K) and (...) -> (...)."""
     cdf = probs.cumsum(dim=-1)
-    u = _uniform(cdf[..., -1:], generator)
+    u = u[..., None].to(cdf.dtype)
     # u <= 1 - 2^-53, so the product rounds to below the total: the index is valid. Not
     # so with NaN, which has no index; a device would not survive the one behind all.
     index = torch.searchsorted(cdf, u * cdf[..., -1:], right=True).squeeze(-1)

@@ -19,6 +19,7 @@ TESTED = (
     "optim",
     "posterior",
     "sampling",
+    "sdtt",
 )
 
 

@@ -21,7 +21,7 @@ from models import head
 
 class Sizes(TorchDispatchMode):
     """Elements of the largest tensor that any operation returned, and of those with a
-    vocabulary axis of K that are still there."""
+    vocabulary axis that are still there: K, or K - 1 without the mask."""
 
     def __init__(self, K):
         super().__init__()
@@ -33,7 +33,7 @@ class Sizes(TorchDispatchMode):
         for x in tree_leaves(results):
             if isinstance(x, torch.Tensor):
                 self.largest = max(self.largest, x.numel())
-                if x.dim() > 1 and x.shape[-1] == self.K:
+                if x.dim() > 1 and x.shape[-1] in (self.K - 1, self.K):
                     self.results[id(x)] = x
         return results
 
@@ -136,7 +136,7 @@ def step(make_model, algo_name, monkeypatch):
     if not model.is_autoregressive:
         t = model.sample_t(4)
         monkeypatch.setattr(model, "sample_t", lambda *args: t)
-        for name in ("corrupt", "corrupt_pair"):
+        for name in ("corrupt", "corrupt_pair", "plan"):
             if hasattr(model, name):
                 z = getattr(model, name)(batch["input_ids"], t)
                 monkeypatch.setattr(model, name, lambda *args, z=z: z)
