@@ -87,8 +87,9 @@ class GrowingSteps:
 
         r = step // grow_dt_every,  D_r = (1 - sampling_eps) / N num_distill_steps^r
 
-    with N = orig_num_sampling_steps. It is over where the teacher, in round(1 / D_r)
-    steps, would take fewer than min_num_sampling_steps, or more than all time at once.
+    with N = orig_num_sampling_steps. The last round is the one before the teacher would
+    take, from noise to data, fewer than min_num_sampling_steps of round(1 / D_r) steps,
+    or more than all time at once; with num_distill_steps=1 there is none.
     """
 
     def __init__(self, config: DictConfig) -> None:
@@ -96,7 +97,7 @@ class GrowingSteps:
         self.length: int = algo.grow_dt_every
         self.first = (1 - config.training.sampling_eps) / algo.orig_num_sampling_steps
         self.factor: int = algo.num_distill_steps
-        self.least: int = algo.min_num_sampling_steps
+        self.last = self._last(algo.min_num_sampling_steps)
 
     def number(self, step: int) -> int:
         """r, from 0."""
@@ -116,9 +117,15 @@ class GrowingSteps:
 
     def is_over(self, step: int) -> bool:
         """Whether there is no round for a step."""
-        number = self.number(step)
-        is_last = self.num_steps(number) < self.least or self.step_size(number) > 1
-        return number > 0 and is_last
+        return self.last is not None and self.number(step) > self.last
+
+    def _last(self, least: int) -> int | None:
+        if self.factor == 1:
+            return None
+        number = 0
+        while self.num_steps(number + 1) >= least and self.step_size(number + 1) <= 1:
+            number += 1
+        return number
 
 
 # ---------------------------------------------------------------- the algorithm
@@ -158,8 +165,13 @@ class SDTT(Student, MDLM):
 
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:
-        super().validate_config(config)
         algo = config.algo
+        if algo.get("loss_type") in DIVERGENCES:
+            raise ConfigError(
+                f"algo.loss_type={algo.loss_type}: the divergence of algo={algo.name} "
+                "is algo.distill_mode."
+            )
+        super().validate_config(config)
         require(algo.distill_mode, DIVERGENCES, "algo.distill_mode")
         require(algo.teacher_time_grid, TIME_GRIDS, "algo.teacher_time_grid")
         require(algo.sampling_mode, REVEAL_RATES, "algo.sampling_mode")

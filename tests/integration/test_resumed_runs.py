@@ -365,14 +365,53 @@ DISTILLED = (
 )
 
 
-@pytest.mark.parametrize("teacher_ema", [False, True])
-def test_distillation(train, teacher_ema):
-    """Stopped in a round, at the end of one, in a validation at the end of one."""
-    parent = train("parent", "trainer.max_steps=2", "trainer.val_check_interval=2")
-    path = f"training.finetune_path={parent}/checkpoints/last.ckpt"
-    own = [*DISTILLED, path, f"algo.teacher_ema={teacher_ema}"]
+# Four rounds of three steps, after which it ends by itself.
+SDTT = (
+    "algo=sdtt",
+    "algo._target_=stopper.SDTT",
+    "algo.grow_dt_every=3",
+    "algo.orig_num_sampling_steps=16",
+    "algo.min_num_sampling_steps=2",
+    "optim.lr=1e-2",
+    *SHORT,
+    "trainer.max_steps=20",
+)
+OF_MDLM = ("algo=mdlm", "algo._target_=algo.MDLM")
+GROWTH = ("algo.use_ema_on_growth=True", "algo.reset_optimizer_on_growth=True")
+# By name: what the teacher is trained with, and the distillation's own settings.
+DISTILLATIONS = {
+    "dcd": ((), DISTILLED),
+    "dcd-ema": ((), (*DISTILLED, "algo.teacher_ema=True")),
+    "sdtt": (OF_MDLM, SDTT),
+    "sdtt-growth": (OF_MDLM, (*SDTT, *GROWTH)),
+}
+
+
+RARE = (("dcd", 2), ("dcd-ema", 8), ("sdtt", 2), ("sdtt-growth", 8))
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        pytest.param(name, rows, marks=[pytest.mark.slow] * ((name, rows) in RARE))
+        for name in DISTILLATIONS
+        for rows in (8, 2)
+    ],
+)
+def test_distillation(train, name, rows):
+    """Stopped in a round, at the end of one, in a validation at the end of one and of
+    the run; killed in a round and at the end of one; with accumulation 1 and 4."""
+    of_parent, own = DISTILLATIONS[name]
+    short = ("trainer.max_steps=2", "trainer.val_check_interval=2")
+    parent = train("parent", *short, *of_parent)
+    own = [*own, f"training.finetune_path={parent}/checkpoints/last.ckpt"]
+    own += [f"loader.batch_size={rows}"]
+    own += ["callbacks.checkpoint_every_n_steps.every_n_train_steps=2"]
     whole = train("whole", *own)
-    for stop in ("2:train:15", "4:train:15", "6:valid:15", "12:valid:15"):
+    assert last(whole)["global_step"] == 12
+    assert last(whole)["teacher"]["round"] == 3
+    stops = ("2:train:15", "4:saved:9", "6:saved:9", "6:valid:15", "7:train:2")
+    for stop in (*stops, "10:saved:9", "12:valid:15"):
         train("stopped", *own, stop=stop)
     check_same(whole, train("stopped", *own))
 

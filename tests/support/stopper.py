@@ -105,3 +105,7 @@ class MDLM(Stops, algo.MDLM):
 
 class Distilled(Stops, distillation.Distillation):
     pass
+
+
+class SDTT(Stops, distillation.SDTT):
+    pass
