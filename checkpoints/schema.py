@@ -226,6 +226,7 @@ CONFIG: dict[str, Rule] = {
     "algo.subs_masking": flag,
     "algo.ignore_bos": flag,
     "algo.update_teacher_every": size,
+    "algo.grow_dt_every": size,
     "algo.teacher_ema": flag,
     "data.tokenizer_name_or_path": text,
     "data.train": text,

@@ -12,6 +12,8 @@ from data.fingerprints import Fingerprint
 from report.runs import NUMBERS
 from utils import ConfigError, filesystem_of, first_line
 
+ROUNDS = ("algo.update_teacher_every", "algo.grow_dt_every")  # updates of a round
+
 
 def check_path(path: Any, key: str) -> None:
     """Refuses what cannot be the path of a file, before it takes hours to find out.
@@ -41,12 +43,13 @@ def origin(config: DictConfig, checkpoint: Checkpoint, has_ema: bool) -> dict[st
     algo = checkpoint.setting("algo.name")
     says = checkpoint.likelihood  # a folder may not know
     is_known = isinstance(algo, str) and says in (None, likelihood(algo))
+    rounds = map(checkpoint.setting, ROUNDS)
     values = {
         "path": config.eval.checkpoint_path,
         "algo": algo,
         "distilled": algo in DISTILLED if is_known else None,
         "step": checkpoint.step,
-        "update_teacher_every": checkpoint.setting("algo.update_teacher_every"),
+        "update_teacher_every": next((x for x in rounds if x is not None), None),
         "teacher_ema": checkpoint.setting("algo.teacher_ema"),
         "weights": _weights(config, checkpoint, has_ema),
     }

@@ -40,13 +40,18 @@ def read_published() -> list[Published]:
 # Models by the algorithm that a run names.
 MODELS = {
     "ar": "AR",
-    "mdlm": "MDLM",
+    **dict.fromkeys(("mdlm", "sdtt"), "MDLM"),
     "sedd": "SEDD Absorb",
     "d3pm": "D3PM Absorb",
     **dict.fromkeys(("duo", "duo_base", "distillation"), "Duo"),
 }
 # Predictors of the published samples; any for AR.
-PREDICTORS = {"MDLM": ("ancestral", "ancestral_cache"), "SEDD Absorb": ("analytic",)}
+PREDICTORS = {
+    **dict.fromkeys(("MDLM", "MDLM+SDTT"), ("ancestral", "ancestral_cache")),
+    "SEDD Absorb": ("analytic",),
+}
+# Names of distillations by the algorithm that has trained a checkpoint.
+METHODS = {"distillation": "DCD", "sdtt": "SDTT"}
 
 GPT2 = {"tokenizer": "gpt2", "length": 1024}
 BERT = {"tokenizer": "bert-base-uncased", "length": 128}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from checkpoints.about import ALIKE
 from report.runs import Evaluation
-from report.tables import MODELS, PREDICTORS, TABLES, Published
+from report.tables import METHODS, MODELS, PREDICTORS, TABLES, Published
 from sampling.registry import ALIASES
 
 RELATIVE = 0.01  # of the published value
@@ -156,7 +156,8 @@ def model_of(one: Evaluation) -> str:
     if one.mode == "ppl_eval" or one.model:
         return name
     if settings["distilled"]:
-        name += "+DCD" + ", EMA teacher" * bool(settings["teacher_ema"])
+        method = METHODS.get(settings["trained_as"] or settings["algo"], "DCD")
+        name += f"+{method}" + ", EMA teacher" * bool(settings["teacher_ema"])
     is_greedy = removal_of(settings) == "greedy" and name != "AR"
     return name + ", greedy tail" * is_greedy
 

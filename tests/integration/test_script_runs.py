@@ -2,6 +2,7 @@
 hub; test_scripts.py has what they ask for.
 """
 
+import csv
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from command_line import run
 from nursery import ENV
 from recorder import (
     IMAGES,
+    OVER_STEPS,
     SCRIPTS,
     SINGLE,
     TABLE,
@@ -51,7 +53,7 @@ TINY = (
 )
 OFF = {"WANDB_MODE": "disabled"}
 QUICK = ("train_owt_duo", "eval_owt_duo", "gen_ppl_owt_duo")
-QUICK += ("zero_shot_duo", "train_cifar10_mdlm_cosine")
+QUICK += ("eval_distill_sdtt_openwebtext", "zero_shot_duo", "train_cifar10_mdlm_cosine")
 
 
 def one_in_a_few(names):
@@ -88,7 +90,7 @@ def ran(tmp_path_factory, tiny):
         if variable == "DATA_CACHE_DIR":
             return tmp_path_factory.mktemp("cache")
         algorithm = parsed(TABLE[script]["overrides"].split())["algo"]
-        names = {"duo_base": "duo", "distillation": "duo"}
+        names = {"duo_base": "duo", "distillation": "duo", "sdtt": "mdlm"}
         trained = f"train_owt_{names.get(algorithm, algorithm)}"
         folder = call(trained)[1]["hydra.run.dir"] + "/checkpoints"
         as_folder = "$checkpoint_path/" in TABLE[script]["overrides"]
@@ -103,7 +105,8 @@ SAMPLING = [x for x in SINGLE if has_mode(x, "sample_eval")]
 
 
 def test_each_is_run():
-    assert sorted(TRAINING + LIKELIHOOD + SAMPLING + IMAGES + ZERO_SHOT) == SCRIPTS
+    loops = ZERO_SHOT + OVER_STEPS
+    assert sorted(TRAINING + LIKELIHOOD + SAMPLING + IMAGES + loops) == SCRIPTS
 
 
 @pytest.mark.parametrize("script", one_in_a_few(TRAINING))
@@ -147,6 +150,35 @@ def test_zero_shot_in_tiny(ran, tiny, script, tmp_path):
     top = tmp_path / "outputs" / script
     for data in ("ptb", "scientific_papers_arxiv"):
         assert json.loads((top / data / "likelihood.json").read_text())
+
+
+@pytest.mark.parametrize("script", one_in_a_few(OVER_STEPS))
+def test_over_steps_in_tiny(ran, tiny, script, tmp_path):
+    """Training, samples and the table; without a judge there is their entropy."""
+    trained = ran(script.removeprefix("eval_"))[1]["hydra.run.dir"]
+    keys = ("sampling.steps=", "loader.", "trainer.max_steps")
+    *calls, report = record(
+        path_of(script),
+        *(x for x in tiny if not x.startswith(keys)),
+        *("loader.eval_batch_size=4", "loader.num_workers=0"),
+        folder=tmp_path,
+        checkpoint_path=f"{trained}/checkpoints/last.ckpt",
+        steps="2 3",
+    ).calls
+    for words in (*calls, report):
+        run(*words, cwd=tmp_path, env=OFF)
+    top = tmp_path / "outputs" / script
+    for steps in (2, 3):
+        results = json.loads((top / str(steps) / "samples.json").read_text())
+        assert results["settings"]["sampling"]["steps"] == steps
+        assert results["checkpoint"]["distilled"]
+    with open(top / "report" / "report.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    method = {"sdtt": "MDLM+SDTT", "duo": "Duo+DCD"}[script.split("_")[2]]
+    measured = {row["steps"] for row in rows if row["measured"]}
+    assert measured == {"2", "3"}
+    assert {row["model"] for row in rows if row["measured"]} == {method}
+    assert any(row["paper"] for row in rows if row["model"] == method)
 
 
 @pytest.mark.parametrize("script", one_in_a_few(IMAGES))

@@ -13,6 +13,7 @@ from nursery import ROOT
 from recorder import (
     FOLDER,
     IMAGES,
+    OVER_STEPS,
     SCRIPTS,
     SINGLE,
     TABLE,
@@ -275,6 +276,78 @@ def test_zero_shot_of_local_copies(tmp_path, compose):
     *calls, _ = record(path, source, folder=tmp_path, checkpoint_path="a").calls
     found = [compose(*call, tiny=False).data.source for call in calls]
     assert found == [f"/copies/{name.removesuffix('-gpt2')}" for name in DATASETS]
+
+
+# ---------------------------------------------------------------- samples by steps
+
+
+@pytest.mark.parametrize("script", OVER_STEPS)
+def test_samples_in_several_numbers_of_steps(script, tmp_path, compose):
+    """Each in a folder of its own, as what the table says; then a report of them."""
+    ran = as_sbatch(script, tmp_path, checkpoint_path=STRANGE)
+    assert (ran.status, ran.said) == (0, "")
+    *runs, report = ran.calls
+    numbers = variables(script)["steps"].split()
+    assert [parsed(words)["sampling.steps"] for words in runs] == numbers
+    top = tmp_path / "outputs" / script
+    for steps, words in zip(numbers, runs, strict=True):
+        given = parsed(words)
+        assert given == {
+            "experiment": script,
+            "eval.checkpoint_path": STRANGE,
+            "sampling.steps": steps,
+            "hydra.run.dir": f"{top}/{steps}",
+            "eval.generated_samples_path": f"{top}/{steps}/samples.json",
+            "trainer.num_nodes": "1",
+            "trainer.devices": "1",
+        }
+        values = {"checkpoint_path": STRANGE, "steps": steps}
+        own = (f"eval.generated_samples_path={top}/{steps}/samples.json",)
+        own += ("trainer.num_nodes=1", "trainer.devices=1")
+        config = compose(*words, tiny=False)
+        expected = compose(*published(script, values), *own, tiny=False)
+        assert resolved(config) == resolved(expected)
+        check_batches(config)
+    assert parsed(report) == {
+        "mode": "report",
+        "report.table": "distillation",
+        "report.runs": f"['{top}']",
+        "report.path": f"{top}/report",
+        "hydra.run.dir": f"{top}",
+    }
+
+
+@pytest.mark.parametrize("script", OVER_STEPS)
+def test_some_numbers_of_steps(script, tmp_path):
+    env = {"checkpoint_path": "a", "steps": "2 4", "RUN_DIR": "greedy"}
+    argument = "sampling.noise_removal=greedy"
+    *runs, _ = record(path_of(script), argument, folder=tmp_path, **env).calls
+    assert [x[-1] for x in runs] == [argument] * 2
+    found = [parsed(x)["hydra.run.dir"] for x in runs]
+    assert found == [f"{tmp_path}/greedy/{steps}" for steps in (2, 4)]
+
+
+# ---------------------------------------------------------------- the other spelling
+
+
+LINKS = sorted(path.name for path in (ROOT / "script").iterdir())
+
+
+def test_what_the_readme_of_the_source_names_is_there():
+    """script/NAME.sh of each distillation, as scripts/NAME.sh."""
+    names = {f"{x}.sh" for x in SCRIPTS if "distill_" in x}
+    assert set(LINKS) == names
+    for name in names:
+        assert (ROOT / "script" / name).resolve() == FOLDER / name
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_link_does_what_its_script_does(name, tmp_path):
+    env = dict.fromkeys(required(name.removesuffix(".sh")), "/a") | {"steps": "2"}
+    one = record(ROOT / "script" / name, "seed=3", folder=tmp_path, **env)
+    two = record(FOLDER / name, "seed=3", folder=tmp_path, **env)
+    assert (one.status, one.said) == (0, "")
+    assert one.calls == two.calls
 
 
 def test_zero_shot_goes_on_after_a_failure(tmp_path):

@@ -19,7 +19,8 @@ TABLE = OmegaConf.to_container(
 PATHS = {path for path in FOLDER.rglob("*.sh") if path.read_text().startswith("#!")}
 SCRIPTS = sorted(str(path.relative_to(FOLDER).with_suffix("")) for path in PATHS)
 ZERO_SHOT = [name for name in SCRIPTS if name.startswith("zero_shot")]
-SINGLE = [name for name in SCRIPTS if name not in ZERO_SHOT]
+OVER_STEPS = [name for name in SCRIPTS if name.startswith("eval_distill")]
+SINGLE = [name for name in SCRIPTS if name not in ZERO_SHOT + OVER_STEPS]
 IMAGES = [name for name in SCRIPTS if "cifar10" in name]
 
 RECORDER = """#!/bin/sh

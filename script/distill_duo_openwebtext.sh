@@ -1,0 +1,1 @@
+../scripts/distill_duo_openwebtext.sh

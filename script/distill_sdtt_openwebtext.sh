@@ -1,0 +1,1 @@
+../scripts/distill_sdtt_openwebtext.sh

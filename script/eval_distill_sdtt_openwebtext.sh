@@ -1,0 +1,1 @@
+../scripts/eval_distill_sdtt_openwebtext.sh
