@@ -7,6 +7,7 @@ is of one of KINDS, and `tests/integration/test_readme.py` runs or checks every 
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import torch
@@ -127,17 +128,22 @@ def write_workplace(folder: Path) -> Path:
     (folder / "my_configs" / "algo").mkdir(parents=True)
     example = folder / "my_configs" / "algo" / "bounded.yaml"
     example.write_text(blocks(readme, "yaml")[0])
-    run(
-        *CHECKPOINT,
-        *SMALLER,
-        *SHORT,
-        "data.valid_fraction=0.01",
-        "loader.global_batch_size=16",
-        "eval.generate_samples=False",
-        "hydra.run.dir=trained",
-        cwd=folder,
-    )
-    (folder / "trained/checkpoints/last.ckpt").rename(folder / "last.ckpt")
+    for name, more in (("mdlm", ()), ("duo", ("algo=duo_base",))):
+        run(
+            *CHECKPOINT,
+            *more,
+            *SMALLER,
+            *SHORT,
+            "data.valid_fraction=0.01",
+            "loader.global_batch_size=16",
+            "eval.generate_samples=False",
+            f"hydra.run.dir=trained-{name}",
+            cwd=folder,
+        )
+        (folder / name).mkdir()
+        trained = folder / f"trained-{name}/checkpoints/last.ckpt"
+        trained.rename(folder / name / "last.ckpt")
+    shutil.copy(folder / "mdlm/last.ckpt", folder / "last.ckpt")
     return folder
 
 
