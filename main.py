@@ -92,7 +92,7 @@ def _train(config: DictConfig, agreement: "Agreement") -> dict[str, float]:
     from evaluation.likelihood import report_likelihood
     from evaluation.samples import load_judge
     from report.console import report_files, report_samples
-    from training.callbacks import CheckpointFiles, RunEnd
+    from training.callbacks import CheckpointFiles, RunEnd, without_missing
     from training.identity import refuse_other_data, refuse_other_settings
     from training.loggers import build_loggers
     from training.resume import KEY, check_state, find_checkpoint, with_all_it_needs
@@ -141,6 +141,7 @@ def _train(config: DictConfig, agreement: "Agreement") -> dict[str, float]:
     callbacks = [hydra.utils.instantiate(node) for node in chosen.values()]
     if not loggers:  # this callback refuses to run without one
         callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
+    callbacks = without_missing(callbacks, algorithm.bound)
     last = f"{config.checkpointing.save_dir}/checkpoints/last.ckpt"
     trainer = build_trainer(
         config,

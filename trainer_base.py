@@ -55,11 +55,13 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
 
     parameterization = "mean"  # what the network's output means
     is_autoregressive = False
+    is_one_step = False  # whether one pass of the network makes a sample
     has_score = False
     has_mask = False
     is_discrete_time = False  # whether algo.T > 0 has a meaning
     has_subs_masking = False  # whether algo.subs_masking=True has one
     needs_weights = False  # whether training starts from a checkpoint only
+    bound = "val/"  # what begins the names of the likelihood that a validation finds
     loss_types: tuple[str, ...] = ("elbo",)  # values of algo.loss_type
 
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:
@@ -269,7 +271,7 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         try:
             results = self.valid_likelihood.compute()
             numbers = {k: x for k, x in results.items() if k not in COUNTS}
-            logged = {f"val/{name}": x for name, x in numbers.items()}
+            logged = {f"{self.bound}{name}": x for name, x in numbers.items()}
             self.log_dict(logged, sync_dist=True)
         finally:
             self.leave_validation()  # before callbacks write checkpoints

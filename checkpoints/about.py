@@ -15,8 +15,8 @@ from utils import CONFIGS
 # ---------------------------------------------------------------- what a file is
 
 # Algorithms whose networks mean the same; a distilled one has its own line.
-ALIKE = ({"duo", "duo_base", "distillation"}, {"mdlm", "sdtt"})
-DISTILLED = ("distillation", "sdtt")
+ALIKE = ({"duo", "duo_base", "distillation"}, {"mdlm", "sdtt", "dimo"})
+DISTILLED = ("distillation", "sdtt", "dimo")
 # Keys in which a run should be as the one that made its checkpoint.
 COMPARED = (
     "algo.name",

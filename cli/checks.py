@@ -71,6 +71,8 @@ def check_files(config: DictConfig) -> None:
     if config.mode == "train" and config.training.finetune_path:
         path = config.training.finetune_path
         check_checkpoint_path(path, "training.finetune_path")
+    if config.sampling.refine_path:
+        check_checkpoint_path(config.sampling.refine_path, "sampling.refine_path")
     if config.mode == "sample_eval" and config.eval.mauve_references is not None:
         find_files(config.eval.mauve_references, "eval.mauve_references")
     for key, (mode, advice) in FILES.items():

@@ -119,6 +119,7 @@ INPUTS = (
     "eval.gen_ppl_eval_model_name_or_path",
     "eval.mauve_references",
     "sampling.prompt_file",
+    "sampling.refine_path",
     "training.finetune_path",
 )
 

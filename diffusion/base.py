@@ -151,18 +151,23 @@ class Diffusion(TrainerBase):
         theirs by node, then device, then accumulation step. In validation n = B.
         With T > 0, t moves up to the next multiple of 1/T.
         """
-        if self.training:
-            loader, trainer = self.config.loader, self.config.trainer
-            num_times = loader.global_batch_size
-            per_device = num_times // (trainer.num_nodes * trainer.devices)
-            micro = batch_idx % trainer.accumulate_grad_batches
-            start = self.global_rank * per_device + micro * loader.batch_size
-            generator = self.generator("train/time", self.global_step, device="cpu")
-        else:
-            num_times, start = batch_size, 0
-            generator = self._batch_generator("time", batch_idx, device="cpu")
-        u = self.uniforms(num_times, generator)
+        u, start = self.stratified("time", batch_size, batch_idx)
         return self.times(u)[start : start + batch_size]
+
+    def stratified(
+        self, purpose: str, batch_size: int, batch_idx: int
+    ) -> tuple[Tensor, int]:
+        """`uniforms` of all n sequences of the global batch, and where this batch's
+        begin. In validation n = B."""
+        if self.training:
+            n, start = self.config.loader.global_batch_size, self.first_row(batch_idx)
+            generator = self.generator(
+                f"train/{purpose}", self.global_step, device="cpu"
+            )
+        else:
+            n, start = batch_size, 0
+            generator = self._batch_generator(purpose, batch_idx, device="cpu")
+        return self.uniforms(n, generator), start
 
     def uniforms(self, number: int, generator: torch.Generator) -> Tensor:
         """The numbers u of `sample_t`, (n,) float64 on the host."""
@@ -170,6 +175,14 @@ class Diffusion(TrainerBase):
         if self.antithetic_sampling:
             u = (u / number + torch.arange(number, dtype=u.dtype) / number) % 1
         return u
+
+    def first_row(self, batch_idx: int) -> int:
+        """Where a training batch of this rank begins in the global batch."""
+        loader, trainer = self.config.loader, self.config.trainer
+        devices = trainer.num_nodes * trainer.devices
+        micro = batch_idx % trainer.accumulate_grad_batches
+        rank_starts = self.global_rank * (loader.global_batch_size // devices)
+        return rank_starts + micro * loader.batch_size
 
     def times(self, u: Tensor) -> Tensor:
         """Times that belong to uniform numbers in [0, 1), any shape; see `sample_t`."""
@@ -267,7 +280,7 @@ class Diffusion(TrainerBase):
 
     def hidden(self, xt: Tensor | SoftTokens, sigma: Tensor) -> Tensor:
         """The backbone's hidden states, (B, L) and (B, 1) -> (B, L, D)."""
-        return self.backbone.trunk(xt, self.condition(sigma))
+        return self.network.trunk(xt, self.condition(sigma))
 
     def condition(self, sigma: Tensor) -> Tensor:
         """What the backbone is told of the noise, (B, 1) -> (B,)."""

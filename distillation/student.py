@@ -64,14 +64,18 @@ class Student(TrainerBase):
 
     def check_weights(self, checkpoint: Checkpoint, key: str) -> Mapping[str, Tensor]:
         """Refuses also weights that mean something else than the student's."""
-        found = self._other_kind(checkpoint)
-        if found and self.config.mode == "train":
+        if self.config.mode == "train":
+            self.refuse_other_kind(checkpoint, key)
+        return super().check_weights(checkpoint, key)
+
+    def refuse_other_kind(self, checkpoint: Checkpoint, key: str) -> None:
+        """Refuses a checkpoint that says that it cannot be a teacher."""
+        if found := self._other_kind(checkpoint):
             where = f"{key}={OmegaConf.select(self.config, key)!r}"
             raise ConfigError(
                 f"{where} cannot be the teacher of algo={self.config.algo.name}: it "
                 f"has {found}."
             )
-        return super().check_weights(checkpoint, key)
 
     def _other_kind(self, checkpoint: Checkpoint) -> str | None:
         """What a checkpoint says of its network that the student's is not."""

@@ -57,11 +57,12 @@ def report_likelihood(
     """
     if not model.valid_results:
         return {}
-    weights = "raw" if model.ema is None or config.eval.disable_ema else "EMA"
+    is_averaged = model.ema is not None and not model.is_one_step  # what is measured
+    weights = "EMA" if is_averaged and not config.eval.disable_ema else "raw"
     results: dict[str, Any] = model.valid_results | {"weights": weights}
     about = None
     if checkpoint is not None:
-        about = origin(config, checkpoint, model.ema is not None)
+        about = origin(config, checkpoint, is_averaged)
         results |= {name: about[name] for name in ("step", "weights")}
     _report(config, model, data, results, about)
     return results
@@ -85,7 +86,7 @@ def _report(
     table = Table(*columns, title=cell(title), min_width=len(title) + 2)
     for name in ("nll", "bpd", "ppl"):
         error = results[f"{name}_stderr"]
-        table.add_row(f"val/{name}", f"{results[name]:.4f}", f"{error:.4f}")
+        table.add_row(f"{model.bound}{name}", f"{results[name]:.4f}", f"{error:.4f}")
     if config.eval.unigram_baseline:
         counts = (x.valid_counts(model.vocab_size) for x in (data.load("train"), rows))
         nll = unigram_nll(*counts)

@@ -160,6 +160,11 @@ class DIT(Network):
         """The head's weight (K, D) and bias (K,)."""
         return self.output_layer.linear
 
+    @property
+    def input_embedding(self) -> nn.Parameter:  # type: ignore[override]
+        """The rows of the tokens, (K, D)."""
+        return self.vocab_embed.embedding
+
     def compile_blocks(self) -> None:
         """Compiles each block in place; parameter names stay as they are."""
         for block in self.blocks:

@@ -16,13 +16,15 @@ class ExponentialMovingAverage:
         d = min(decay, (1 + n) / (10 + n)),  n = number of updates, this one included
         shadow <- shadow - (1 - d) (shadow - parameter)
 
-    Parameters that need no gradient are left out. Under sharded training the list
-    holds each rank's shards, and so does the shadow.
+    Parameters that need no gradient are left out, unless `has_frozen`. Under sharded
+    training the list holds each rank's shards, and so does the shadow.
 
     Args:
         parameters: Parameters to average, in a fixed order.
         decay: Upper bound of d, in [0, 1].
         use_num_updates: False keeps d = decay from the start.
+        has_frozen: Whether parameters that need no gradient have a shadow, too.
+        counts_before: Whether n is the number of updates before this one.
     """
 
     def __init__(
@@ -30,22 +32,28 @@ class ExponentialMovingAverage:
         parameters: Iterable[nn.Parameter],
         decay: float,
         use_num_updates: bool = True,
+        *,
+        has_frozen: bool = False,
+        counts_before: bool = False,
     ) -> None:
         if not 0.0 <= decay <= 1.0:
             raise ValueError(f"decay={decay} is outside [0, 1]")
         self.decay = decay
         self.num_updates: int | None = 0 if use_num_updates else None
-        self.shadow_params = [p.detach().clone() for p in _trainable(parameters)]
+        self.has_frozen = has_frozen
+        self.counts_before = counts_before
+        self.shadow_params = [p.detach().clone() for p in self._of(parameters)]
 
     @torch.no_grad()
     def update(self, parameters: Iterable[nn.Parameter]) -> None:
         """Moves the shadow towards `parameters`; call after each optimiser update."""
-        trained = _trainable(parameters)
+        trained = self._of(parameters)
         self._match_device(trained)
         decay = self.decay
         if self.num_updates is not None:
             self.num_updates += 1
-            decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
+            n = self.num_updates - self.counts_before
+            decay = min(decay, (1 + n) / (10 + n))
         torch._foreach_lerp_(self.shadow_params, trained, 1.0 - decay)
 
     @contextmanager
@@ -54,7 +62,7 @@ class ExponentialMovingAverage:
 
         The raw weights come back at the end, also after an exception.
         """
-        trained = _trainable(parameters)
+        trained = self._of(parameters)
         self._match_device(trained)
         raw = [p.detach().clone() for p in trained]
         try:
@@ -86,15 +94,14 @@ class ExponentialMovingAverage:
         self.num_updates = state["num_updates"]
         self.shadow_params = [p.detach().clone() for p in state["shadow_params"]]
 
+    def _of(self, parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+        return [p for p in parameters if p.requires_grad or self.has_frozen]
+
     def _match_device(self, parameters: list[Tensor]) -> None:
         self.shadow_params = [
             shadow.to(p.device, p.dtype)
             for shadow, p in zip(self.shadow_params, parameters, strict=True)
         ]
-
-
-def _trainable(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    return [p for p in parameters if p.requires_grad]
 
 
 @torch.no_grad()

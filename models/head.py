@@ -72,6 +72,10 @@ class Head(NamedTuple):
     weight: Tensor  # (K, D)
     bias: Tensor | None  # (K,)
 
+    def detached(self) -> "Head":
+        """The same without gradients."""
+        return Head(*(None if x is None else x.detach() for x in self))  # type: ignore[arg-type]
+
     def to(self, dtype: torch.dtype) -> "Head":
         bias = None if self.bias is None else self.bias.to(dtype)
         return Head(self.hidden.to(dtype), self.weight.to(dtype), bias)

@@ -17,10 +17,11 @@ class Network(nn.Module):
     hidden size.
 
     `output_embedding` is the head's weight (K, D) and bias, for losses that apply it
-    a few tokens at a time.
+    a few tokens at a time; `input_embedding` has the rows of the tokens, (K, D).
     """
 
     output_embedding: nn.Linear
+    input_embedding: nn.Parameter
 
     @classmethod
     def from_config(cls, config: DictConfig, vocab_size: int) -> Self:

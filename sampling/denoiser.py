@@ -5,6 +5,7 @@ ids beside them.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ class Algorithm(Protocol):
     """What a sampler asks of a model's class, before there is a model."""
 
     is_autoregressive: bool
+    is_one_step: bool
     has_mask: bool
     has_score: bool
 
@@ -51,6 +53,29 @@ class LeftToRight(Model, Protocol):
 
     def process_logits(self, logits: Tensor) -> Tensor:
         """Log-probabilities of the next token, (..., K)."""
+
+
+class Generator(Protocol):
+    """A diffusion model of which one pass makes a sample, beside what it denoises."""
+
+    mask_index: int
+
+    def initial_tokens(
+        self, num_samples: int, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """What samples start from, (B, L)."""
+
+    def perturbed(self, ids: Tensor, generator: torch.Generator | None) -> Any:
+        """Initial tokens (B, L) as the network takes them, with noise."""
+
+    def generator_hidden(self, x_init: Any) -> Tensor:
+        """Hidden states at such an input, (B, L, D)."""
+
+    def generated_logits(self, logits: Tensor) -> Tensor:
+        """Those of tokens that are made, from the head's, (..., K)."""
+
+    def refining(self) -> AbstractContextManager[None]:
+        """Within it, the model denoises with the network that refines samples."""
 
 
 class Denoiser(Model, Protocol):

@@ -22,11 +22,13 @@ SAMPLERS: dict[str, tuple[str, ...]] = {
     "ancestral": (
         "sampling.predictors.Ancestral",
         "sampling.autoregressive.AutoRegressive",
+        "sampling.one_step.OneStep",
     ),
     "ancestral_cache": ("sampling.predictors.AncestralCache",),
     "analytic": ("sampling.predictors.Analytic",),
     "first_hitting": ("sampling.predictors.FirstHitting",),
     "psi": ("sampling.psi.Psi",),
+    "one_step": ("sampling.one_step.OneStep",),
 }
 # Names in MDLM's configs.
 ALIASES = {"ddpm": "ancestral", "ddpm_cache": "ancestral_cache"}

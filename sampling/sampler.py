@@ -26,7 +26,7 @@ from sampling.categorical import exponential_race, inverse_cdf, nucleus
 from sampling.denoiser import Algorithm, Denoiser, Model
 from sampling.prompts import Given
 from sampling.reverse_process import Chain, Samples, Step, Tokens
-from utils import require
+from utils import ConfigError, require
 
 TIME_EPS = 1e-5  # last time of the grid; noise removal goes from there to 0
 
@@ -53,6 +53,7 @@ class Sampler:
         "none": "keep",
     }
     removal_of_true = "greedy"  # what noise_removal=True meant in MDLM's configs
+    refines = False  # whether sampling.refine_steps has a meaning
 
     def __init__(self, config: DictConfig, compat: str = "paper") -> None:
         self.num_steps: int = config.steps
@@ -70,6 +71,16 @@ class Sampler:
         """Refuses settings of `config.sampling` that make no sense for this sampler."""
         known = cls.known_removals()
         require(config.noise_removal, known, "sampling.noise_removal")
+        if config.refine_steps and not cls.refines:
+            raise ConfigError(
+                f"sampling.refine_steps={config.refine_steps} is for samples of one "
+                f"step; with sampling.predictor={config.predictor} the only value is 0."
+            )
+        if config.refine_path and not config.refine_steps:
+            raise ConfigError(
+                f"sampling.refine_path={config.refine_path!r} has no effect with "
+                "sampling.refine_steps=0."
+            )
 
     @classmethod
     def known_removals(cls) -> dict[str | bool, str]:
@@ -83,7 +94,7 @@ class Sampler:
     @classmethod
     def fits(cls, algorithm: type[Algorithm]) -> bool:
         """Whether models of this class offer what the sampler asks for."""
-        return not algorithm.is_autoregressive
+        return not algorithm.is_autoregressive and not algorithm.is_one_step
 
     def length(self, num_tokens: int) -> int:
         """Tokens of a sample of a model of `num_tokens`."""

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Checkpoint as CheckpointCallback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
@@ -206,6 +207,26 @@ class CheckpointEveryNSteps(CheckpointCallback):
         given = re.escape(self.name).replace(r"\{\}", r"\d+")
         names = [x for x in state["written"] if isinstance(x, str)]
         self._written = [x for x in names if re.fullmatch(given, x, re.ASCII)]
+
+
+def without_missing(
+    callbacks: list[lightning.Callback], bound: str
+) -> list[lightning.Callback]:
+    """The callbacks, but for one that waits for a likelihood under another name.
+
+    Args:
+        callbacks: Of the config.
+        bound: What begins the names of the likelihood of the run's validations.
+    """
+    found = [
+        callback
+        for callback in callbacks
+        if isinstance(callback, ModelCheckpoint) and callback.monitor == "val/nll"
+    ]
+    if bound == "val/" or not found:
+        return callbacks
+    rank_zero_info("no best.ckpt: a validation of this algorithm has no val/nll")
+    return [callback for callback in callbacks if callback not in found]
 
 
 class Validated(Protocol):

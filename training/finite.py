@@ -95,6 +95,7 @@ class FiniteTraining(lightning.LightningModule):
 
     config: DictConfig
     ema: ExponentialMovingAverage | None
+    bound: str  # what begins the names of a validation's likelihood
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +178,7 @@ class FiniteTraining(lightning.LightningModule):
         """
         if math.isfinite(nll):
             return True
-        what = f"val/nll is {nll}"
+        what = f"{self.bound}nll is {nll}"
         if self.trainer.state.fn != "fit":
             raise NotFinite(f"{what}, so there are no numbers: the network overflows.")
         self.answer(self.global_step, what)

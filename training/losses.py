@@ -31,6 +31,11 @@ class HeadLosses(lightning.LightningModule):
     vocab_size: int  # K
     backbone: Network
 
+    @property
+    def network(self) -> Network:
+        """The one that hidden states are of."""
+        return self.backbone
+
     def head_loss(
         self,
         hidden: Tensor,
@@ -82,7 +87,7 @@ class HeadLosses(lightning.LightningModule):
         return logits_of(self._head(hidden), self.loss_precision())
 
     def loss_precision(self) -> Precision:
-        weight = self.backbone.output_embedding.weight
+        weight = self.network.output_embedding.weight
         return Precision.of(
             self.config.training.loss_precision, weight, wide_dtype(weight.device)
         )
@@ -94,5 +99,5 @@ class HeadLosses(lightning.LightningModule):
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def _head(self, hidden: Tensor) -> Head:
-        linear = self.backbone.output_embedding
+        linear = self.network.output_embedding
         return Head(hidden, linear.weight, linear.bias)

@@ -1,13 +1,14 @@
 """Optimiser, schedule, clipping, and the step of the EMA that follows an update."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import hydra
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.ema import ExponentialMovingAverage
 from training.accumulation import Accumulation
@@ -20,6 +21,18 @@ class Optimization(Accumulation, FiniteTraining):
     config: DictConfig
     ema: ExponentialMovingAverage | None
 
+    def averaged_parameters(self) -> Iterable[nn.Parameter]:
+        """Those of which there are EMA weights."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups of parameters as optimisers take them: all in one."""
+        return [{"params": list(self.parameters())}]
+
+    def clipped_parameters(self) -> list[nn.Parameter]:
+        """Those whose gradients are clipped."""
+        return list(self.parameters())
+
     def make_optimizer(self) -> torch.optim.Optimizer:
         """AdamW over all parameters, in one kernel.
 
@@ -28,7 +41,7 @@ class Optimization(Accumulation, FiniteTraining):
         """
         optim = self.config.optim
         return torch.optim.AdamW(
-            self.parameters(),
+            self.parameter_groups(),
             lr=optim.lr,
             betas=(optim.beta1, optim.beta2),
             eps=optim.eps,
@@ -54,7 +67,7 @@ class Optimization(Accumulation, FiniteTraining):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
-            self.ema.update(self.parameters())
+            self.ema.update(self.averaged_parameters())
 
     def configure_gradient_clipping(
         self,
@@ -77,15 +90,18 @@ class Optimization(Accumulation, FiniteTraining):
         Sharded gradients need their own wrapper's method.
         """
         sharded = getattr(self.trainer.model, "clip_grad_norm_", None)
+        parameters = self.clipped_parameters()
         if limit and algorithm != "value":
             if sharded is not None:
                 return sharded(limit)
-            return torch.nn.utils.clip_grad_norm_(self.parameters(), limit)
-        if sharded is not None:
-            norm = sharded(math.inf)
-        else:
-            grads = [p.grad for p in self.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(grads)
+            return torch.nn.utils.clip_grad_norm_(parameters, limit)
+        norm = sharded(math.inf) if sharded is not None else total_norm(parameters)
         if limit:
-            torch.nn.utils.clip_grad_value_(self.parameters(), limit)
+            torch.nn.utils.clip_grad_value_(parameters, limit)
         return norm
+
+
+def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Norm of all their gradients together."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    return torch.nn.utils.get_total_norm(grads)

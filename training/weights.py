@@ -1,6 +1,6 @@
 """Weights of an algorithm: their EMA, sharded or whole, in and out of checkpoints."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -8,7 +8,7 @@ import lightning
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from checkpoints.about import disagreements
@@ -26,7 +26,12 @@ class Weights(lightning.LightningModule):
 
     def make_ema(self) -> ExponentialMovingAverage:
         """EMA weights that start at the current ones."""
-        return ExponentialMovingAverage(self.parameters(), self.config.training.ema)
+        parameters = self.averaged_parameters()
+        return ExponentialMovingAverage(parameters, self.config.training.ema)
+
+    def averaged_parameters(self) -> Iterable[nn.Parameter]:
+        """Those of which there are EMA weights."""
+        return self.parameters()
 
     @contextmanager
     def eval_weights(self) -> Iterator[None]:
@@ -35,7 +40,8 @@ class Weights(lightning.LightningModule):
         ema = None if self.config.eval.disable_ema else self.ema
         self.eval()
         try:
-            with nullcontext() if ema is None else ema.applied(self.parameters()):
+            averaged = self.averaged_parameters()
+            with nullcontext() if ema is None else ema.applied(averaged):
                 yield
         finally:
             self.train(was_training)

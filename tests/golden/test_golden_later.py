@@ -8,6 +8,7 @@ TESTED = (
     "analytic",
     "checkpoint",
     "data",
+    "dimo_",
     "distillation",
     "dit",
     "duo",

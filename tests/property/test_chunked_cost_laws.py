@@ -67,6 +67,9 @@ def num_scored(model):
     if model.is_autoregressive:
         return B * (L - 1)
     x0 = random_batch(model, B)["input_ids"]
+    if model.is_one_step:
+        masks = (model.masks(x0.shape, x, "linear", 0) for x in model.PURPOSES)
+        return max(len(x.masked) for x in masks)
     scored = model.corrupt(x0, model.sample_t(B)).scored
     if scored is None or hasattr(model, "reconstruction_nll"):
         return B * L
@@ -140,6 +143,11 @@ def step(make_model, algo_name, monkeypatch):
             if hasattr(model, name):
                 z = getattr(model, name)(batch["input_ids"], t)
                 monkeypatch.setattr(model, name, lambda *args, z=z: z)
+        if model.is_one_step:
+            draws = model.draws(batch["input_ids"], "generator", 0)
+            masks = model.masks(draws.u.shape, "generator", "linear", 0)
+            monkeypatch.setattr(model, "draws", lambda *args: draws)
+            monkeypatch.setattr(model, "masks", lambda *args: masks)
     monkeypatch.setattr(model, "log", lambda *args, **options: None)
     optimizer, ema = model.make_optimizer(), model.make_ema()
 
@@ -148,7 +156,7 @@ def step(make_model, algo_name, monkeypatch):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        ema.update(model.parameters())
+        ema.update(model.averaged_parameters())
 
     run.model = model
     return run
@@ -177,7 +185,8 @@ def test_a_step_does_not_wait_for_the_device(step, chunk):
 )
 def test_the_probe_sees_what_waits(step, monkeypatch, waiting):
     """In the loss of a token, from where it would be easiest to overlook."""
-    name = "divergence" if hasattr(step.model, "divergence") else "nll_of_logits"
+    names = ("divergence", "token_surrogate", "nll_of_logits")
+    name = next(name for name in names if hasattr(step.model, name))
     token_loss = getattr(step.model, name)
 
     def careless(*logits, **inputs):
@@ -254,7 +263,8 @@ def test_compiled_losses_are_the_same(make_model, algo_name, compiled):
     for each size. Traced and run without code generation (`aot_eager`), which would
     take seconds for each algorithm."""
     num_compilations = check_compiled(make_model, algo_name, compiled, "aot_eager")
-    num_losses = 2 if algo_name == "d3pm" else 1  # the reconstruction's, too
+    # The reconstruction's, too; the auxiliary model's, and its bound in validation.
+    num_losses = {"d3pm": 2, "dimo": 3}.get(algo_name, 1)
     assert 1 <= num_compilations <= 6 * num_losses
 
 

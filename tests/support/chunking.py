@@ -14,10 +14,19 @@ from utils import ConfigError
 Gradients = dict[str, Tensor]
 
 
+# So that all parameters are trained.
+NOTHING_FROZEN = {"dimo": ("algo.freeze_embeddings=False",)}
+
+
+def chosen(algo_name: str) -> tuple[str, ...]:
+    """Overrides that choose the algorithm, with nothing of it frozen."""
+    return (f"algo={algo_name}", *NOTHING_FROZEN.get(algo_name, ()))
+
+
 def model_or_skip(make_model, algo_name: str, *overrides: str, **options):
     """The algorithm in training mode; skips what it does not have, such as T."""
     try:
-        return make_model(f"algo={algo_name}", *overrides, **options).train()
+        return make_model(*chosen(algo_name), *overrides, **options).train()
     except ConfigError as error:
         pytest.skip(str(error))
 
@@ -66,9 +75,10 @@ def loss_and_gradients(
         with context:
             loss = model.loss(batch, batch_idx)
         loss.loss.backward()
-    unused = [name for name, p in model.named_parameters() if p.grad is None]
+    trained = {k: p for k, p in model.named_parameters() if p.requires_grad}
+    unused = [name for name, p in trained.items() if p.grad is None]
     assert unused == []
-    return loss, {name: p.grad.clone() for name, p in model.named_parameters()}
+    return loss, {name: p.grad.clone() for name, p in trained.items()}
 
 
 def errors(found: Gradients, truth: Gradients) -> dict[str, float]:
