@@ -168,7 +168,7 @@ class DiMO(Student, Generator):
     def load_weights(self, checkpoint: Checkpoint, key: str) -> None:
         """Those of a DiMO model; or of a teacher, as which both networks begin.
 
-        Of a teacher the EMA weights, if it has some and `algo.teacher_ema` is set.
+        Of a teacher the EMA weights, if it has some and `algo.start_from_ema` is set.
         """
         is_start = key == "training.finetune_path"
         if not any(x.startswith("aux.") for x in checkpoint.weights or {}):
@@ -192,7 +192,7 @@ class DiMO(Student, Generator):
 
     def _of_both(self, checkpoint: Checkpoint, is_start: bool, key: str) -> Checkpoint:
         """A checkpoint of one network as one of two networks like it."""
-        use_ema = is_start and self.config.algo.teacher_ema and checkpoint.ema
+        use_ema = is_start and self.config.algo.start_from_ema and checkpoint.ema
         if is_start:
             self.refuse_other_kind(checkpoint, key)
         source = Teacher(self.backbone, self.config, use_ema=bool(use_ema))

@@ -35,6 +35,7 @@ from utils import ConfigError
 VARIANTS = {
     "duo": ("algo=duo",),
     "distillation": ("algo=distillation",),
+    "through time": ("algo=sdtt",),
     "one step": ("algo=dimo",),
     "files": ("data=text_files",),
     "cosine": ("lr_scheduler=cosine_decay_warmup",),

@@ -435,7 +435,7 @@ def teacher_file(model, ema: float | None = None, **setting) -> Checkpoint:
 def test_both_networks_begin_as_the_teacher(make_model, use, ema, factor):
     """As its EMA weights, where there are some and nobody says otherwise."""
     other = make_model("algo=dimo")
-    model = make_model("algo=dimo", f"algo.teacher_ema={bool(use)}")
+    model = make_model("algo=dimo", f"algo.start_from_ema={bool(use)}")
     for p in model.parameters():
         p.data.add_(1)
     model.load_weights(teacher_file(other, ema), KEY)
