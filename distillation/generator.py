@@ -216,8 +216,8 @@ class Generator(MDLM):
         # Gradients of the parts of a global batch are averaged.
         share = len(counts) / (B * int(counts.sum()))
         where = masked_positions(positions, own, first)
-        flat = [flat_positions(x, device) for x in (where, ~where)]
-        return Masks(to_device(where, device), *flat, share)
+        masked, others = (flat_positions(x, device) for x in (where, ~where))
+        return Masks(to_device(where, device), masked, others, share)
 
     def initial_tokens(
         self, num_samples: int, generator: torch.Generator | None = None
