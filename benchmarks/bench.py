@@ -155,10 +155,13 @@ def run_sampling(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def run_curriculum(args: argparse.Namespace) -> list[dict]:
-    """Train steps with soft inputs, and of distillation."""
+def run_curriculum(
+    args: argparse.Namespace, chosen: tuple = cases.CURRICULUM
+) -> list[dict]:
+    """Train steps with soft inputs, or those of distillations."""
     rows = []
-    for index, case in enumerate(tqdm(cases.CURRICULUM, "curriculum")):
+    for case in tqdm(chosen, "train"):
+        index = cases.TRAINING.index(case)
         times = compare(cases.curriculum_step, str(index), args)
         row = {"case": case.label, "batch": args.curriculum_batch}
         for variant in VARIANTS:
@@ -283,6 +286,7 @@ SECTIONS = {
     "evaluation": run_evaluation,
     "sampling": run_sampling,
     "curriculum": run_curriculum,
+    "distillation": functools.partial(run_curriculum, chosen=cases.DISTILLATION),
     "integral": run_integral,
     "scaling": run_scaling,
     "processes": run_processes,

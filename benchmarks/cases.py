@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from benchmarks import plain, plain_curriculum, plain_sampling
+from benchmarks import plain, plain_curriculum, plain_distillation, plain_sampling
 from cli.settle import algorithm_class
 from sampling import psi
 
@@ -196,11 +196,16 @@ def loss_alone(name: str, variant: str, args, **sizes) -> Callable[[], object]:
 
 
 class CurriculumCase(NamedTuple):
-    """A row of the table of soft inputs and of distillation."""
+    """A row of the table of soft inputs, or of that of distillations."""
 
     label: str
     algorithm: str
     overrides: tuple[str, ...] = ()
+
+    @property
+    def nll(self) -> Callable[..., Tensor]:
+        """The plain losses of tokens."""
+        return (plain_curriculum.NLL | plain_distillation.NLL)[self.algorithm]
 
 
 def soft(mode: str, log10_tau: float, *more: str) -> tuple[str, ...]:
@@ -216,15 +221,19 @@ CURRICULUM = (
     CurriculumCase(
         "duo, poly9, top_k = 32", "duo", soft("poly9", -3, "algo.curriculum.top_k=32")
     ),
-    CurriculumCase("distillation, kl-bwd", "distillation"),
 )
+DISTILLATION = (
+    CurriculumCase("DCD, kl-bwd", "distillation"),
+    CurriculumCase("SDTT, kl-bwd, two steps of the teacher", "sdtt"),
+)
+TRAINING = CURRICULUM + DISTILLATION
 
 
 def curriculum_model(case: CurriculumCase, args, **sizes: int):
     """A model in training mode, and clean ids."""
     sizes = {"batch_size": args.curriculum_batch} | sizes
     model, x0 = build(case.algorithm, args, *case.overrides, **sizes)
-    if case.algorithm == "distillation":
+    if hasattr(model, "teacher"):
         model.teacher.take(model.backbone.state_dict(), 0)
     return model.train(), x0
 
@@ -232,13 +241,13 @@ def curriculum_model(case: CurriculumCase, args, **sizes: int):
 def curriculum_step(
     index: str, variant: str, args, **sizes: int
 ) -> Callable[[], object]:
-    """A train step of `CURRICULUM[index]`."""
-    case = CURRICULUM[int(index)]
+    """A train step of `TRAINING[index]`."""
+    case = TRAINING[int(index)]
     model, x0 = curriculum_model(case, args, **sizes)
     if variant == "ours":
         step = OurStep(model)
     else:
-        step = plain.PlainStep(plain_curriculum.NLL[case.algorithm], model)
+        step = plain.PlainStep(case.nll, model)
     return lambda: step(x0)
 
 

@@ -1,4 +1,4 @@
-"""DUO's curriculum, its distillation and its operator as the papers write them: dense
+"""DUO's curriculum and its operator as the papers write them: dense
 (B, L, K) latents, one-hot vectors, adaptive quadrature point by point.
 
 Nothing here is used by the library.
@@ -56,23 +56,7 @@ class Embedded:
         return self.rows
 
 
-def distillation_nll(model, x0: Tensor) -> Tensor:
-    """KL of whole (B, L, K) distributions, one shared noise."""
-    dt = model.rounds.gap(0)
-    t = (torch.rand(len(x0)) + dt).clamp(max=1)
-    eps = torch.randn(*x0.shape, model.vocab_size, device=x0.device)
-    sides = []
-    for time in (t, t - dt):
-        gamma = model.operator.gammas.gamma(time).to(x0.device)
-        alpha = model.operator(time[:, None].double()).alpha_t.float().to(x0.device)
-        sides.append((latents(x0, gamma, eps).argmax(-1), -alpha[:, 0].log()))
-    with torch.no_grad():
-        log_teacher = model.teacher.network(*sides[1]).log_softmax(-1)
-    log_student = model.backbone(*sides[0]).log_softmax(-1)
-    return (log_student.exp() * (log_student - log_teacher)).sum(-1)
-
-
-NLL = {"duo": duo_nll, "distillation": distillation_nll}
+NLL = {"duo": duo_nll}
 
 
 def operator_at(gamma: float, vocab_size: int) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from command_line import ROOT
 
-from benchmarks import cases, plain_curriculum
+from benchmarks import cases
 from benchmarks.bench import VARIANTS, parse
 from data.tokenizers import bytes_tokenizer
 from sampling.registry import SAMPLERS
@@ -89,7 +89,7 @@ def test_every_predictor_is_measured(tmp_path):
     assert all(row["speed"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize("index", range(len(cases.CURRICULUM)))
+@pytest.mark.parametrize("index", range(len(cases.TRAINING)))
 def test_soft_inputs_are_those_of_the_plain_way(index):
     """Losses of both, before any training: means of 40 batches of 64 tokens agree
     within 4 standard errors."""
@@ -97,7 +97,7 @@ def test_soft_inputs_are_those_of_the_plain_way(index):
     args = parse([*TINY, "--curriculum-batch", "4"])
     losses = {}
     for variant in VARIANTS:
-        case = cases.CURRICULUM[index]
+        case = cases.TRAINING[index]
         model, x0 = cases.curriculum_model(case, args)
         torch.manual_seed(1)  # what the heads start from is 0, and so would be KL
         for parameter in model.parameters():
@@ -106,10 +106,11 @@ def test_soft_inputs_are_those_of_the_plain_way(index):
         values = []
         for batch_idx in range(40):
             if variant == "plain":
-                nll = plain_curriculum.NLL[case.algorithm](model, x0)
+                loss = case.nll(model, x0).mean()
             else:
-                nll = model.nll(x0, None, batch_idx).nll
-            values.append(float(nll.detach().mean()))
+                batch = {"input_ids": x0, "attention_mask": torch.ones(x0.shape)}
+                loss = model.loss(batch, batch_idx).loss
+            values.append(float(loss.detach()))
         losses[variant] = torch.tensor(values)
     one, two = losses.values()
     error = ((one.var() + two.var()) / 40).sqrt()
@@ -120,8 +121,9 @@ def test_soft_inputs_are_those_of_the_plain_way(index):
 
 @pytest.mark.slow
 def test_soft_inputs_and_the_operator_are_measured(tmp_path):
-    results = run_sections(tmp_path, "curriculum", "integral")
+    results = run_sections(tmp_path, "curriculum", "distillation", "integral")
     assert len(results["curriculum"]) == len(cases.CURRICULUM)
+    assert len(results["distillation"]) == len(cases.DISTILLATION)
     for rows in results.values():
         assert all(row["speed"] > 0 for row in rows)
 
