@@ -78,6 +78,11 @@ def export(
     checkpoint = read_checkpoint(config.eval.checkpoint_path, CHECKPOINT, trusted)
     config = _as_stated(config, checkpoint)
     algorithm = algorithm_class(config)
+    if algorithm.is_one_step:
+        raise ConfigError(
+            f"{CHECKPOINT}={config.eval.checkpoint_path!r} is a generator of one step, "
+            "which the models of a folder cannot sample from; mode=sample_eval can."
+        )
     tokenizer, tokenizer_folder = _tokenizer(config, checkpoint)
     vocab_size, mask_index = algorithm.vocabulary(tokenizer)
     model, weights = _network(config, checkpoint, vocab_size)

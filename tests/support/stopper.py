@@ -109,3 +109,7 @@ class Distilled(Stops, distillation.Distillation):
 
 class SDTT(Stops, distillation.SDTT):
     pass
+
+
+class DiMO(Stops, distillation.DiMO):
+    pass
