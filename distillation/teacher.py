@@ -187,6 +187,7 @@ class Teacher:
             for name, value in (checkpoint.weights or {}).items()
             if name.startswith(prefix)
         }
+        key_report(self._student, weights).raise_if_any(where)
         if self.use_ema:
             names = [name for name, _ in self._student.named_parameters()]
             shadow = (checkpoint.ema or {}).get("shadow_params", ())
@@ -196,7 +197,7 @@ class Teacher:
                     "takes; give a checkpoint that has them."
                 )
             weights |= dict(zip(names, shadow, strict=True))
-        key_report(self._student, weights).raise_if_any(where)
+            key_report(self._student, weights).raise_if_any(where)
         self.take(weights, number)
         if self._expected_sha256 not in ("", self._sha256):
             self.round = None

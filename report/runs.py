@@ -72,6 +72,7 @@ FIELDS = {
         "length": (("settings", "model", "length"), _WHOLE),
         "judge": (("settings", "eval.gen_ppl_eval_model_name_or_path"), _TEXT + _NONE),
         "steps": (("settings", "sampling", "steps"), _WHOLE),
+        "refine_steps": (("settings", "sampling", "refine_steps"), _WHOLE + _NONE),
         "predictor": (("settings", "sampling", "predictor"), _TEXT),
         "noise_removal": (("settings", "sampling", "noise_removal"), _TEXT + _FLAG),
         "use_float64": (("settings", "sampling", "use_float64"), _FLAG),

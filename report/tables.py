@@ -40,7 +40,7 @@ def read_published() -> list[Published]:
 # Models by the algorithm that a run names.
 MODELS = {
     "ar": "AR",
-    **dict.fromkeys(("mdlm", "sdtt"), "MDLM"),
+    **dict.fromkeys(("mdlm", "sdtt", "dimo"), "MDLM"),
     "sedd": "SEDD Absorb",
     "d3pm": "D3PM Absorb",
     **dict.fromkeys(("duo", "duo_base", "distillation"), "Duo"),
@@ -49,9 +49,11 @@ MODELS = {
 PREDICTORS = {
     **dict.fromkeys(("MDLM", "MDLM+SDTT"), ("ancestral", "ancestral_cache")),
     "SEDD Absorb": ("analytic",),
+    "MDLM+DiMO": ("one_step", "ancestral"),
 }
 # Names of distillations by the algorithm that has trained a checkpoint.
-METHODS = {"distillation": "DCD", "sdtt": "SDTT"}
+METHODS = {"distillation": "DCD", "sdtt": "SDTT", "dimo": "DiMO"}
+ONE_STEP = ("dimo",)  # whose samples take one step, and those that refine them
 
 GPT2 = {"tokenizer": "gpt2", "length": 1024}
 BERT = {"tokenizer": "bert-base-uncased", "length": 128}

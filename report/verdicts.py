@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from checkpoints.about import ALIKE
 from report.runs import Evaluation
-from report.tables import METHODS, MODELS, PREDICTORS, TABLES, Published
+from report.tables import METHODS, MODELS, ONE_STEP, PREDICTORS, TABLES, Published
 from sampling.registry import ALIASES
 
 RELATIVE = 0.01  # of the published value
@@ -162,8 +162,18 @@ def model_of(one: Evaluation) -> str:
     return name + ", greedy tail" * is_greedy
 
 
+def steps_of(one: Evaluation, model: str) -> int:
+    """Steps of a sample; an autoregressive model takes one a token."""
+    settings = one.settings
+    if settings["algo"] in ONE_STEP:
+        return 1 + (settings["refine_steps"] or 0)
+    return settings["length" if model == "AR" else "steps"]
+
+
 def round_of(one: Evaluation) -> str:
     """The round that a distilled checkpoint is the end of; '?' if it is of none."""
+    if one.settings["algo"] in ONE_STEP:
+        return ""
     step, every = one.settings["step"], one.settings["round_steps"]
     if not step or not every:
         return "5"  # released ones do not say
@@ -215,8 +225,7 @@ def rows_of(
     """
     model, steps, number = model_of(one), "", ""
     if one.mode == "sample_eval":
-        # An autoregressive model takes one step a token.
-        steps = str(one.settings["length" if model == "AR" else "steps"])
+        steps = str(steps_of(one, model))
         number = round_of(one) if table == "distillation" else ""
     found = [x for x in published if x.table == table and x.model == model]
     why = [*lines, *objections(one, model)]

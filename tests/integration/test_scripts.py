@@ -287,21 +287,21 @@ def test_samples_in_several_numbers_of_steps(script, tmp_path, compose):
     ran = as_sbatch(script, tmp_path, checkpoint_path=STRANGE)
     assert (ran.status, ran.said) == (0, "")
     *runs, report = ran.calls
-    numbers = variables(script)["steps"].split()
-    assert [parsed(words)["sampling.steps"] for words in runs] == numbers
+    ((name, numbers),) = ((k, x.split()) for k, x in variables(script).items())
+    assert [parsed(words)[f"sampling.{name}"] for words in runs] == numbers
     top = tmp_path / "outputs" / script
     for steps, words in zip(numbers, runs, strict=True):
         given = parsed(words)
         assert given == {
             "experiment": script,
             "eval.checkpoint_path": STRANGE,
-            "sampling.steps": steps,
+            f"sampling.{name}": steps,
             "hydra.run.dir": f"{top}/{steps}",
             "eval.generated_samples_path": f"{top}/{steps}/samples.json",
             "trainer.num_nodes": "1",
             "trainer.devices": "1",
         }
-        values = {"checkpoint_path": STRANGE, "steps": steps}
+        values = {"checkpoint_path": STRANGE, name: steps}
         own = (f"eval.generated_samples_path={top}/{steps}/samples.json",)
         own += ("trainer.num_nodes=1", "trainer.devices=1")
         config = compose(*words, tiny=False)
@@ -319,7 +319,8 @@ def test_samples_in_several_numbers_of_steps(script, tmp_path, compose):
 
 @pytest.mark.parametrize("script", OVER_STEPS)
 def test_some_numbers_of_steps(script, tmp_path):
-    env = {"checkpoint_path": "a", "steps": "2 4", "RUN_DIR": "greedy"}
+    (name,) = variables(script)
+    env = {"checkpoint_path": "a", name: "2 4", "RUN_DIR": "greedy"}
     argument = "sampling.noise_removal=greedy"
     *runs, _ = record(path_of(script), argument, folder=tmp_path, **env).calls
     assert [x[-1] for x in runs] == [argument] * 2

@@ -1,0 +1,1 @@
+../scripts/eval_distill_dimo_openwebtext.sh
