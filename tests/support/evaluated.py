@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from checkpoints.about import DISTILLED
 from report.runs import Evaluation, evaluation
 
 
@@ -19,12 +20,13 @@ def _with(content: dict, overrides: dict[str, Any]) -> dict:
 
 
 def _checkpoint(algo: str) -> dict:
+    is_distilled = algo in DISTILLED
     return {
         "path": "some.ckpt",
         "algo": algo,
-        "distilled": algo == "distillation",
-        "step": 50_000 if algo == "distillation" else 1_000_000,
-        "update_teacher_every": 10_000 if algo == "distillation" else None,
+        "distilled": is_distilled,
+        "step": 50_000 if is_distilled else 1_000_000,
+        "update_teacher_every": 10_000 if is_distilled else None,
         "teacher_ema": False if algo == "distillation" else None,
         "weights": "EMA",
     }

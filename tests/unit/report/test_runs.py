@@ -125,6 +125,10 @@ def checkpoint_of(algo, **other) -> Checkpoint:
     return Checkpoint(config={"algo": {"name": algo}}, **other)
 
 
+def rounds_of(algo, **keys) -> Checkpoint:
+    return Checkpoint(config={"algo": {"name": algo, **keys}})
+
+
 ORIGINS = [
     (checkpoint_of("duo"), "distilled", False),
     (checkpoint_of("distillation"), "distilled", True),
@@ -134,6 +138,10 @@ ORIGINS = [
         True,
     ),
     (checkpoint_of("duo", likelihood="comparable unless"), "distilled", None),
+    (checkpoint_of("sdtt"), "distilled", True),
+    (rounds_of("distillation", update_teacher_every=7), "update_teacher_every", 7),
+    (rounds_of("sdtt", grow_dt_every=7), "update_teacher_every", 7),
+    (checkpoint_of("sdtt"), "update_teacher_every", None),
     (checkpoint_of(["duo"]), "algo", None),
     (checkpoint_of("duo", step=SimpleNamespace()), "step", None),
     (checkpoint_of("duo"), "weights", "raw"),

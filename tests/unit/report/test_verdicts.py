@@ -309,6 +309,7 @@ def test_another_setting_of_samples_is_named(path):
     assert reason in rows[0].reason
 
 
+CACHED = {"settings/sampling/predictor": "ancestral_cache"}
 GREEDY = {"settings/sampling/noise_removal": "greedy"}
 DISTILLED = {"trained_as": "distillation"}
 CELLS = [
@@ -332,6 +333,18 @@ CELLS = [
     (
         samples(8, **DISTILLED, **{"checkpoint/step": 20_000}),
         *("distillation", "Duo+DCD", "8", "2", "137.87"),
+    ),
+    (
+        samples(16, algo="sdtt", trained_as="sdtt"),
+        *("distillation", "MDLM+SDTT", "16", "5", "89.17"),
+    ),
+    (
+        samples(8, algo="mdlm", trained_as="sdtt", **{"checkpoint/step": 30_000}),
+        *("distillation", "MDLM+SDTT", "8", "3", "323.56"),
+    ),
+    (
+        samples(8, algo="sdtt", **CACHED, trained_as="sdtt"),
+        *("distillation", "MDLM+SDTT", "8", "5", "193.05"),
     ),
 ]
 
