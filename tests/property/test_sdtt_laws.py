@@ -16,6 +16,7 @@ from torch import Tensor
 from distillation.divergences import DIVERGENCES
 from distillation.sdtt import REVEAL_RATES, TIME_GRIDS
 from models.head import Head, logits_of
+from models.noise import SCHEDULES
 
 K, MASK = 7, 6  # of the stub tokenizer
 
@@ -341,6 +342,35 @@ def fixed(model, z, batch, monkeypatch, part: slice):
         model, "teacher_draws", lambda shape, i: torch.full(shape, 0.99).double()
     )
     return model.distillation_loss({k: x[part] for k, x in batch.items()}, 0)
+
+
+@pytest.mark.parametrize("noise", SCHEDULES)
+def test_every_schedule_reveals_what_its_posterior_does(make_model, noise):
+    """The share of masks that one step reveals, within 4 standard errors."""
+    B = 2000
+    overrides = (f"noise={noise}", "algo.orig_num_sampling_steps=8")
+    model = sdtt(make_model, *overrides, B=B)
+    x0 = torch.zeros(B, model.num_tokens, dtype=torch.long)
+    t = torch.full((B,), 0.6, dtype=torch.float64)
+    z, (step, _) = model.plan(x0, t)
+    alpha_t, alpha_s = (model.noise(x).alpha_t for x in (t[0], t[0] - model.step_size))
+    one = torch.full((1,), 1 / (K - 1), dtype=torch.float64).expand(1, 1, K)
+    levels = {"alpha_t": alpha_t[None, None], "alpha_s": alpha_s[None, None]}
+    q = model.posterior(one, xt=torch.full((1, 1), MASK), **levels)
+    p, total = 1 - float(q[0, 0, MASK]), int((z.xt == MASK).sum())
+    error = (p * (1 - p) / total) ** 0.5
+    assert abs(len(step.positions) / total - p) < 4 * error
+
+
+def test_a_bos_that_stays_is_never_masked(make_model):
+    model = sdtt(make_model, "algo.ignore_bos=True", B=64)
+    batch = random_batch(model, 64)
+    z, steps = model.plan(batch["input_ids"], model.sample_t(64))
+    assert not z.is_noised[:, 0].any()
+    for step in steps:
+        assert bool((step.positions % model.num_tokens != 0).all())
+    losses = model.distillation_loss(batch, 0)
+    assert bool((losses.num_tokens <= model.num_tokens - 1).all())
 
 
 def test_padding_has_no_loss(make_model):
