@@ -92,7 +92,7 @@ class OurStep:
         self.backward(loss)
         self.clip()
         self.optimizer.step()
-        self.ema.update(self.model.parameters())
+        self.ema.update(self.model.averaged_parameters())
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -204,7 +204,7 @@ class CurriculumCase(NamedTuple):
 
     @property
     def nll(self) -> Callable[..., Tensor]:
-        """The plain losses of tokens."""
+        """The plain losses of tokens, or their mean."""
         return (plain_curriculum.NLL | plain_distillation.NLL)[self.algorithm]
 
 
@@ -225,6 +225,7 @@ CURRICULUM = (
 DISTILLATION = (
     CurriculumCase("DCD, kl-bwd", "distillation"),
     CurriculumCase("SDTT, kl-bwd, two steps of the teacher", "sdtt"),
+    CurriculumCase("DI[M]O, generator and auxiliary model", "dimo"),
 )
 TRAINING = CURRICULUM + DISTILLATION
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchmarks.plain_curriculum import latents
 from diffusion.base import without_mask
+from distillation.initial import Perturbed
 
 
 def distillation_nll(model, x0: Tensor) -> Tensor:
@@ -55,4 +56,46 @@ def sdtt_nll(model, x0: Tensor) -> Tensor:
     return (log_q.exp() * (log_q - target)).sum(-1)
 
 
-NLL = {"distillation": distillation_nll, "sdtt": sdtt_nll}
+def dimo_loss(model, x0: Tensor) -> Tensor:
+    """The squared difference of the generator's logits, and the cross entropy of the
+    auxiliary model; a scalar."""
+    mask, K, B = model.mask_index, model.vocab_size, len(x0)
+    level, ratio = model.perturbation.level(0), model.initial.ratio.low
+    sigma = torch.zeros(B, device=x0.device)
+
+    def samples() -> tuple[Tensor, Tensor]:
+        masked = masks_of(torch.full((B, 1), ratio, device=x0.device), x0)
+        ids = torch.where(masked, mask, torch.randint_like(x0, K - 1))
+        width = model.backbone.input_embedding.shape[1]
+        noise = torch.randn(*x0.shape, width, device=x0.device)
+        z = without_mask(model.backbone(Perturbed(ids, noise, level), sigma), mask)
+        weights = z.detach().softmax(-1)
+        race = weights / (1e-10 - (torch.rand_like(weights) + 1e-10).log())
+        return z, race.argmax(-1)
+
+    z, x = samples()
+    masked = masks_of(torch.rand(B, 1, device=x0.device), x0)
+    xt = torch.where(masked, mask, x)
+    with torch.no_grad():
+        p_psi, p_phi = (
+            without_mask(network(xt, sigma), mask).softmax(-1)
+            for network in (model.aux, model.teacher.network)
+        )
+        target = z - (p_psi - p_phi) * masked[..., None]
+    generator = 0.5 * (z - target).square().sum() / B
+    with torch.no_grad():
+        _, x = samples()
+    masked = masks_of(torch.rand(B, 1, device=x0.device), x0)
+    logits = model.aux(torch.where(masked, mask, x), sigma)
+    log_p = without_mask(logits, mask).log_softmax(-1)
+    nll = -log_p.gather(-1, x[..., None])[..., 0]
+    return generator + (nll * masked).sum() / masked.sum()
+
+
+def masks_of(ratio: Tensor, like: Tensor) -> Tensor:
+    """That share of each row, (B, 1) -> (B, L) bool."""
+    u = torch.rand(like.shape, device=like.device)
+    return u.argsort(-1) < (ratio * like.shape[1]).round().clamp(min=1)
+
+
+NLL = {"distillation": distillation_nll, "sdtt": sdtt_nll, "dimo": dimo_loss}

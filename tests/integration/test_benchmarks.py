@@ -85,7 +85,8 @@ def test_every_predictor_is_measured(tmp_path):
     rows = run_sections(tmp_path, "sampling", algorithms=algorithms)["sampling"]
     measured = {(row["algorithm"], row["predictor"]) for row in rows}
     assert {("duo_base", "psi"), ("mdlm", "first_hitting")} <= measured
-    assert {predictor for _, predictor in measured} == set(SAMPLERS)
+    # One pass of a generator is a part of its train step.
+    assert {predictor for _, predictor in measured} == SAMPLERS.keys() - {"one_step"}
     assert all(row["speed"] > 0 for row in rows)
 
 
