@@ -184,8 +184,20 @@ class DiMO(Student, Generator):
                 f"algo={self.config.algo.name}: it is a generator of one step; give "
                 "its own teacher, a checkpoint of algo=mdlm."
             )
+        else:
+            self._check_initial(checkpoint, key)
         super().load_weights(checkpoint, key)
         self.steps_read = 0 if is_start else checkpoint.step or 0
+
+    def _check_initial(self, checkpoint: Checkpoint, key: str) -> None:
+        """Refuses a model whose samples start from other tokens, of which it has a
+        table or needs one."""
+        theirs, ours = checkpoint.setting("algo.init_tokens"), self.initial.kind
+        if theirs not in (None, ours):
+            raise ConfigError(
+                f"{self._place(key)} was trained with algo.init_tokens={theirs}, not "
+                f"{ours}: give algo.init_tokens={theirs}."
+            )
 
     def _place(self, key: str) -> str:
         return f"{key}={OmegaConf.select(self.config, key)!r}"

@@ -50,7 +50,8 @@ SETTINGS = (
     "eval.mauve_references",
     "eval.ngram_order",
 )
-FILES = ("eval.checkpoint_path", "sampling.prompt_file")  # whose contents count
+# Whose contents count.
+FILES = ("eval.checkpoint_path", "sampling.prompt_file", "sampling.refine_path")
 _SHOWN_ONLY = ("num_sample_log",)
 
 

@@ -478,6 +478,20 @@ def test_its_own_checkpoint_comes_back(make_model):
     assert other.steps_done == 9
 
 
+def test_samples_start_from_what_they_were_trained_with(make_model):
+    """A table of text or of a law is in the checkpoint."""
+    model = make_model("algo=dimo", "algo.init_tokens=unigram")
+    config = {"algo": {"name": "dimo", "init_tokens": "unigram"}}
+    file = Checkpoint(weights=model.state_dict(), config=config)
+    key = "eval.checkpoint_path"
+    other = make_model("algo=dimo")
+    refused(lambda: other.load_weights(file, key), key, "give algo.init_tokens=unigram")
+    same = make_model("algo=dimo", "algo.init_tokens=unigram")
+    model.initial.table += 3
+    same.load_weights(file, key)
+    assert torch.equal(same.initial.table, model.initial.table)
+
+
 # ---------------------------------------------------------------- refusals
 
 
