@@ -357,6 +357,18 @@ def test_samples_have_their_cells(content, table, model, steps, number, ppl):
     assert first.verdict != "not comparable"
 
 
+@pytest.mark.parametrize("predictor", ["one_step", "ancestral"])
+@pytest.mark.parametrize(("refined", "steps"), [(None, "1"), (0, "1"), (3, "4")])
+def test_samples_of_one_step_have_rows_of_their_own(predictor, refined, steps):
+    """The steps that refine them count, sampling.steps does not."""
+    own = {"predictor": predictor, "refine_steps": refined}
+    paths = {f"settings/sampling/{key}": value for key, value in own.items()}
+    first = compared(samples(1000, algo="dimo", trained_as="dimo", **paths))[0]
+    cell = ("MDLM+DiMO", "OWT", steps, "", "ppl")
+    assert (first.table, first.cell) == ("distillation", cell)
+    assert first.reason == "no published ppl of MDLM+DiMO with these settings"
+
+
 OLD_NAMES = [
     ("mdlm", "ddpm_cache", True, "MDLM, greedy tail"),
     ("mdlm", "ddpm", "ancestral", "MDLM"),
