@@ -1,0 +1,299 @@
+"""Distillations side by side, judged without a download: `make distill-table`.
+
+Trains MDLM and DUO on the documentation strings of Python's standard library, distils
+MDLM by SDTT and by DiMO and DUO by DCD, and draws samples of each model with several
+numbers of steps. The judge is a 5-gram model of the training data.
+
+    python benchmarks/distill_table.py [KEY=VALUE ...]
+
+What is finished stays in --folder, and the same command goes on from there. KEY=VALUE
+is given to every command of the table.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import hydra
+import matplotlib
+import torch
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from data.tokenizers import get_tokenizer  # noqa: E402
+from dataloader import DataModule  # noqa: E402
+from metrics.ngrams import NGramModel  # noqa: E402
+from metrics.samples import mean_and_error, sample_entropy  # noqa: E402
+from utils import register_resolvers  # noqa: E402
+
+matplotlib.use("Agg")  # no display is needed
+from matplotlib import pyplot  # noqa: E402
+
+STEPS = (1, 2, 4, 8, 16, 64)
+LEAST = 0.15  # nats that a student's entropy may lie below that of held-out text
+ORDER = 5  # of the judge
+
+
+class Model(NamedTuple):
+    """A model of the table."""
+
+    label: str
+    training: tuple[str, ...]  # overrides
+    parent: str | None = None
+    target: int | None = None  # steps in which it is to be better than its parent
+
+
+def by_steps(parent: Path | None) -> list[tuple[int, list[str]]]:
+    """Overrides of samples, by number of steps."""
+    return [(steps, [f"sampling.steps={steps}"]) for steps in STEPS]
+
+
+def by_refinement(parent: Path | None) -> list[tuple[int, list[str]]]:
+    """One step of the generator, the others by its teacher."""
+    one = ["sampling.predictor=one_step"]
+    path = f"sampling.refine_path={parent}"
+    refined = [
+        (n, [*one, f"sampling.refine_steps={n - 1}", path]) for n in STEPS if n > 1
+    ]
+    return [(1, one), *refined]
+
+
+MODELS = {
+    "mdlm": Model("MDLM", ("experiment=demo", "algo=mdlm", "trainer.max_steps=4000")),
+    "sdtt": Model("MDLM, SDTT", ("experiment=demo_sdtt",), "mdlm", 4),
+    "dimo": Model("MDLM, DiMO", ("experiment=demo_dimo",), "mdlm", 1),
+    "duo": Model("DUO", ("experiment=demo_duo",)),
+    "dcd": Model("DUO, DCD", ("experiment=demo_distill",), "duo", 4),
+}
+SAMPLES: dict[str, Callable[[Path | None], list[tuple[int, list[str]]]]] = {
+    name: by_refinement if name == "dimo" else by_steps for name in MODELS
+}
+
+
+class Result(NamedTuple):
+    """Samples of a model with some number of steps; numbers with standard errors."""
+
+    model: str
+    steps: int
+    evaluations: float  # of networks, a sample
+    ppl: float
+    ppl_error: float
+    entropy: float  # nats
+    entropy_error: float
+
+
+class HeldOut(NamedTuple):
+    """Text that no model has seen, under the same judge."""
+
+    ppl: float
+    entropy: float  # nats
+
+
+# ---------------------------------------------------------------- commands
+
+
+def run(folder: Path, *overrides: str) -> None:
+    """main.py, in a folder, unless it has ended there before; its output in log.txt."""
+    done, asked = folder / "done.json", json.dumps(overrides)
+    if done.exists() and done.read_text() == asked:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(ROOT / "main.py"), *overrides]
+    with open(folder / "log.txt", "w") as log:
+        status = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT
+        ).returncode
+    if status:
+        lines = (folder / "log.txt").read_text().splitlines()
+        errors = [x for x in lines if x.startswith("error: ")] or lines[-20:]
+        sys.exit("\n".join([*errors, f"{folder}/log.txt has all of it."]))
+    done.write_text(asked)
+
+
+def checkpoint(folder: Path, name: str) -> Path:
+    return folder / name / "checkpoints" / "last.ckpt"
+
+
+def train(folder: Path, name: str, overrides: list[str]) -> None:
+    """A model, from its parent if it has one."""
+    model, own = MODELS[name], [f"hydra.run.dir={folder / name}"]
+    if model.parent:
+        own += [f"training.finetune_path={checkpoint(folder, model.parent)}"]
+    run(folder / name, *model.training, *own, *overrides)
+
+
+def sample(folder: Path, name: str, overrides: list[str]) -> list[Result]:
+    """A model with every number of steps."""
+    parent = MODELS[name].parent
+    results = []
+    for steps, asked in SAMPLES[name](checkpoint(folder, parent) if parent else None):
+        place = folder / "samples" / f"{name}-{steps}"
+        path = f"eval.checkpoint_path={checkpoint(folder, name)}"
+        sweep = ["-m", f"hydra.sweep.dir={place}"]
+        run(place, *sweep, "experiment=demo_samples", path, *asked, *overrides)
+        with open(place / "summary.csv") as file:
+            (row,) = csv.DictReader(file)
+        keys = ("evaluations", "ngram_ppl", "ngram_ppl_stderr")
+        keys += ("entropy", "entropy_stderr")
+        results.append(Result(name, steps, *(float(row[key]) for key in keys)))
+    return results
+
+
+def held_out(overrides: list[str]) -> HeldOut:
+    """The judge's perplexity of validation rows, and their entropy."""
+    register_resolvers()
+    with hydra.initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        config = hydra.compose("config", ["experiment=demo_samples", *overrides])
+    tokenizer = get_tokenizer(config)
+    data = DataModule(config, tokenizer)
+    train, valid = data.load("train").ids, data.load("valid").ids
+    nll = NGramModel(train, ORDER, len(tokenizer)).nll(valid).mean()
+    entropy, _ = mean_and_error(sample_entropy(torch.as_tensor(valid[:])).tolist())
+    return HeldOut(float(torch.tensor(nll).exp()), entropy)
+
+
+# ---------------------------------------------------------------- the report
+
+
+def verdict(results: list[Result], text: HeldOut, name: str) -> str:
+    """Whether a student is better than its teacher where it is meant to be."""
+    model = MODELS[name]
+    by = {(x.model, x.steps): x for x in results}
+    ours, theirs = by[name, model.target], by[model.parent, model.target]
+    is_better = "better" if ours.ppl < theirs.ppl else "not better"
+    missing = text.entropy - ours.entropy
+    is_allowed = "allowed" if missing <= LEAST else "not allowed"
+    return (
+        f"- {model.label}, {steps_of(model.target)}: perplexity {ours.ppl:.1f}, its "
+        f"teacher's {theirs.ppl:.1f} ({is_better}); entropy {ours.entropy:.2f} nats, "
+        f"{missing:.2f} below that of held-out text ({is_allowed}, {LEAST} are)."
+    )
+
+
+def steps_of(number: int) -> str:
+    return f"{number} step{'s' if number > 1 else ''}"
+
+
+def table(results: list[Result], value: Callable[[Result], str]) -> list[str]:
+    """In markdown: a row for every model, a column for every number of steps."""
+    by = {(x.model, x.steps): x for x in results}
+    lines = [
+        "| model | " + " | ".join(map(steps_of, STEPS)) + " |",
+        "| --- " * (len(STEPS) + 1) + "|",
+    ]
+    for name, model in MODELS.items():
+        cells = (value(by[name, steps]) for steps in STEPS)
+        lines.append(f"| {model.label} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def report(results: list[Result], text: HeldOut, seconds: float, output: Path) -> None:
+    """Writes distillation.md, .json and .png."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+    lines = [
+        "# Distillations side by side",
+        "",
+        f"Made by `make distill-table` in {seconds / 60:.0f} minutes on "
+        f"{os.cpu_count()} CPU cores with torch {torch.__version__}, commit {commit}.",
+        "Samples are of 64 characters; their number is that of",
+        "`configs/experiment/demo_samples.yaml`.",
+        "",
+        f"## Perplexity of samples under a {ORDER}-gram model of the training data",
+        "",
+        *table(results, lambda x: f"{x.ppl:.1f} ± {x.ppl_error:.1f}"),
+        "",
+        f"Held-out text has {text.ppl:.1f}.",
+        "",
+        "## Entropy of samples, nats",
+        "",
+        *table(results, lambda x: f"{x.entropy:.3f} ± {x.entropy_error:.3f}"),
+        "",
+        f"Held-out text has {text.entropy:.3f}.",
+        "",
+        "## Evaluations of a network for a sample",
+        "",
+        *table(results, lambda x: f"{x.evaluations:.1f}"),
+        "",
+        "## Where each student is meant to be better",
+        "",
+        *(verdict(results, text, name) for name, x in MODELS.items() if x.parent),
+    ]
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "distillation.md").write_text("\n".join(lines) + "\n")
+    numbers = {
+        "held_out": text._asdict(),
+        "seconds": seconds,
+        "results": [x._asdict() for x in results],
+    }
+    (output / "distillation.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    plot(results, text, output / "distillation.png")
+    print("\n".join(lines))
+
+
+def plot(results: list[Result], text: HeldOut, path: Path) -> None:
+    """Perplexity against steps and against entropy."""
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4))
+    for index, (name, model) in enumerate(MODELS.items()):
+        own = [x for x in results if x.model == name]
+        style = {"color": f"C{index}", "capsize": 3, "label": model.label}
+        style |= {"fmt": "o-" if model.parent else "s--"}
+        ppl, error = [x.ppl for x in own], [x.ppl_error for x in own]
+        left.errorbar([x.steps for x in own], ppl, yerr=error, **style)
+        entropies = [x.entropy for x in own], [x.entropy_error for x in own]
+        right.errorbar(entropies[0], ppl, yerr=error, xerr=entropies[1], **style)
+    left.axhline(text.ppl, color="gray", label="held-out text")
+    right.plot(text.entropy, text.ppl, "*", color="gray", label="held-out text")
+    left.set(xlabel="steps", xscale="log", yscale="log", ylabel="perplexity (5-gram)")
+    left.set_xticks(STEPS, map(str, STEPS))
+    left.set_xticks([], minor=True)
+    right.set(xlabel="entropy (nats)", yscale="log")
+    left.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "outputs/distill-table", help="of runs"
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks")
+    parser.add_argument("--anew", action="store_true", help="nothing of before is used")
+    args = parser.parse_args()
+    folder = args.folder.absolute()
+    if args.anew:
+        shutil.rmtree(folder, ignore_errors=True)
+    spent = folder / "seconds"  # of starts before this one
+    results: list[Result] = []
+    with tqdm(total=2 * len(MODELS), desc="distill-table") as bar:
+        for name, model in MODELS.items():
+            for what in (train, sample):
+                start = time.monotonic()
+                bar.set_postfix_str(f"{what.__name__}: {model.label}")
+                results += what(folder, name, args.overrides) or []
+                before = float(spent.read_text()) if spent.exists() else 0.0
+                spent.write_text(str(before + time.monotonic() - start))
+                bar.update()
+    text = held_out(args.overrides)
+    report(results, text, float(spent.read_text()), args.output)
+
+
+if __name__ == "__main__":
+    main()
