@@ -11,7 +11,7 @@ INSTALL ?= --requirement requirements.txt
 VENV_ARGS ?=
 DEMO := $(CURDIR)/outputs/demo/$(shell date +%Y-%m-%d-%H%M%S)
 
-.PHONY: help demo test lint format test-slow test-wheel test-slurm bench bench-gpu profile clean
+.PHONY: help demo test lint format test-slow test-wheel test-slurm distill-table bench bench-gpu profile clean
 .DEFAULT_GOAL := demo
 
 # Installs what is asked for and is not there yet.
@@ -22,7 +22,7 @@ $(READY): requirements.txt pyproject.toml
 	touch $(READY)
 
 help:  ## what can be made
-	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY)  ## the paper in small: train DUO, distil it, sample before and after
 	$(BIN)/python main.py experiment=demo_duo hydra.run.dir=$(DEMO)/duo $(ARGS)
@@ -53,6 +53,9 @@ test-wheel: $(READY)  ## the wheel, in a fresh environment away from the clone
 
 test-slurm: $(READY)  ## jobs under a real Slurm: apt-get install slurm-wlm munge, as root
 	$(BIN)/python -m pytest -m slurm --timeout 900 $(ARGS)
+
+distill-table: $(READY)  ## SDTT, DiMO and DCD beside their teachers: half an hour on two cores
+	$(BIN)/python benchmarks/distill_table.py $(ARGS)
 
 bench: $(READY)  ## training, evaluation, sampling: ours against plain eager code
 	$(BIN)/python benchmarks/bench.py $(ARGS)

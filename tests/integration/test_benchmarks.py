@@ -2,6 +2,7 @@
 they say; one mistake on their command line.
 """
 
+import collections
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import torch
 from command_line import ROOT
 
-from benchmarks import cases
+from benchmarks import cases, distill_table
 from benchmarks.bench import VARIANTS, parse
 from data.tokenizers import bytes_tokenizer
 from sampling.registry import SAMPLERS
@@ -170,3 +171,23 @@ def test_packing_is_measured(tmp_path):
     ]
     assert len({row["rows"] for row in rows}) == 1
     assert (tmp_path / "data.md").read_text().count("\n") == 2 + len(rows)
+
+
+@pytest.mark.slow
+def test_distillations_side_by_side(tmp_path):
+    """A table of all models; what is finished is not done again."""
+    sizes = ("model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2")
+    sizes += ("trainer.max_steps=2", "trainer.val_check_interval=2")
+    sizes += ("sampling.num_sample_batches=1", "loader.eval_batch_size=4")
+    places = ("--folder", str(tmp_path / "runs"), "--output", str(tmp_path))
+    done = bench("distill_table.py", *sizes, *places)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "distillation.json").read_text())["results"]
+    counts = collections.Counter(row["model"] for row in results)
+    assert counts == dict.fromkeys(distill_table.MODELS, len(distill_table.STEPS))
+    (one,) = (x for x in results if (x["model"], x["steps"]) == ("dimo", 1))
+    assert one["evaluations"] == 1
+    logs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/**/log.txt")}
+    again = bench("distill_table.py", *sizes, *places)
+    assert again.returncode == 0, again.stderr
+    assert logs == {path: path.stat().st_mtime_ns for path in logs}
