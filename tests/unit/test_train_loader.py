@@ -150,7 +150,7 @@ def test_ranks_and_batches_of_another_run():
 # workers' ids, waits, and ends in its own way with its iterators still open.
 SCRIPT = """
 import multiprocessing, os, sys
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+sys.path[:0] = [{root!r}, {root!r} + "/tests/support"]
 from tiny import compose
 from dataloader import DataModule
 from data.tokenizers import get_tokenizer
