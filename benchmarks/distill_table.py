@@ -44,15 +44,6 @@ LEAST = 0.15  # nats that a student's entropy may lie below that of held-out tex
 ORDER = 5  # of the judge
 
 
-class Model(NamedTuple):
-    """A model of the table."""
-
-    label: str
-    training: tuple[str, ...]  # overrides
-    parent: str | None = None
-    target: int | None = None  # steps in which it is to be better than its parent
-
-
 def by_steps(parent: Path | None) -> list[tuple[int, list[str]]]:
     """Overrides of samples, by number of steps."""
     return [(steps, [f"sampling.steps={steps}"]) for steps in STEPS]
@@ -68,15 +59,37 @@ def by_refinement(parent: Path | None) -> list[tuple[int, list[str]]]:
     return [(1, one), *refined]
 
 
+class Model(NamedTuple):
+    """A model of the table."""
+
+    label: str
+    training: tuple[str, ...]  # overrides
+    sampling: tuple[str, ...] = ()  # overrides
+    parent: str | None = None
+    target: int | None = None  # steps in which it is to be better than its parent
+    samples: Callable[[Path | None], list[tuple[int, list[str]]]] = by_steps
+
+
+NO_TAIL = "sampling.noise_removal=ancestral"
 MODELS = {
-    "mdlm": Model("MDLM", ("experiment=demo", "algo=mdlm", "trainer.max_steps=4000")),
-    "sdtt": Model("MDLM, SDTT", ("experiment=demo_sdtt",), "mdlm", 4),
-    "dimo": Model("MDLM, DiMO", ("experiment=demo_dimo",), "mdlm", 1),
+    "mdlm": Model(
+        "MDLM",
+        ("experiment=demo", "algo=mdlm", "trainer.max_steps=6000"),
+        ("algo=mdlm", NO_TAIL),
+    ),
+    "sdtt": Model(
+        "MDLM, SDTT", ("experiment=demo_sdtt",), ("algo=sdtt", NO_TAIL), "mdlm", 4
+    ),
+    "dimo": Model(
+        "MDLM, DI[M]O",
+        ("experiment=demo_dimo",),
+        ("algo=dimo", NO_TAIL),
+        "mdlm",
+        1,
+        by_refinement,
+    ),
     "duo": Model("DUO", ("experiment=demo_duo",)),
-    "dcd": Model("DUO, DCD", ("experiment=demo_distill",), "duo", 4),
-}
-SAMPLES: dict[str, Callable[[Path | None], list[tuple[int, list[str]]]]] = {
-    name: by_refinement if name == "dimo" else by_steps for name in MODELS
+    "dcd": Model("DUO, DCD", ("experiment=demo_distill",), (), "duo", 8),
 }
 
 
@@ -134,13 +147,13 @@ def train(folder: Path, name: str, overrides: list[str]) -> None:
 
 def sample(folder: Path, name: str, overrides: list[str]) -> list[Result]:
     """A model with every number of steps."""
-    parent = MODELS[name].parent
-    results = []
-    for steps, asked in SAMPLES[name](checkpoint(folder, parent) if parent else None):
+    model, results = MODELS[name], []
+    parent = checkpoint(folder, model.parent) if model.parent else None
+    for steps, asked in model.samples(parent):
         place = folder / "samples" / f"{name}-{steps}"
         path = f"eval.checkpoint_path={checkpoint(folder, name)}"
-        sweep = ["-m", f"hydra.sweep.dir={place}"]
-        run(place, *sweep, "experiment=demo_samples", path, *asked, *overrides)
+        sweep = ["-m", f"hydra.sweep.dir={place}", "experiment=demo_samples"]
+        run(place, *sweep, path, *model.sampling, *asked, *overrides)
         with open(place / "summary.csv") as file:
             (row,) = csv.DictReader(file)
         keys = ("evaluations", "ngram_ppl", "ngram_ppl_stderr")
