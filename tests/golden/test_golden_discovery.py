@@ -65,6 +65,7 @@ def test_other_names_and_wrong_numbers(case, tmp_path):
     assert "1 failed, 1 passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_without_cases_all_is_skipped(tmp_path):
     """No folder: every test is skipped, none fails, and the reason names the folder."""
     folder = tmp_path / "nowhere"

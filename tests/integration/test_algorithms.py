@@ -132,6 +132,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(trained):
     assert abs(difference) <= 4 * math.hypot(*spread) + 1e-6
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_times_of_one_process(tmp_path):
     """At every step the ranks' times, in order of rank, are those of one process."""
     (tmp_path / "recorder.py").write_text(RECORDER)

@@ -136,6 +136,7 @@ def test_two_processes_are_compared_with_one(tmp_path):
     assert 0 < row["efficiency"] < 2
 
 
+@pytest.mark.slow
 def test_the_profile_names_the_phases_of_a_step(tmp_path):
     trace = tmp_path / "trace.json"
     args = ("--algorithm", "mdlm", "--trace", str(trace))

@@ -136,8 +136,15 @@ def test_the_teacher_is_bit_identical_all_along(distil, monkeypatch):
 # ---------------------------------------------------------------- stopped and killed
 
 
-@pytest.mark.parametrize("kind", ["uniform", "data"])
-@pytest.mark.parametrize("parts", [1, 4])
+@pytest.mark.parametrize(
+    ("parts", "kind"),
+    [
+        (1, "uniform"),
+        (4, "data"),
+        pytest.param(1, "data", marks=pytest.mark.slow),
+        pytest.param(4, "uniform", marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_goes_on_bit_by_bit(distil, tmp_path, parts, kind):
     """In the middle of an epoch, and once more after its end."""
     more = (f"loader.batch_size={8 // parts}", f"algo.init_tokens={kind}")

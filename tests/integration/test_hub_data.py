@@ -107,6 +107,7 @@ def start(folder: Path, hub: str, *overrides: str, status: int = 0, **env: str):
 NOBODY = "http://127.0.0.1:9"
 
 
+@pytest.mark.slow
 def test_ptb_comes_from_the_hubs_copy_and_stays(hub, tmp_path):
     """With the published rows; once packed they need neither hub nor documents."""
     asked = ("mode=prepare_data", "data=ptb", "data.insert_valid_eos=False")

@@ -180,6 +180,7 @@ def test_a_table_that_is_asked_for_lists_what_is_missing(tmp_path):
 # ---------------------------------------------------------------- making evaluations
 
 
+@pytest.mark.slow
 def test_missing_evaluations_are_made_once(checkpoint, tmp_path):
     """Stopped by Ctrl-C, gone on with, and then only read."""
     overrides = [x for x in TINY if not x.startswith(("data=", "sampling"))]

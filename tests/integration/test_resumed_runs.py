@@ -148,6 +148,7 @@ def at_random(live, folder: Path, signals: list[int], most: int, *more: str) -> 
     assert life.wait() == 0, life.stderr
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(live, whole, tmp_path):
     signals = [signal.SIGKILL] * 2 + [signal.SIGTERM]
     at_random(live, tmp_path, signals, 6)
@@ -480,9 +481,16 @@ VALIDATIONS = {
     "thirds of epochs": (1, 0.34),
     "updates of epochs": (1, 6),
 }
+FEW_VALIDATIONS = ("epochs", "updates of epochs")  # in the default suite
 
 
-@pytest.mark.parametrize("name", VALIDATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(x, marks=() if x in FEW_VALIDATIONS else pytest.mark.slow)
+        for x in VALIDATIONS
+    ],
+)
 def test_validations_are_those_of_a_run_that_was_not_stopped(train, name):
     """Killed behind checkpoints near ends of epochs, signalled in validations."""
     epochs, interval = VALIDATIONS[name]

@@ -136,7 +136,8 @@ def test_it_samples(ran, script):
     assert len(results["generated_seqs"]) == 4
 
 
-@pytest.mark.parametrize("script", one_in_a_few(ZERO_SHOT))
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ZERO_SHOT)
 def test_zero_shot_in_tiny(ran, tiny, script, tmp_path):
     """Every run and the table."""
     algorithm = script.removeprefix("zero_shot_")
@@ -155,7 +156,8 @@ def test_zero_shot_in_tiny(ran, tiny, script, tmp_path):
         assert json.loads((top / data / "likelihood.json").read_text())
 
 
-@pytest.mark.parametrize("script", one_in_a_few(OVER_STEPS))
+@pytest.mark.slow
+@pytest.mark.parametrize("script", OVER_STEPS)
 def test_over_steps_in_tiny(ran, tiny, script, tmp_path):
     """Training, samples and the table; without a judge there is their entropy."""
     trained = ran(script.removeprefix("eval_"))[1]["hydra.run.dir"]

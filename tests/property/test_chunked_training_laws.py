@@ -54,6 +54,7 @@ def test_200_steps_in_float64(make_model, name, place):
     torch.testing.assert_close(others, weights, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_200_steps_in_float32(make_model, name, place):
     """To rounding for the first ten steps; differences then grow, as they would for
