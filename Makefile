@@ -32,11 +32,9 @@ demo: $(READY)  ## the paper in small: train DUO, distil it, sample before and a
 	    eval.checkpoint_path=$(DEMO)/duo/checkpoints/last.ckpt,$(DEMO)/distilled/checkpoints/last.ckpt \
 	    sampling.steps=8,64 $(ARGS)
 
-# Some tests wait more than they work, so there is one process more than there are cores.
-WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(os.cpu_count() + 1, 4))')
 # In the order of folders, where files of long tests come before those of short ones.
 test: $(READY) lint  ## the default suite: minutes, no network, no GPU
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)  ## what `make test` checks before the tests
 	$(BIN)/ruff check .
@@ -56,7 +54,7 @@ test-wheel: $(READY)  ## the wheel, in a fresh environment away from the clone
 test-slurm: $(READY)  ## jobs under a real Slurm: apt-get install slurm-wlm munge, as root
 	$(BIN)/python -m pytest -m slurm --timeout 900 $(ARGS)
 
-distill-table: $(READY)  ## SDTT, DiMO and DCD beside their teachers: half an hour on two cores
+distill-table: $(READY)  ## SDTT, DI[M]O and DCD beside their teachers, on two cores
 	$(BIN)/python benchmarks/distill_table.py $(ARGS)
 
 bench: $(READY)  ## training, evaluation, sampling: ours against plain eager code

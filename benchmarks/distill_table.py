@@ -74,7 +74,7 @@ NO_TAIL = "sampling.noise_removal=ancestral"
 MODELS = {
     "mdlm": Model(
         "MDLM",
-        ("experiment=demo", "algo=mdlm", "trainer.max_steps=6000"),
+        ("experiment=demo", "algo=mdlm", "trainer.max_steps=3000"),
         ("algo=mdlm", NO_TAIL),
     ),
     "sdtt": Model(

@@ -63,7 +63,8 @@ def checkpoint(tmp_path_factory):
 # Of sets that differ from another one in their name alone, but for the last, which has
 # more documents than the others here.
 ALIKE = ("lm1b-streaming", "openwebtext-streaming", "scientific_papers_pubmed")
-ALIKE += ("wikitext103", "text8-crop", "lm1b-gpt2", "ag_news")
+ALIKE += ("wikitext103", "text8-crop", "lm1b-gpt2", "lm1b-wrap", "openwebtext-split")
+ALIKE += ("scientific_papers_arxiv", "ag_news")
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,10 @@ def mode_of(line: str) -> str:
     return found[1] if found else "train"
 
 
-@pytest.mark.parametrize("line", OTHERS)
+@pytest.mark.parametrize(
+    "line",
+    [x if x in README else pytest.param(x, marks=pytest.mark.slow) for x in OTHERS],
+)
 def test_command_runs(line, workplace):
     pythonpath = workplace if line.startswith("PYTHONPATH=.") else None
     words = [*overrides_of(line), *small(line)]

@@ -54,7 +54,7 @@ TINY = (
 )
 OFF = {"WANDB_MODE": "disabled"}
 QUICK = ("train_owt_duo", "eval_owt_duo", "gen_ppl_owt_duo")
-QUICK += ("eval_distill_sdtt_openwebtext", "zero_shot_duo", "train_cifar10_mdlm_cosine")
+QUICK += ("train_cifar10_mdlm_cosine",)
 
 
 def one_in_a_few(names):
