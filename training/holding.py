@@ -93,16 +93,23 @@ def _take(path: str, where: str) -> int:
         with contextlib.suppress(FileExistsError):
             return _make(path)
         try:
-            seen, holder = os.stat(path), Holder.read(path)
+            seen = os.open(path, os.O_RDONLY)
         except FileNotFoundError:
             continue  # it has just been given up
-        if lives(path, holder):
-            who = holder or "another process"
-            raise ConfigError(
-                f"{where}: {who} holds it. Wait until it has ended, or give another "
-                "one (hydra.run.dir, where the key is not on the command line)."
-            )
-        _remove(path, seen)
+        try:
+            holder = Holder.read(path)
+            if lives(path, holder):
+                who = holder or "another process"
+                raise ConfigError(
+                    f"{where}: {who} holds it. Wait until it has ended, or give "
+                    "another one (hydra.run.dir, where the key is not on the command "
+                    "line)."
+                )
+            _remove(path, seen)
+        except FileNotFoundError:
+            continue
+        finally:
+            os.close(seen)
         log.info("%s was left behind by %s: taken over", path, holder)
 
 
@@ -119,17 +126,27 @@ def _make(path: str) -> int:
     return file
 
 
-def _remove(path: str, seen: os.stat_result) -> None:
-    """Removes the file that was seen, and not one that another has made meanwhile."""
-    aside = f"{path}.{os.getpid()}"
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return
-    if not os.path.samestat(os.stat(aside), seen):
-        os.rename(aside, path)
-    else:
-        os.remove(aside)
+def _remove(path: str, seen: int) -> None:
+    """Removes the file that was seen, and not one that another has made meanwhile.
+
+    Of processes that want to, only the one that has locked it does. That it is open
+    keeps its number from being given to another file.
+
+    Args:
+        path: Of the lock file.
+        seen: Its descriptor.
+    """
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        try:
+            fcntl.flock(seen, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:  # another one looks at it, or removes it
+            time.sleep(0.01)
+        except OSError:  # a file system without locks
+            break
+    if _is_there(path, seen):
+        os.remove(path)
 
 
 def _is_there(path: str, file: int) -> bool:
