@@ -48,6 +48,7 @@ def make_case(folder, name: str, **info) -> None:
 @pytest.mark.parametrize(
     "case", parameters(find_cases(golden_dir(), "noise", "eps")[:1], "noise*")
 )
+@pytest.mark.slow
 def test_other_names_and_wrong_numbers(case, tmp_path):
     """In another folder, a case under another name runs and passes; a copy of it with
     one wrong number fails."""

@@ -49,6 +49,7 @@ def run_sections(tmp_path, *sections: str, algorithms=("ar", "d3pm")) -> dict:
     return data["results"]
 
 
+@pytest.mark.slow
 def test_a_section_measures_and_reports(tmp_path):
     results = run_sections(tmp_path, "loading")
     assert results["loading"][0]["tokens_per_s"] > 0

@@ -123,9 +123,14 @@ def mode_of(line: str) -> str:
     return found[1] if found else "train"
 
 
+def is_quick(line: str) -> bool:
+    """Of README, and not one of another algorithm alone (test_algorithms.py)."""
+    return line in README and not re.search(r"experiment=demo algo=\w+$", line)
+
+
 @pytest.mark.parametrize(
     "line",
-    [x if x in README else pytest.param(x, marks=pytest.mark.slow) for x in OTHERS],
+    [x if is_quick(x) else pytest.param(x, marks=pytest.mark.slow) for x in OTHERS],
 )
 def test_command_runs(line, workplace):
     pythonpath = workplace if line.startswith("PYTHONPATH=.") else None

@@ -74,6 +74,7 @@ def checkpoint(tmp_path_factory):
     return folder / "train" / "checkpoints" / "last.ckpt"
 
 
+@pytest.mark.slow
 def test_judge_from_a_folder(checkpoint, tmp_path):
     """Any causal language model with its tokenizer serves as the judge."""
     from transformers import GPT2Config, GPT2LMHeadModel
