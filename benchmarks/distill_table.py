@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,19 +45,31 @@ LEAST = 0.15  # nats that a student's entropy may lie below that of held-out tex
 ORDER = 5  # of the judge
 
 
-def by_steps(parent: Path | None) -> list[tuple[int, list[str]]]:
-    """Overrides of samples, by number of steps."""
-    return [(steps, [f"sampling.steps={steps}"]) for steps in STEPS]
+class Sweep(NamedTuple):
+    """Samples of a model in one process."""
+
+    steps: tuple[int, ...]
+    overrides: list[str]
 
 
-def by_refinement(parent: Path | None) -> list[tuple[int, list[str]]]:
+def listed(numbers: Iterable[int]) -> str:
+    """As Hydra wants the values of a sweep."""
+    return ",".join(map(str, numbers))
+
+
+def by_steps(parent: Path | None) -> list[Sweep]:
+    """Every number of steps by the model itself."""
+    return [Sweep(STEPS, [f"sampling.steps={listed(STEPS)}"])]
+
+
+def by_refinement(parent: Path | None) -> list[Sweep]:
     """One step of the generator, the others by its teacher."""
-    one = ["sampling.predictor=one_step"]
-    path = f"sampling.refine_path={parent}"
-    refined = [
-        (n, [*one, f"sampling.refine_steps={n - 1}", path]) for n in STEPS if n > 1
+    one, more = "sampling.predictor=one_step", STEPS[1:]
+    refined = f"sampling.refine_steps={listed(n - 1 for n in more)}"
+    return [
+        Sweep((1,), [one]),
+        Sweep(more, [one, refined, f"sampling.refine_path={parent}"]),
     ]
-    return [(1, one), *refined]
 
 
 class Model(NamedTuple):
@@ -68,7 +80,7 @@ class Model(NamedTuple):
     sampling: tuple[str, ...] = ()  # overrides
     parent: str | None = None
     target: int | None = None  # steps in which it is to be better than its parent
-    samples: Callable[[Path | None], list[tuple[int, list[str]]]] = by_steps
+    sweeps: Callable[[Path | None], list[Sweep]] = by_steps
 
 
 NO_TAIL = "sampling.noise_removal=ancestral"
@@ -150,16 +162,19 @@ def sample(folder: Path, name: str, overrides: list[str]) -> list[Result]:
     """A model with every number of steps."""
     model, results = MODELS[name], []
     parent = checkpoint(folder, model.parent) if model.parent else None
-    for steps, asked in model.samples(parent):
-        place = folder / "samples" / f"{name}-{steps}"
-        path = f"eval.checkpoint_path={checkpoint(folder, name)}"
-        sweep = ["-m", f"hydra.sweep.dir={place}", "experiment=demo_samples"]
-        run(place, *sweep, path, *model.sampling, *asked, *overrides)
+    for index, sweep in enumerate(model.sweeps(parent)):
+        place = folder / "samples" / f"{name}-{index}"
+        asked = ["-m", f"hydra.sweep.dir={place}", "experiment=demo_samples"]
+        asked += [f"eval.checkpoint_path={checkpoint(folder, name)}", *model.sampling]
+        run(place, *asked, *sweep.overrides, *overrides)
         with open(place / "summary.csv") as file:
-            (row,) = csv.DictReader(file)
+            rows = list(csv.DictReader(file))
         keys = ("evaluations", "ngram_ppl", "ngram_ppl_stderr")
         keys += ("entropy", "entropy_stderr")
-        results.append(Result(name, steps, *(float(row[key]) for key in keys)))
+        results += [
+            Result(name, steps, *(float(row[key]) for key in keys))
+            for steps, row in zip(sweep.steps, rows, strict=True)
+        ]
     return results
 
 

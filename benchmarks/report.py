@@ -12,6 +12,21 @@ matplotlib.use("Agg")  # no display is needed
 from matplotlib import pyplot
 from matplotlib.ticker import LogLocator
 
+# Columns of the cost of a train step, as those of TABLES.
+STEP_COSTS = [
+    ("case", "case", "{}"),
+    ("B", "batch", "{}"),
+    ("plain ms", "plain_ms", "{:.0f}"),
+    ("ours ms", "ours_ms", "{:.0f}"),
+    ("speed", "speed", "{:.1f} x"),
+    ("plain, step MB", "plain_step_mb", "{:.0f}"),
+    ("ours, step MB", "ours_step_mb", "{:.0f}"),
+    ("plain MB", "plain_peak_mb", "{:.0f}"),
+    ("ours MB", "ours_peak_mb", "{:.0f}"),
+    ("plain largest batch", "plain_largest_batch", "{}"),
+    ("ours largest batch", "ours_largest_batch", "{}"),
+]
+
 # Tables: title, the section of its rows, and columns as (heading, key, format).
 TABLES = {
     "train": (
@@ -84,36 +99,12 @@ TABLES = {
     "curriculum": (
         "soft inputs, train step",
         "curriculum",
-        [
-            ("case", "case", "{}"),
-            ("B", "batch", "{}"),
-            ("plain ms", "plain_ms", "{:.0f}"),
-            ("ours ms", "ours_ms", "{:.0f}"),
-            ("speed", "speed", "{:.1f} x"),
-            ("plain, step MB", "plain_step_mb", "{:.0f}"),
-            ("ours, step MB", "ours_step_mb", "{:.0f}"),
-            ("plain MB", "plain_peak_mb", "{:.0f}"),
-            ("ours MB", "ours_peak_mb", "{:.0f}"),
-            ("plain largest batch", "plain_largest_batch", "{}"),
-            ("ours largest batch", "ours_largest_batch", "{}"),
-        ],
+        STEP_COSTS,
     ),
     "distillation": (
         "distillation, train step",
         "distillation",
-        [
-            ("case", "case", "{}"),
-            ("B", "batch", "{}"),
-            ("plain ms", "plain_ms", "{:.0f}"),
-            ("ours ms", "ours_ms", "{:.0f}"),
-            ("speed", "speed", "{:.1f} x"),
-            ("plain, step MB", "plain_step_mb", "{:.0f}"),
-            ("ours, step MB", "ours_step_mb", "{:.0f}"),
-            ("plain MB", "plain_peak_mb", "{:.0f}"),
-            ("ours MB", "ours_peak_mb", "{:.0f}"),
-            ("plain largest batch", "plain_largest_batch", "{}"),
-            ("ours largest batch", "ours_largest_batch", "{}"),
-        ],
+        STEP_COSTS,
     ),
     "integral": (
         "the operator at 100 000 gammas (plain: adaptive quadrature, extrapolated "

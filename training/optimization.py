@@ -1,4 +1,4 @@
-"""Optimiser, schedule, clipping, and the step of the EMA that follows an update."""
+"""Optimiser, schedule and clipping."""
 
 import math
 from collections.abc import Iterable
@@ -10,7 +10,6 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from models.ema import ExponentialMovingAverage
 from training.accumulation import Accumulation
 from training.finite import FiniteTraining
 
@@ -19,11 +18,6 @@ class Optimization(Accumulation, FiniteTraining):
     """How the weights of a model change, as `optim` and `lr_scheduler` say."""
 
     config: DictConfig
-    ema: ExponentialMovingAverage | None
-
-    def averaged_parameters(self) -> Iterable[nn.Parameter]:
-        """Those of which there are EMA weights."""
-        raise NotImplementedError
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups of parameters as optimisers take them: all in one."""
@@ -63,11 +57,6 @@ class Optimization(Accumulation, FiniteTraining):
                 "name": "trainer/lr",
             },
         }
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.update(self.averaged_parameters())
 
     def configure_gradient_clipping(
         self,

@@ -33,6 +33,11 @@ class Weights(lightning.LightningModule):
         """Those of which there are EMA weights."""
         return self.parameters()
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.averaged_parameters())
+
     @contextmanager
     def eval_weights(self) -> Iterator[None]:
         """EMA weights (unless `eval.disable_ema`) and evaluation mode; both undone."""
