@@ -7,15 +7,12 @@ compared from the recorded inputs all the same.
 """
 
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
 from golden_cases import EXACT, FORWARD, Case, close, for_cases
-from golden_models import StubTokenizer, batch_sizes, build, composed
-from omegaconf import OmegaConf
+from golden_models import batch_sizes, build, composed, followed
 
-from cli.settle import algorithm_class
 from diffusion.gaussian import Levels, pair_of
 from distillation.dcd import Noisy
 from distillation.teacher import Rounds
@@ -220,34 +217,15 @@ def test_teacher(case, kind):
     Through the hooks that Lightning calls, with a stand-in for its trainer.
     """
     rule, front = case.values["teacher_rule"], f"{kind}_teacher"
-    initial = case[f"{front}/initial"]
     updates, students, teachers = (
         case[f"{front}/{name}"] for name in ("updates", "student", "teacher")
     )
-    (name,) = re.search(r"parameter (\S+)", case.meaning(f"{front}/initial")).groups()
-    block = re.match(r"blocks\.(\d+)\.", name)
-    n_blocks = 1 + (int(block[1]) if block else 0)
-    sizes = {"n_heads": 1, "n_blocks": n_blocks, "cond_dim": 8, "length": 4}
     every = rule["update_teacher_every"]
-    settings = {
-        "algo": {"update_teacher_every": every, "teacher_ema": kind == "ema"},
-        "model": {"hidden_size": min(initial.shape), **sizes},
-        "training": {"ema": rule["ema_decay"]},
-    }
-    config = composed("algo=distillation", "model=tiny")
-    config = OmegaConf.merge(config, settings)
-    saved = []
-    with torch.random.fork_rng():
-        model = algorithm_class(config)(config, StubTokenizer(7, None)).train()
-        model.trainer = SimpleNamespace(
-            global_step=0,
-            global_rank=0,
-            save_checkpoint=lambda path, weights_only: saved.append(path),
-        )
-        student = model.backbone.get_parameter(name)
-        with torch.no_grad():
-            student.copy_(initial)
-        model.on_train_start()
+    algo = {"update_teacher_every": every, "teacher_ema": kind == "ema"}
+    ema = {"ema": rule["ema_decay"]}
+    model, name, student, saved = followed(
+        case, front, "distillation", algo=algo, training=ema
+    )
     for step, update in enumerate(updates):
         model.trainer.global_step = step
         limits = case.tolerance("teacher")

@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from golden_cases import Case, approx, close, for_cases
-from golden_models import StubTokenizer, composed, sizes_of
+from golden_models import StubTokenizer, composed, followed, sizes_of
 from omegaconf import OmegaConf
 from torch import Tensor
 
@@ -406,31 +406,12 @@ def test_weights_over_rounds(case, index):
     through the hooks that Lightning calls; further micro-batches change nothing."""
     rule = case.values["weights"][index]
     front = "ema_teacher" if rule["use_ema_on_growth"] else "plain_teacher"
-    initial = case[f"{front}/initial"]
-    meaning = case.meaning(f"{front}/initial")
-    (name,) = re.search(r"parameter ([\w.]+)", meaning).groups()
-    config = composed("algo=sdtt", "model=tiny")
-    n_blocks = 1 + int(re.search(r"blocks\.(\d+)", name)[1])
-    sizes = {"n_heads": 1, "n_blocks": n_blocks, "cond_dim": 8, "length": 4}
     keys = ("grow_dt_every", "use_ema_on_growth")
-    more = {
-        "algo": {key: rule[key] for key in keys},
-        "model": {"hidden_size": min(initial.shape), **sizes},
-        "training": {"ema": rule["ema"], "sampling_eps": 1e-5},
-    }
-    config = OmegaConf.merge(config, more)
-    saved = []
-    with torch.random.fork_rng():
-        model = algorithm_class(config)(config, StubTokenizer(7, None)).train()
-    model.trainer = SimpleNamespace(
-        global_step=0,
-        global_rank=0,
-        save_checkpoint=lambda path, weights_only: saved.append(path),
+    algo = {key: rule[key] for key in keys}
+    training = {"ema": rule["ema"], "sampling_eps": 1e-5}
+    model, name, student, saved = followed(
+        case, front, "sdtt", algo=algo, training=training
     )
-    student = model.backbone.get_parameter(name)
-    with torch.no_grad():
-        student.copy_(initial)
-    model.on_train_start()
     place = [n for n, _ in model.backbone.named_parameters()].index(name)
 
     def check(step: int) -> None:

@@ -2,9 +2,11 @@
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 from golden_cases import ROOT, Case
@@ -157,6 +159,47 @@ def build(case: Case, weights: str | None = "weights/", **settings: Any) -> Trai
     if weights is not None:
         model.load_state_dict(case.group(weights), strict=True)
     return model.eval()
+
+
+class Followed(NamedTuple):
+    """A student of which one parameter was recorded over its rounds."""
+
+    model: TrainerBase
+    name: str  # of the parameter in the network
+    parameter: torch.nn.Parameter
+    saved: list[str]  # files that its trainer was asked for
+
+
+def followed(case: Case, front: str, student: str, **settings: Any) -> Followed:
+    """The student at its first step, with a stand-in for its trainer.
+
+    Args:
+        case: With the parameter at the start, {front}/initial, whose meaning names it.
+        front: Where the case has it.
+        student: Its algorithm.
+        settings: Sections of the config, but for the network's sizes.
+    """
+    initial = case[f"{front}/initial"]
+    meaning = case.meaning(f"{front}/initial")
+    (name,) = re.search(r"parameter ([\w.]+)", meaning).groups()
+    block = re.match(r"blocks\.(\d+)\.", name)
+    sizes = {"n_heads": 1, "n_blocks": 1 + (int(block[1]) if block else 0)}
+    sizes |= {"cond_dim": 8, "length": 4, "hidden_size": min(initial.shape)}
+    config = composed(f"algo={student}", "model=tiny")
+    config = OmegaConf.merge(config, settings | {"model": sizes})
+    saved: list[str] = []
+    with torch.random.fork_rng():
+        model = algorithm_class(config)(config, StubTokenizer(7, None)).train()
+    model.trainer = SimpleNamespace(
+        global_step=0,
+        global_rank=0,
+        save_checkpoint=lambda path, weights_only: saved.append(path),
+    )
+    parameter = model.backbone.get_parameter(name)
+    with torch.no_grad():
+        parameter.copy_(initial)
+    model.on_train_start()
+    return Followed(model, name, parameter, saved)
 
 
 def derivative_factor(config: DictConfig) -> float:
