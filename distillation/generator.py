@@ -19,7 +19,7 @@ from diffusion.base import flat_positions
 from distillation.initial import InitialRatio, InitialTokens, Perturbation, Perturbed
 from distillation.masking import RATIO_LAWS, masked_count, masked_positions
 from models.device import to_device, widened
-from models.head import auto_chunk_size
+from models.head import draw_chunk_size
 from models.network import Network
 from sampling.categorical import at_quantile
 
@@ -149,7 +149,7 @@ class Generator(MDLM):
         return self.initial.with_bos(x.view(drawn.u.shape))
 
     def _chunk(self) -> int:
-        return auto_chunk_size(2 * self.vocab_size, self.device.type)
+        return draw_chunk_size(self.vocab_size, self.device.type)
 
     def draws(self, x0: Tensor, purpose: str, batch_idx: int) -> Draws:
         """What a pass of theta in training is given.

@@ -23,7 +23,7 @@ from distillation.student import Student
 from distillation.teacher import Teacher
 from models.device import to_device, wide_dtype, widened
 from models.ema import ExponentialMovingAverage
-from models.head import Head, Loss, auto_chunk_size, logits_of
+from models.head import Head, Loss, draw_chunk_size, logits_of
 from sampling.categorical import at_quantile
 from utils import ConfigError, require
 
@@ -303,7 +303,7 @@ class SDTT(Student, MDLM):
             step: Which of them it reveals.
         """
         hidden, tokens = head.hidden.flatten(0, 1), []
-        chunk = auto_chunk_size(2 * self.vocab_size, x.device.type)  # float64
+        chunk = draw_chunk_size(self.vocab_size, x.device.type)
         parts = (y.split(chunk) for y in (step.positions, step.u))
         for positions, u in zip(*parts, strict=True):
             part = head._replace(hidden=hidden.index_select(0, positions))

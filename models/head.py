@@ -115,6 +115,11 @@ def auto_chunk_size(vocab_size: int, device: str) -> int:
     return max(1, budget // (4 * vocab_size))
 
 
+def draw_chunk_size(vocab_size: int, device: str) -> int:
+    """Tokens per chunk of draws from float64 probabilities: half of a loss's."""
+    return auto_chunk_size(2 * vocab_size, device)
+
+
 def chunk_size(
     setting: Literal["auto"] | int | None, vocab_size: int, device: str
 ) -> int | None:

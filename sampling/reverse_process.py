@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from models.device import wide_dtype
-from models.head import auto_chunk_size
+from models.head import draw_chunk_size
 from sampling.denoiser import Denoiser
 from utils import NotFinite
 
@@ -84,8 +84,7 @@ class Chain:
         self.generator = generator
         self.show_progress = show_progress
         self.evaluations = torch.zeros_like(free[:, 0], dtype=torch.long)
-        # Half of a loss's chunk: probabilities are float64.
-        self.chunk = auto_chunk_size(2 * model.vocab_size, model.device.type)
+        self.chunk = draw_chunk_size(model.vocab_size, model.device.type)
         self._are_finite = torch.ones((), dtype=torch.bool, device=free.device)
         self._remembers = remembers
         self._seen: tuple[Tensor, Tensor] | None = None  # (xt, hidden)
