@@ -4,6 +4,7 @@ Fixtures with parameters run a test once per entry of a registry, so that an ent
 added to the code is tested without an edit here.
 """
 
+import gc
 import math
 import os
 import shutil
@@ -42,6 +43,13 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.mkdtemp(prefix="duo-tests-")
         os.environ["DUO_CACHE_DIR"] = folder
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and what they import stay: no garbage is looked for in them."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.fixture(autouse=True)
