@@ -56,12 +56,14 @@ def train(folder: Path, monkeypatch, *overrides: str) -> dict:
     return last(folder)
 
 
-@pytest.fixture
-def teacher(tmp_path, monkeypatch) -> str:
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> str:
     """A checkpoint of a masked model that has learned something."""
+    folder = tmp_path_factory.mktemp("teacher")
     own = ("algo=mdlm", "optim.lr=1e-2", "trainer.max_steps=12", "training.ema=0.5")
-    train(tmp_path / "teacher", monkeypatch, *own)
-    return f"{tmp_path}/teacher/checkpoints/last.ckpt"
+    with pytest.MonkeyPatch.context() as patch:
+        train(folder, patch, *own)
+    return f"{folder}/checkpoints/last.ckpt"
 
 
 @pytest.fixture

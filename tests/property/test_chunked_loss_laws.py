@@ -45,20 +45,27 @@ def wide_model(request, make_model, stub_tokenizer, algo_name):
 # ---------------------------------------------------------------- the plain way
 
 
-@pytest.mark.parametrize("padding", [False, True])
-def test_chunks_do_not_matter(wide_model, padding):
+@pytest.mark.parametrize(
+    ("padding", "batch_idx"),
+    [
+        (False, 0),
+        (True, 3),
+        pytest.param(False, 3, marks=pytest.mark.slow),
+        pytest.param(True, 0, marks=pytest.mark.slow),
+    ],
+)
+def test_chunks_do_not_matter(wide_model, padding, batch_idx):
     """Loss, sums of sequences and all gradients, for every size of the chunks, at
     every position in a global batch."""
     batch = random_batch(wide_model)
     batch = with_padding(batch) if padding else batch
-    for batch_idx in (0, 3):
-        plain = loss_and_gradients(wide_model, batch, None, batch_idx)
-        assert plain[0].loss.dtype == torch.float64
-        assert float(plain[0].loss.detach()) > 0
-        assert all(x.any() for x in plain[1].values())
-        for chunk in SIZES:
-            got = loss_and_gradients(wide_model, batch, chunk, batch_idx)
-            assert_same(got, plain)
+    plain = loss_and_gradients(wide_model, batch, None, batch_idx)
+    assert plain[0].loss.dtype == torch.float64
+    assert float(plain[0].loss.detach()) > 0
+    assert all(x.any() for x in plain[1].values())
+    for chunk in SIZES:
+        got = loss_and_gradients(wide_model, batch, chunk, batch_idx)
+        assert_same(got, plain)
 
 
 def test_draws_differ_from_batch_to_batch(wide_model):

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import hydra
 import torch
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
@@ -41,14 +44,34 @@ def compose(*overrides: str, tiny: bool = True) -> DictConfig:
     return copy.deepcopy(_composed(overrides, tiny))
 
 
-@functools.cache  # Hydra takes longer to compose than a tiny model to run
+@functools.cache
 def _composed(overrides: tuple[str, ...], tiny: bool) -> DictConfig:
+    parser = OverridesParser.create()
+    parsed = {word: parser.parse_override(word) for word in overrides}
+    values = [word for word in overrides if is_value(parsed[word])]
+    choices = tuple(word for word in overrides if word not in values)
+    config = copy.deepcopy(_chosen(choices, tiny))
+    ConfigLoaderImpl._apply_overrides_to_config([parsed[x] for x in values], config)
+    return config
+
+
+def is_value(override: Override) -> bool:
+    """Whether it is set in a config that is composed, as Hydra does last of all."""
+    key = override.key_or_group
+    is_group = key.startswith("hydra") or (CONFIGS / key).is_dir()
+    is_group |= override.package is not None
+    return not (is_group or override.is_delete() or override.is_sweep_override())
+
+
+@functools.cache  # Hydra takes longer to compose than a tiny model to run
+def _chosen(choices: tuple[str, ...], tiny: bool) -> DictConfig:
+    """The config of some choices of groups."""
     register_resolvers()
-    has_data = any(override.startswith("data=") for override in overrides)
+    has_data = any(choice.startswith("data=") for choice in choices)
     data = [] if has_data else ["data=synthetic", "data.vocab_size=7"]
     base = [*TINY, *data] if tiny else []
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        return hydra.compose("config", [*base, *overrides])
+        return hydra.compose("config", [*base, *choices])
 
 
 class StubTokenizer:
