@@ -46,7 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Thousands of tests and what they import stay: no garbage is looked for in them."""
+    """Tests and what they import stay: no garbage is looked for in them."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)
