@@ -2,7 +2,8 @@
 
     rows or a stream of a data set (`data/registry.py`) -> batches
 
-A batch is {'input_ids', 'attention_mask'}, both (B, L). Nothing here knows an
+A batch is {'input_ids', 'attention_mask'}, both (B, L); of data with classes
+'labels', (B,), too. Nothing here knows an
 algorithm; what one needs of the data (its mask id) is passed in.
 """
 
@@ -44,7 +45,8 @@ class EpochOrder(Sampler[int]):
         rank, world_size: r and W.
         seed: Of the permutation, together with the epoch.
         accumulate: Micro-batches of an update.
-        num_starts: Of the crops of a row; an index is row + num_rows * start.
+        num_starts: Of the crops or forms of a row, each of which is as probable; an
+            index is row + num_rows * start.
     """
 
     def __init__(
@@ -81,20 +83,37 @@ class EpochOrder(Sampler[int]):
     def indices(self) -> np.ndarray:
         """Of this rank in the whole epoch."""
         random = np.random.default_rng([self.seed, self.epoch])
-        order = random.permutation(self.num_rows)
-        if self.num_starts > 1:
-            order += self.num_rows * random.integers(self.num_starts, size=len(order))
+        order = self._with_starts(random.permutation(self.num_rows), random)
         used = self.num_batches * self.world_size * self.batch_size
         shape = (self.num_batches, self.world_size, self.batch_size)
         return order[:used].reshape(shape)[:, self.rank].ravel()
+
+    def _with_starts(
+        self, order: np.ndarray, random: np.random.Generator
+    ) -> np.ndarray:
+        """Rows in their order, each with the start that is drawn for it."""
+        if self.num_starts > 1:
+            order += self.num_rows * random.integers(self.num_starts, size=len(order))
+        return order
+
+    @staticmethod
+    def starts_of(rows: TokenRows) -> int:
+        """How many starts of a row are drawn from."""
+        return rows.num_starts
 
 
 class ReferenceOrder(EpochOrder):
     """The order of the published code: `algo.compat=reference`.
 
     Rank r takes the places r, r + W, ... of torch's permutation. NOTE(compat): on one
-    device, the permutations of all epochs come from one generator.
+    device, the permutations of all epochs come from one generator. Images are flipped,
+    as published, by draws of ours, of which a run that goes on makes the same; crops
+    are not taken.
     """
+
+    @staticmethod
+    def starts_of(rows: TokenRows) -> int:
+        return rows.num_published_starts
 
     def indices(self) -> np.ndarray:
         generator = torch.Generator()
@@ -105,8 +124,10 @@ class ReferenceOrder(EpochOrder):
             generator.manual_seed(self.seed)
             for _ in range(self.epoch + 1):
                 order = torch.randperm(self.num_rows, generator=generator)
+        random = np.random.default_rng([self.seed, self.epoch])
+        indices = self._with_starts(order.numpy(), random)
         used = self.num_batches * self.world_size * self.batch_size
-        return order[:used][self.rank :: self.world_size].numpy()
+        return indices[:used][self.rank :: self.world_size]
 
 
 # By `algo.compat`.
@@ -261,14 +282,15 @@ class DataModule(lightning.LightningDataModule):
             if not config.loader.num_workers:
                 del options["persistent_workers"]
             return StreamLoader(source, gather, self._check_ids, **options)
-        order = ORDERS[config.algo.compat](
+        kind = ORDERS[config.algo.compat]
+        order = kind(
             len(source),
             config.loader.batch_size,
             rank,
             world_size,
             config.seed,
             accumulate,
-            source.num_starts,
+            kind.starts_of(source),
         )
         return TrainLoader(source, order, **self._options())
 
@@ -287,10 +309,11 @@ class DataModule(lightning.LightningDataModule):
 
     def _padding(self) -> int | None:
         """What takes the place of the pad in batches, where that is the mask."""
-        if self.mask_index is None:
+        pad = self.tokenizer.pad_token_id
+        if self.mask_index is None or pad is None:
             return None
         padding = padding_id(self.tokenizer, self.mask_index)
-        return None if padding == self.tokenizer.pad_token_id else padding
+        return None if padding == pad else padding
 
     def _options(self) -> dict[str, Any]:
         """Of both loaders."""

@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 import torch
 from torch import Tensor
 
-from checkpoints.pickles import Budget, Named, read_pickle
+from data.pickles import Budget, Named, read_pickle
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of the older format
 _VERSION = 1001

@@ -15,8 +15,8 @@ from checkpoints.archive import read_archive
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.huggingface import own_name, read_hub
 from checkpoints.locating import check_checkpoint_path, is_folder_or_hub_id
-from checkpoints.pickles import MAX_DEPTH, Budget, Named, check_extent
 from checkpoints.schema import check_content
+from data.pickles import MAX_DEPTH, Budget, Named, check_extent
 from utils import ConfigError, first_line, open_file
 
 # Where classes may come from whose objects are read as records.

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from checkpoints.locating import check_checkpoint_path
 from cli.known_keys import INERT_KEYS, refuse_unread
+from cli.modality import check_modality_keys
 from cli.older_keys import refuse_older_keys
 from cli.values import check_kinds, check_values
 from data.files import find_files
@@ -57,6 +58,7 @@ def check(config: DictConfig) -> None:
     validate_backbone(config)
     check_values(config)
     check_inert_keys(config)
+    check_modality_keys(config)
     splits = SPLITS.get(config.mode)
     if splits is not None:
         check_tokenizer(config)

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from cli.known_keys import unknown_key
 from cli.older_keys import translated
 from cli.paths import PATHS
+from data.tokenizers import PIXELS, TOKENIZERS
 from utils import CONFIGS, files_named, hydra_quoted, unknown_value
 
 
@@ -142,6 +143,8 @@ def find_inputs(config: DictConfig, folder: str) -> None:
 
     for key in INPUTS:
         value = OmegaConf.select(config, key)
+        if key == "data.tokenizer_name_or_path" and value in (*TOKENIZERS, *PIXELS):
+            continue  # one of ours, whatever lies in the folder
         is_list = isinstance(value, ListConfig)
         absolute = [found(x) for x in value] if is_list else found(value)
         if absolute != value:

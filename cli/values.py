@@ -55,6 +55,9 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "data.valid_documents": (int, 1, MANY),
     "data.shuffle_rows": (int, 1, MANY),
     "data.vocab_size": (int, 2, 2**31 - 1),
+    "data.num_classes": (int, 1, WIDE),
+    "data.size": (int, 1, 2**28),
+    "data.length": (int, 3, 2**30),
     "data.num_train": (int, 0, MANY),
     "data.num_valid": (int, 0, MANY),
     "data.valid_fraction": (float, 0, 1),
@@ -104,7 +107,10 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "lr_scheduler.lr_lambda.n_halve_steps": (int, 1, MANY),
 }
 # Numbers that may be null, which has a meaning of its own.
-NULLABLE = ("trainer.gradient_clip_val", "trainer.check_val_every_n_epoch")
+NULLABLE = (
+    *("trainer.gradient_clip_val", "trainer.check_val_every_n_epoch"),
+    "data.num_classes",
+)
 
 # Keys that are a whole number of batches or updates, or a part up to 1: the smallest.
 PARTS = {
@@ -128,6 +134,7 @@ FLAGS = (
     "algo.use_ema_on_growth",
     "callbacks.checkpoint_every_n_steps.save_last",
     "checkpointing.resume_from_ckpt",
+    "data.flip",
     "data.insert_train_eos",
     "data.insert_valid_eos",
     "data.keep_remainder",

@@ -11,6 +11,7 @@ rows are used, once for all processes of a job; what does not have them is built
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -66,7 +67,24 @@ def stored_rows(
     build: Callable[[str], Iterable[Block]],
     about: Callable[[], Mapping[str, Any]] = dict,
 ) -> TokenRows:
-    """Rows of the cache, which are built first if they are not there.
+    """Rows of the cache, which are built first if they are not there; the arguments are
+    those of `stored_folder`.
+
+    Raises:
+        ConfigError: If what is there cannot be read.
+    """
+    return open_rows(stored_folder(cache_dir, name, key, layout, build, about))
+
+
+def stored_folder(
+    cache_dir: str,
+    name: str,
+    key: Mapping[str, Any],
+    layout: Layout,
+    build: Callable[[str], Iterable[Block]],
+    about: Callable[[], Mapping[str, Any]] = dict,
+) -> str:
+    """The local folder of rows, which are built first if they are not there.
 
     Args:
         cache_dir: Local or fsspec folder.
@@ -76,9 +94,6 @@ def stored_rows(
         build: Makes the rows; is given a folder for what it needs meanwhile.
         about: What else is to be known of rows that were made, JSON; `num_documents`
             is of the source.
-
-    Raises:
-        ConfigError: If what is there cannot be read.
     """
     key = {"format": FORMAT, **key, "layout": layout._asdict()}
     text = json.dumps(key, sort_keys=True)
@@ -98,7 +113,7 @@ def stored_rows(
                     _write(folder, build(folder), layout, key, about)
                     if store:
                         _copy(folder, store)
-    return open_rows(home)
+    return home
 
 
 def is_whole(folder: str) -> bool:
@@ -232,11 +247,11 @@ def _fault(folder: str, key: Mapping[str, Any]) -> str | None:
     if _was_checked(folder, state):
         return None
     try:
-        described = _description(folder)
-        if {name: described.get(name) for name in key} != json.loads(json.dumps(key)):
+        about = described(folder)
+        if {name: about.get(name) for name in key} != json.loads(json.dumps(key)):
             return f"{DESCRIPTION} is of other rows"
         for name in (ROWS, COUNTS):
-            size, digest = described["files"][name]
+            size, digest = about["files"][name]
             if state[name][0] != size:
                 return f"{name} has {state[name][0]} bytes instead of {size}"
             if file_digest(os.path.join(folder, name)) != digest:
@@ -285,19 +300,19 @@ def file_digest(path: str) -> str:
         return hashlib.sha256(b"".join(pieces)).hexdigest()
 
 
-def _description(folder: str) -> dict[str, Any]:
-    """Of the rows.
+def described(folder: str) -> dict[str, Any]:
+    """What the description of rows says.
 
     Raises:
         ValueError: If it is not as it was written.
     """
     with open(os.path.join(folder, DESCRIPTION), encoding="utf-8") as file:
-        described = json.load(file)
-    if not isinstance(described, dict):
+        about = json.load(file)
+    if not isinstance(about, dict):
         raise ValueError("it is no object")
-    if described.pop("sha256", None) != _sha256(described):
+    if about.pop("sha256", None) != _sha256(about):
         raise ValueError("its hash is another")
-    return described
+    return about
 
 
 def _sha256(data: Mapping[str, Any]) -> str:
@@ -316,16 +331,22 @@ def _write(
 ) -> None:
     has_padding = not layout.wrap or layout.keep_remainder
     ids = pa.list_(_id_type(key), layout.length)
+    groups = _regrouped(blocks)
+    first = next(groups, None)
+    has_labels = first is not None and first.labels is not None
     fields = {"input_ids": ids} | ({"num_valid": pa.int32()} if has_padding else {})
+    fields |= {"label": pa.int32()} if has_labels else {}
     schema = pa.schema(fields)
     counts, num_rows = np.zeros(0, dtype=np.int64), 0
     path = os.path.join(folder, ROWS)
     with pa.OSFile(path, "wb") as file, pa.ipc.new_file(file, schema) as writer:
-        for block in _regrouped(blocks):
+        for block in itertools.chain([] if first is None else [first], groups):
             flat = pa.array(block.ids.ravel(), type=ids.value_type)
             columns = [pa.FixedSizeListArray.from_arrays(flat, layout.length)]
             if has_padding:
                 columns.append(pa.array(block.num_valid, type=pa.int32()))
+            if has_labels:
+                columns.append(pa.array(block.labels, type=pa.int32()))
             writer.write_batch(pa.record_batch(columns, schema=schema))
             counts = add_counts(counts, block.ids)
             num_rows += len(block.ids)
@@ -334,14 +355,15 @@ def _write(
     for name in (ROWS, COUNTS):
         path = os.path.join(folder, name)
         files[name] = [os.path.getsize(path), file_digest(path)]
-    described = {"rows": num_rows, **about(), **key, "files": files}
-    described["sha256"] = _sha256(described)
+    description = {"rows": num_rows, **about(), **key, "files": files}
+    description["sha256"] = _sha256(description)
     with open(os.path.join(folder, DESCRIPTION), "w", encoding="utf-8") as file:
-        json.dump(described, file, indent=1)
+        json.dump(description, file, indent=1)
 
 
 def _id_type(key: Mapping[str, Any]) -> pa.DataType:
-    return pa.uint16() if key["vocab_size"] <= 2**16 else pa.int32()
+    sizes = {2**8: pa.uint8(), 2**16: pa.uint16()}
+    return next((x for n, x in sizes.items() if key["vocab_size"] <= n), pa.int32())
 
 
 def _regrouped(blocks: Iterable[Block]) -> Iterator[Block]:
@@ -351,17 +373,13 @@ def _regrouped(blocks: Iterable[Block]) -> Iterator[Block]:
         held.append(block)
         if sum(len(block.ids) for block in held) < ROWS_PER_BATCH:
             continue
-        together = _joined(held)
+        together = Block.joined(held)
         end = len(together.ids) // ROWS_PER_BATCH * ROWS_PER_BATCH
         for start in range(0, end, ROWS_PER_BATCH):
-            yield Block(*(x[start : start + ROWS_PER_BATCH] for x in together))
-        held = [Block(*(x[end:] for x in together))]
-    if held and len((last := _joined(held)).ids):
+            yield together.part(start, start + ROWS_PER_BATCH)
+        held = [together.part(end)]
+    if held and len((last := Block.joined(held)).ids):
         yield last
-
-
-def _joined(blocks: list[Block]) -> Block:
-    return Block(*map(np.concatenate, zip(*blocks, strict=True)))
 
 
 def open_rows(folder: str) -> TokenRows:
@@ -370,18 +388,27 @@ def open_rows(folder: str) -> TokenRows:
     Raises:
         ConfigError: If they cannot be read.
     """
+    ids, counts, said = open_folder(folder)
+    about = said.get("num_documents"), said.get("num_skipped", 0)
+    return TokenRows(ids, ids.num_valid, counts, *about)
+
+
+def open_folder(folder: str) -> tuple["MappedIds", np.ndarray, dict[str, Any]]:
+    """The ids of a local folder, how often each occurs, and the description.
+
+    Raises:
+        ConfigError: If they cannot be read.
+    """
     try:
         ids = MappedIds(os.path.join(folder, ROWS))
         counts = np.load(os.path.join(folder, COUNTS), allow_pickle=False)
-        described = _description(folder)
+        return ids, counts, described(folder)
     except (pa.ArrowInvalid, OSError, ValueError, KeyError, EOFError) as error:
         reason = one_line(str(error))
         raise ConfigError(
             f"data.cache_dir: {folder} cannot be read ({reason}); remove this folder, "
             "and it will be made again."
         ) from None
-    about = described.get("num_documents"), described.get("num_skipped", 0)
-    return TokenRows(ids, ids.num_valid, counts, *about)
 
 
 class MappedIds:
@@ -405,10 +432,8 @@ class MappedIds:
             ]
         length = reader.schema.field("input_ids").type.list_size
         self._batches = [_array(batch, length) for batch in batches]
-        self.num_valid: np.ndarray | None = None
-        if "num_valid" in reader.schema.names:
-            columns = [batch["num_valid"].to_numpy() for batch in batches]
-            self.num_valid = np.concatenate([np.empty(0, np.int32), *columns])
+        self.num_valid = _column("num_valid", reader.schema.names, batches)
+        self.labels = _column("label", reader.schema.names, batches)
         dtype = reader.schema.field("input_ids").type.value_type.to_pandas_dtype()
         self.dtype = np.dtype(dtype)
         self._length = length
@@ -460,6 +485,16 @@ class MappedIds:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _mapped_again, (self._path, self._start, self._stop)
+
+
+def _column(
+    name: str, names: list[str], batches: list[pa.RecordBatch]
+) -> np.ndarray | None:
+    """A column of numbers, (N,), if there is one."""
+    if name not in names:
+        return None
+    parts = [batch[name].to_numpy() for batch in batches]
+    return np.concatenate([np.empty(0, np.int32), *parts])
 
 
 def _mapped_again(path: str, start: int, stop: int) -> MappedIds:

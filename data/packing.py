@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
@@ -69,6 +69,24 @@ class Block(NamedTuple):
 
     ids: np.ndarray  # (R, L)
     num_valid: np.ndarray  # (R,), L where there is no padding
+    labels: np.ndarray | None = None  # (R,), of rows that have a class each
+
+    def part(self, start: int, stop: int | None = None) -> "Block":
+        """The rows start .. stop - 1."""
+        ids, num_valid = self.ids[start:stop], self.num_valid[start:stop]
+        return Block(
+            ids, num_valid, None if self.labels is None else self.labels[start:stop]
+        )
+
+    @classmethod
+    def joined(cls, blocks: "Sequence[Block]") -> "Block":
+        """The rows of several blocks, all of them with labels or none."""
+        labels = [x.labels for x in blocks if x.labels is not None]
+        return cls(
+            np.concatenate([x.ids for x in blocks]),
+            np.concatenate([x.num_valid for x in blocks]),
+            np.concatenate(labels) if labels else None,
+        )
 
 
 def lay_out(chunks: Iterable[Chunk], layout: Layout) -> Iterator[Block]:
@@ -146,7 +164,7 @@ def rows_of(blocks: Iterable[Block], length: int) -> TokenRows:
         length: L.
     """
     none = Block(np.empty((0, length), np.int32), np.empty(0, np.int32))
-    ids, num_valid = map(np.concatenate, zip(none, *blocks, strict=True))
+    ids, num_valid, _ = Block.joined([none, *blocks])
     return TokenRows(ids, None if (num_valid == length).all() else num_valid)
 
 

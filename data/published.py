@@ -1,6 +1,7 @@
-"""Published text data sets: where each may be had, and what its protocol makes of it.
+"""Published data sets: where each may be had, and what its protocol makes of it.
 
-`CORPORA` is the one table of them; `sources.py` reads what it says.
+`CORPORA` is the one table of texts, which `sources.py` reads, and `IMAGE_SETS` that of
+images, which `image_sources.py` does.
 """
 
 from collections.abc import Callable, Mapping
@@ -206,11 +207,29 @@ CORPORA: dict[str, Corpus] = {
     ),
 }
 
+# Sets of images, by the same keys.
+IMAGE_SETS: dict[str, Corpus] = {
+    "cifar10": Corpus(
+        sources=(
+            Source("uoft-cs/cifar10", "plain_text"),
+            Source("uoft-cs/cifar10", revision=CONVERTED, data_dir="plain_text"),
+            Source("cifar10", "plain_text"),
+        ),
+        column="img",
+        valid="test",
+        num_documents={"train": 50_000, "test": 10_000},
+    ),
+    "images": Corpus(sources=(), column="image"),  # the user's own
+}
+
 
 def published_documents(config: DictConfig, split: str) -> int | None:
     """How many the source of 'train' or 'valid' has, as published; None: no number.
 
+    Of images that is their number.
+
     Of OpenWebText that is of the whole, whose end is held out.
     """
-    corpus = CORPORA.get(config.data[split])
+    name = config.data[split]
+    corpus = CORPORA.get(name) or IMAGE_SETS.get(name)
     return corpus and corpus.num_documents.get(getattr(corpus, split))

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from data.files import check_apart, find_files
-from data.published import CORPORA
+from data.image_sources import check_images, check_images_apart, check_sizes
+from data.published import CORPORA, IMAGE_SETS
 from data.sources import check_published, check_sources_apart
+from data.tokenizers import PIXELS
 from utils import ConfigError, choose, imported, require
 
 SPLITS = ("train", "valid")
@@ -47,6 +49,7 @@ class DatasetSpec(NamedTuple):
     streamer: Callable[..., Any] | str | None = None
     is_made: bool = False  # on the spot, so that data.streaming makes no difference
     has_rows: bool = True  # of files, which may be damaged: `data.on_bad_row`
+    modality: str = "text"
 
     def load(self, config: DictConfig, tokenizer: Any, split: str) -> Any:
         """The rows of a split, a `data.rows.TokenRows`."""
@@ -84,7 +87,14 @@ DATASETS: dict[str, DatasetSpec] = {
     ),
     **dict.fromkeys(CORPORA, PUBLISHED),
     "text8-crop": DatasetSpec("data.loading.load_crops", check_published),
+    **dict.fromkeys(
+        IMAGE_SETS,
+        DatasetSpec(
+            "data.images.load_images", check_images, has_rows=False, modality="image"
+        ),
+    ),
 }
+MODALITIES = sorted({spec.modality for spec in DATASETS.values()})
 
 
 def check_splits(config: DictConfig, splits: Iterable[str]) -> None:
@@ -99,6 +109,11 @@ def check_splits(config: DictConfig, splits: Iterable[str]) -> None:
     """
     data, splits = config.data, tuple(splits)
     specs = {s: choose(DATASETS, data[s], f"data.{s}") for s in splits}
+    require(data.modality, MODALITIES, "data.modality")
+    for split, spec in specs.items():
+        where = f"data.{split}={data[split]!r}"
+        require(data.modality, [spec.modality], "data.modality", where)
+    check_modality(config)
     for split, spec in specs.items():
         if spec.check is not None:
             spec.check(config, split)
@@ -111,8 +126,9 @@ def check_splits(config: DictConfig, splits: Iterable[str]) -> None:
     if train and data.streaming and train.streamer:
         _refuse_keys_of_packed(config)
     if len(splits) == 2:
-        check_sources_apart(data)
-    if splits and not any(data[split] in CORPORA for split in splits):
+        is_text = data.modality == "text"
+        (check_sources_apart if is_text else check_images_apart)(data)
+    if splits and not any(data[x] in CORPORA.keys() | IMAGE_SETS for x in splits):
         _refuse_keys_of_published(data, splits)
     has_rows = any(spec.has_rows for spec in specs.values())
     if specs and not has_rows and data.on_bad_row == "skip":
@@ -120,11 +136,29 @@ def check_splits(config: DictConfig, splits: Iterable[str]) -> None:
             f"data.on_bad_row=skip has no effect: data.train={data.train!r} and "
             f"data.valid={data.valid!r} are read from no files; leave it out."
         )
-    require(data.modality, ["text"], "data.modality")
     if config.model.length < 3:
         raise ConfigError(
             f"model.length={config.model.length}: a row holds bos, at least one "
             "token, and eos; give 3 or more."
+        )
+
+
+def check_modality(config: DictConfig) -> None:
+    """Refuses keys of images in a run on text, and the other way round."""
+    data = config.data
+    is_image, name = data.modality == "image", data.tokenizer_name_or_path
+    if is_image != (name in PIXELS):
+        cure = PIXELS[0] if is_image else "a tokenizer of text"
+        raise ConfigError(
+            f"data.tokenizer_name_or_path={name!r} is not for data.modality="
+            f"{data.modality}; give {cure}."
+        )
+    if is_image:
+        check_sizes(config)
+    elif data.num_classes is not None:
+        raise ConfigError(
+            f"data.num_classes={data.num_classes}: data.modality=text has no classes; "
+            "the only value is null."
         )
 
 

@@ -40,7 +40,8 @@ class TokenRows(Dataset):
         self.num_skipped = num_skipped
         self._counts = counts
 
-    num_starts = 1  # of the parts of a row that may be handed out
+    num_starts = 1  # of the parts or forms of a row that may be handed out
+    num_published_starts = 1  # of those that published runs take
 
     def __len__(self) -> int:
         return len(self.ids)

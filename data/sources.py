@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,7 +27,7 @@ from data.files import (
     suffix_of,
 )
 from data.published import CORPORA, Corpus, Source, held_out_end
-from data.readers import FORMATS, Files, format_of
+from data.readers import FORMATS, Files, Txt, format_of
 from utils import ConfigError, answers, first_line, hub_answers, require
 
 T = TypeVar("T")
@@ -39,6 +39,7 @@ SPLIT_NAMES = {
     "test": ("test",),
 }
 HUB = "hf://datasets/"
+_TXT = Txt()
 
 
 # ---------------------------------------------------------------- local copies
@@ -86,11 +87,11 @@ def local_files(data: DictConfig, split: str) -> Local | None:
     below = (file for file in root.rglob("*") if file.is_file())
     files = [file for file in below if suffix_of(str(file)) in TEXT_FORMATS]
     by_split = {
-        name: [file for file in files if _is_of(file.relative_to(root), name)]
-        for name in SPLIT_NAMES
+        name: [file for file in files if is_of_split(file.relative_to(root), words)]
+        for name, words in SPLIT_NAMES.items()
     }
     if files and not any(by_split.values()):
-        return Local(_topmost(files), is_whole=True)
+        return Local(topmost(files), is_whole=True)
     wanted = split_of(corpus, split, data)
     if not by_split[wanted]:
         names = ", ".join(f"{name}*" for name in SPLIT_NAMES[wanted])
@@ -98,10 +99,10 @@ def local_files(data: DictConfig, split: str) -> Local | None:
             f"{key}={path!r} has no file of the {wanted} split: none is called {names} "
             f"and ends in {', '.join(TEXT_FORMATS)}."
         )
-    return Local(_topmost(by_split[wanted]), is_whole=False)
+    return Local(topmost(by_split[wanted]), is_whole=False)
 
 
-def _topmost(files: list[Path]) -> list[str]:
+def topmost(files: list[Path]) -> list[str]:
     """Those nearest to the root; what lies deeper may be a copy of them."""
     depth = min(len(file.parts) for file in files)
     nearest = (str(file) for file in files if len(file.parts) == depth)
@@ -117,9 +118,10 @@ def _config_folder(root: Path, corpus: Corpus) -> Path:
     return root
 
 
-def _is_of(file: Path, split: str) -> bool:
+def is_of_split(file: Path | str, names: Iterable[str]) -> bool:
+    """Whether one of the names of a split is a word of a path."""
     words = re.split(r"[^a-z]+", str(file).lower())
-    return any(name in words for name in SPLIT_NAMES[split])
+    return any(name in words for name in names)
 
 
 def split_of(corpus: Corpus, split: str, data: DictConfig) -> str:
@@ -248,7 +250,11 @@ def sources_of(corpus: Corpus, data: DictConfig, split: str) -> tuple[Source, ..
     key = source_key(data, split)
     if key is None:
         return corpus.sources
-    path = data[key.removeprefix("data.")]
+    return sources_at(data[key.removeprefix("data.")], key)
+
+
+def sources_at(path: str, key: str) -> tuple[Source, ...]:
+    """The source that an address of the hub means, the value of a config key."""
     found = re.fullmatch(r"([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+))?", path[len(HUB) :])
     if found is None:
         raise ConfigError(f"{key}={path!r} is not {HUB}OWNER/NAME[@REVISION][/CONFIG].")
@@ -304,7 +310,17 @@ def unavailable(
 
 
 def _load_source(source: Source, split: str, corpus: Corpus, cache_dir: str) -> Texts:
-    """One split; of the others nothing is downloaded."""
+    """The texts of one split."""
+    builder, rows = rows_of_hub(source, split, cache_dir, corpus.txt)
+    if builder == "text":
+        return Texts(rows, "text", corpus.txt, ".txt")
+    return Texts(rows, corpus.column, corpus.txt)
+
+
+def rows_of_hub(
+    source: Source, split: str, cache_dir: str, txt: Txt = _TXT
+) -> tuple[str, Any]:
+    """The builder of one split and its rows; of the others nothing is downloaded."""
     import datasets
 
     with offline_unless_answered(source):
@@ -316,12 +332,9 @@ def _load_source(source: Source, split: str, corpus: Corpus, cache_dir: str) -> 
                 data_dir=source.data_dir,
                 split=split,
             )
-            return Texts(rows, corpus.column, corpus.txt)
+            return "", rows
         builder, files = data_files(source, split)
-        rows = load_rows(builder, files, cache_dir, corpus.txt)
-    if builder == "text":
-        return Texts(rows, "text", corpus.txt, ".txt")
-    return Texts(rows, corpus.column, corpus.txt)
+        return builder, load_rows(builder, files, cache_dir, txt)
 
 
 def data_files(source: Source, split: str) -> tuple[str, list[str]]:

@@ -154,7 +154,8 @@ def _padded_rows(
 ) -> Iterator[Row]:
     for places, texts in _some(itertools.islice(documents, used, None)):
         (block,) = pad([encode(texts, tokenizer, rules)], layout)
-        for place, ids, num_valid in zip(places, *block, strict=True):
+        rows = zip(places, block.ids, block.num_valid, strict=True)
+        for place, ids, num_valid in rows:
             yield Row(ids, int(num_valid), Mark(place, 1))
 
 

@@ -1,5 +1,5 @@
-"""Tokenizers: characters of text8, bytes, synthetic numbers, any of `transformers`; and
-the vocabulary that a model makes of one.
+"""Tokenizers: characters of text8, bytes, synthetic numbers, pixels, any of
+`transformers`; and the vocabulary that a model makes of one.
 """
 
 import os
@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from utils import ConfigError, first_line, hub_options
+from utils import ConfigError, first_line, hub_options, imported
 
 
 def get_tokenizer(config: DictConfig) -> Any:
@@ -20,13 +20,16 @@ def get_tokenizer(config: DictConfig) -> Any:
     written out in a text are tokens or text, as `data.special_tokens_in_text` says.
 
     Returns:
-        A `transformers` tokenizer.
+        A `transformers` tokenizer; for images a `data.pixels.PixelTokenizer`, which
+        has no special tokens.
 
     Raises:
         ConfigError: If it cannot be loaded, has neither eos nor sep, or lacks the
             token of `data.bos_token`.
     """
     name = config.data.tokenizer_name_or_path
+    if name in PIXELS:
+        return imported("data.pixels.PixelTokenizer")()
     tokenizer = TOKENIZERS.get(name, _pretrained_tokenizer)(config)
     if tokenizer.eos_token is None:
         tokenizer.eos_token = tokenizer.sep_token
@@ -62,7 +65,7 @@ def check_tokenizer(config: DictConfig) -> None:
     if is_path and not os.path.exists(name):
         raise ConfigError(
             f"data.tokenizer_name_or_path={name!r}: there is no such folder. Choose "
-            f"{', '.join(TOKENIZERS)}, a local folder, or a hub id."
+            f"{', '.join((*TOKENIZERS, *PIXELS))}, a local folder, or a hub id."
         )
 
 
@@ -153,6 +156,7 @@ TOKENIZERS: dict[str, Callable[[DictConfig], Any]] = {
     "bytes": bytes_tokenizer,
     "synthetic": synthetic_tokenizer,
 }
+PIXELS = ("pixels", "cifar10")  # names of the tokenizer of images
 
 
 # ---------------------------------------------------------------- vocabularies

@@ -14,7 +14,7 @@ import torch
 from scipy.interpolate import CubicHermiteSpline
 from torch import Tensor
 
-from integral import unpickle
+from data import pickled_arrays
 from integral.transform import GammaRange, Operator, Spectral
 from models.noise import NoiseLevel
 from utils import ConfigError, one_line, open_file, path_exists, whole_file
@@ -98,7 +98,7 @@ def _read(file: Any) -> dict[str, Any]:
         with np.load(file, allow_pickle=False) as content:
             return {name: content[name] for name in _FIELDS if name in content.files}
     file.seek(0)
-    return unpickle.load(file)
+    return pickled_arrays.load(file)
 
 
 def _checked(content: Any) -> Table:

@@ -12,7 +12,8 @@ SHARED = ROOT.parent / "shared" / "data"
 CONFIGS = sorted(
     path.stem
     for path in (ROOT / "configs" / "data").glob("*.yaml")
-    if path.stem not in ("_base", "cifar10", "docstrings", "text_files", "synthetic")
+    if path.stem not in ("_base", "cifar10", "docstrings", "images", "text_files")
+    and path.stem != "synthetic"
 )
 # Config -> folder of its files.
 FOLDERS = {

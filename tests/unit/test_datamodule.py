@@ -464,8 +464,15 @@ def test_files_are_looked_for_before_anything_is_loaded(compose):
     refused(validate, "data.path='/nowhere/*.txt'", "no file")
 
 
-def test_images_are_refused(module):
-    refused(lambda: module("data.modality=image"), "data.modality='image'", "text")
+def test_a_set_has_one_modality(module):
+    refused(
+        lambda: module("data.modality=image"),
+        *("data.modality='image'", "data.train='synthetic'", "text"),
+    )
+    refused(lambda: module("data.modality=sound"), "data.modality='sound'", "image")
+    refused(lambda: module("data.num_classes=3"), "data.num_classes=3", "null")
+    call = lambda: module("data.tokenizer_name_or_path=pixels")  # noqa: E731
+    refused(call, "'pixels'", "data.modality=text")
 
 
 def test_a_data_set_is_one_row_of_a_table(module, monkeypatch):

@@ -17,8 +17,8 @@ import pytest
 import torch
 from refusals import refused
 
-from checkpoints.pickles import MAX_DEPTH, check_extent, read_pickle
 from checkpoints.reading import read_checkpoint
+from data.pickles import MAX_DEPTH, check_extent, read_pickle
 from integral.tables import read_table
 
 ROOT = Path(__file__).parents[3]

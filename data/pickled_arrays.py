@@ -11,9 +11,9 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from checkpoints.pickles import Named, read_pickle
+from data.pickles import Named, read_pickle
 
-_NUMBERS = ("f8", "f4", "i8", "i4")
+_NUMBERS = ("f8", "f4", "i8", "i4", "u1")
 
 
 def load(file: BinaryIO) -> Any:
@@ -74,6 +74,8 @@ class _Array:
 
     def array(self) -> np.ndarray:
         _, shape, kind, is_fortran, data = self.state
+        if isinstance(data, str):  # of Python 2, whose texts are bytes
+            data = data.encode("latin-1")
         if not isinstance(data, bytes):  # with numbers inside, it could be made of such
             raise ValueError("an array of it does not hold bytes")
         order: Literal["F", "C"] = "F" if is_fortran else "C"

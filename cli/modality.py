@@ -1,0 +1,65 @@
+"""What is of text alone and has no meaning in a run on images, data.modality=image."""
+
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+
+from utils import ConfigError
+
+
+class TextOnly(NamedTuple):
+    """A key that has a meaning for text alone."""
+
+    value: Any  # the only one for images
+    reason: str
+
+
+NO_BOS = "images have no bos"
+NO_TEXT = "samples are images, which no language model reads"
+WHOLE = "an image is a row, whole, without tokens around it"
+TEXT_ONLY = {
+    "algo.causal_attention": TextOnly(
+        False,
+        "algo=ar begins every row with a bos, which images do not have; choose an "
+        "algorithm of diffusion",
+    ),
+    "algo.ignore_bos": TextOnly(False, NO_BOS),
+    "data.bos_token": TextOnly(None, NO_BOS),
+    "data.wrap": TextOnly(False, WHOLE),
+    "data.insert_train_eos": TextOnly(False, WHOLE),
+    "data.insert_valid_eos": TextOnly(False, WHOLE),
+    "data.keep_remainder": TextOnly(False, WHOLE),
+    "data.streaming": TextOnly(False, "images are read once, into data.cache_dir"),
+    "data.detokenizer": TextOnly(None, "there is no text to clean"),
+    "data.special_tokens_in_text": TextOnly("keep", "pixels have no special tokens"),
+    "data.on_bad_row": TextOnly("stop", "an image that cannot be read ends the run"),
+    "eval.compute_generative_perplexity": TextOnly(False, NO_TEXT),
+    "eval.mauve_references": TextOnly(None, NO_TEXT),
+    "eval.ngram_order": TextOnly(0, "neighbouring values of a row are no n-grams"),
+    "sampling.prompt": TextOnly(None, "a text cannot be a part of an image"),
+    "sampling.prompt_file": TextOnly(None, "a text cannot be a part of an image"),
+    "sampling.infill": TextOnly(None, "a text cannot be a part of an image"),
+    "sampling.semi_ar": TextOnly(False, "an image cannot go on beyond its last pixel"),
+}
+
+
+def is_image(config: DictConfig) -> bool:
+    return OmegaConf.select(config, "data.modality") == "image"
+
+
+def check_modality_keys(config: DictConfig) -> None:
+    """Refuses, in a run on images, what only text has.
+
+    Raises:
+        ConfigError: With the key, the reason, and the value that images have.
+    """
+    if not is_image(config):
+        return
+    for key, only in TEXT_ONLY.items():
+        value = OmegaConf.select(config, key, default=only.value)
+        if value != only.value:
+            shown = "null" if only.value is None else only.value
+            raise ConfigError(
+                f"{key}={value!r} is for text, not for data.modality=image: "
+                f"{only.reason}; for images the only value is {shown}."
+            )

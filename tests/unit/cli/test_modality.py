@@ -1,0 +1,89 @@
+"""What a run on images cannot ask for, and keys of images that contradict each other:
+all is refused by the light check."""
+
+import pytest
+from image_files import NAMES, images_of, labels_of, write_both
+from omegaconf import OmegaConf
+from refusals import refused
+
+from cli.checks import check
+from cli.commandline import find_inputs
+from cli.modality import TEXT_ONLY
+
+SETS = (images_of(6), labels_of(6)), (images_of(6, seed=1), labels_of(6))
+OTHER = {bool: True, int: 3, str: "split", type(None): "x"}
+
+
+@pytest.fixture
+def images(compose, tmp_path):
+    """The config of a run on images."""
+    source = write_both("npz", tmp_path, *SETS)
+
+    def build(*overrides):
+        return compose(
+            *("data=images", f"data.source={source}", "data.size=16"),
+            *("model.length=48", f"data.num_classes={len(NAMES)}", *overrides),
+        )
+
+    return build
+
+
+@pytest.mark.parametrize("mode", ["train", "prepare_data", "ppl_eval", "sample_eval"])
+def test_runs_on_images_are_fine(images, mode, tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(b"")
+    check(images(f"mode={mode}", f"eval.checkpoint_path={tmp_path}/a.ckpt"))
+
+
+@pytest.mark.parametrize("key", TEXT_ONLY)
+def test_what_is_of_text_is_refused(images, key):
+    """At every other value, with the one that images have."""
+    only = TEXT_ONLY[key]
+    value = OTHER[type(only.value)]
+    if key == "data.on_bad_row":
+        value = "skip"
+    config = images()
+    OmegaConf.update(config, key, value, force_add=True)
+    refused(
+        lambda: check(config), f"{key}={value!r}", "data.modality=image", only.reason
+    )
+
+
+def test_models_that_write_from_left_to_right_are_refused(images):
+    refused(lambda: check(images("algo=ar")), "algo=ar", "bos", "diffusion")
+
+
+@pytest.mark.parametrize("mode", ["train", "sample_eval", "ppl_eval"])
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("model.length=47", ("model.length=47", "data.length=48")),
+        ("data.length=47", ("data.length=47", "data.length=48")),
+        ("data.size=15", ("data.size=15", "16", "4 x 4")),
+        ("data.size=null", ("data.size=None",)),
+        ("data.size=25", ("model.length=48", "model.length=75")),
+        ("data.size=0", ("data.size=0",)),
+        ("data.num_classes=0", ("data.num_classes=0",)),
+        ("data.num_classes=many", ("data.num_classes='many'",)),
+        ("data.flip=maybe", ("data.flip='maybe'",)),
+        ("data.tokenizer_name_or_path=gpt2", ("'gpt2'", "image", "give pixels")),
+        ("data.modality=text", ("data.modality",)),
+    ],
+)
+def test_keys_of_images_agree(images, mode, override, parts, tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(b"")
+    given = [f"mode={mode}", f"eval.checkpoint_path={tmp_path}/a.ckpt", override]
+    refused(lambda: check(images(*given)), *parts)
+
+
+def test_a_text_has_no_classes(compose):
+    refused(lambda: check(compose("data.num_classes=3")), "data.num_classes=3", "text")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "pixels", "text8", "bytes"])
+def test_a_folder_of_the_name_of_a_tokenizer_is_no_tokenizer(compose, name, tmp_path):
+    """The data set lies in such a folder more often than not."""
+    (tmp_path / name).mkdir()
+    config = compose(f"data.tokenizer_name_or_path={name}", f"data.source={name}")
+    find_inputs(config, str(tmp_path))
+    assert config.data.tokenizer_name_or_path == name
+    assert config.data.source == f"{tmp_path}/{name}"
