@@ -211,6 +211,7 @@ MODES: dict[str, Callable[[DictConfig], Any]] = {
     "train": train,
     "ppl_eval": of_module("evaluation.likelihood.ppl_eval"),
     "sample_eval": of_module("evaluation.samples.sample_eval"),
+    "fid_eval": of_module("evaluation.images.fid_eval"),
     "prepare_data": prepare_data,
     "inspect": inspect,
     "export": export_folder,

@@ -269,6 +269,7 @@ def register_resolvers() -> None:
         "num_cpus": num_cpus,
         "user_cache_dir": user_cache_dir,
         "eval": arithmetic,
+        "by_mode": lambda mode, usual, others: others.get(mode, usual),
         "div_up": lambda x, y: math.ceil(x / y),
     }
     for name, resolver in resolvers.items():

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import Tensor
 
 from checkpoints.archive import read_archive
 from checkpoints.checkpoint import Checkpoint
@@ -107,6 +108,42 @@ def read_checkpoint(path: str, key: str, trusted: Collection[str] = ()) -> Check
             kept = {own_name(k): x for k, x in kept.items()}  # of algo.backbone=hf_dit
         content["state_dict"] = kept
     return Checkpoint.of_lightning(content)
+
+
+def read_weights(path: str, key: str) -> dict[str, Tensor]:
+    """The tensors of a state dict, of whatever network, on the CPU.
+
+    Args:
+        path: Local or fsspec path of a file of safetensors, or of one that `torch.save`
+            has written: of a dict of tensors, or of one with that under `state_dict`.
+        key: Config key that held the path, for the message.
+
+    Raises:
+        ConfigError: If it is damaged, or holds anything but tensors.
+    """
+
+    def find(name: str, budget: Budget) -> Named:
+        return _stand_in(name, (), budget)
+
+    try:
+        with open_file(path) as file:
+            if path.endswith(".safetensors"):
+                from safetensors.torch import load
+
+                return load(file.read())
+            content = read_archive(file, find)
+        if isinstance(content, dict):
+            content = content.get("state_dict", content)
+        if not isinstance(content, dict) or not content:
+            raise ValueError("it holds no weights by name")
+        check_extent(content)
+        for name, tensor in content.items():
+            if not isinstance(name, str) or not isinstance(tensor, Tensor):
+                raise ValueError(f"{name!r} in it is no tensor")
+    except Exception as error:  # a broken file may raise anything
+        reason = first_line(error)
+        raise ConfigError(f"{key}={path!r} cannot be read safely: {reason}") from None
+    return content
 
 
 def _stand_in(name: str, trusted: Collection[str], budget: Budget) -> Named:

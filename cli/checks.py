@@ -24,12 +24,15 @@ SPLITS: dict[str, Callable[[DictConfig], tuple[str, ...]]] = {
     "train": lambda config: ("train", "valid"),
     "ppl_eval": lambda config: ("valid",),
     "sample_eval": lambda config: ("train",) if config.eval.ngram_order else (),
+    "fid_eval": lambda config: ("train",),
     "prepare_data": packed_splits,
 }
-EVALUATING = ("ppl_eval", "sample_eval", "inspect", "export")  # a checkpoint
+# Modes that read a checkpoint.
+EVALUATING = ("ppl_eval", "sample_eval", "fid_eval", "inspect", "export")
 # Keys of files that are read where the key is not null: the mode, and further advice.
 FILES = {
     "sampling.prompt_file": ("sample_eval", ""),
+    "eval.fid_features": ("fid_eval", ""),
     "algo.curriculum.integral_cache_path": (
         "train",
         " null needs none: the operator is then computed to machine precision.",
@@ -59,11 +62,39 @@ def check(config: DictConfig) -> None:
     check_values(config)
     check_inert_keys(config)
     check_modality_keys(config)
+    if config.mode == "fid_eval":
+        check_images(config)
     splits = SPLITS.get(config.mode)
     if splits is not None:
         check_tokenizer(config)
         check_splits(config, splits(config))
     check_files(config)
+
+
+def check_images(config: DictConfig) -> None:
+    """Refuses to compare what is no image, or with no features."""
+    modality = config.data.modality
+    if modality != "image":
+        raise ConfigError(
+            f"data.modality={modality!r}: mode=fid_eval compares images; choose "
+            "data=cifar10 or data=images, or mode=sample_eval for text."
+        )
+    if config.sampling.semi_ar:
+        raise ConfigError(
+            "sampling.semi_ar=True makes windows of text; with mode=fid_eval the only "
+            "value is False."
+        )
+    if config.eval.fid_features is None:
+        raise ConfigError(NO_FEATURES)
+
+
+NO_FEATURES = (
+    "eval.fid_features is empty: mode=fid_eval compares the features of a network, and "
+    "downloads none. Give eval.fid_features=PATH of the standard weights, which are "
+    "pt_inception-2015-12-05-6726825d.pth of "
+    "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights, or of a "
+    "TorchScript file."
+)
 
 
 def check_files(config: DictConfig) -> None:

@@ -117,6 +117,7 @@ INPUTS = (
     "data.valid_source",
     "data.tokenizer_name_or_path",
     "eval.checkpoint_path",
+    "eval.fid_features",
     "eval.gen_ppl_eval_model_name_or_path",
     "eval.mauve_references",
     "sampling.prompt_file",

@@ -16,9 +16,11 @@ MADE = {
     "train": "checkpointing.save_dir",
     "ppl_eval": "eval.results_path",
     "sample_eval": "eval.generated_samples_path",
+    "fid_eval": "eval.generated_samples_path",
     "export": "export.path",
     "report": "report.path",
 }
+MADE_TOO = {"fid_eval": "eval.results_path"}  # beside it
 CACHES = ("data.cache_dir", "algo.curriculum.cache_dir")
 # Keys that are paths of this machine or of fsspec, never the id of something else.
 # Those of what is read, or is something else where there is no such file, are in
@@ -91,7 +93,8 @@ def check_writable(config: DictConfig) -> None:
 
     Caches are not among them: one that holds all that is needed may be read-only.
     """
-    for key in dict.fromkeys((MADE.get(config.mode), MADE["train"])):
+    made = MADE.get(config.mode), MADE_TOO.get(config.mode), MADE["train"]
+    for key in dict.fromkeys(made):
         if key is None:
             continue
         path = OmegaConf.select(config, key)

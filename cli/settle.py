@@ -140,9 +140,9 @@ def check_devices(config: DictConfig) -> None:
             "32 or bf16-mixed."
         )
     is_sharded = "fsdp" in config.strategy._target_.lower()
-    if is_sharded and config.mode == "sample_eval":
+    if is_sharded and config.mode in ("sample_eval", "fid_eval"):
         raise ConfigError(
-            "strategy=fsdp shards weights for training; mode=sample_eval splits "
+            f"strategy=fsdp shards weights for training; mode={config.mode} splits "
             "samples over devices: choose strategy=ddp."
         )
     if is_sharded and not uses_cuda(accelerator):

@@ -24,6 +24,7 @@ SECONDS = 20  # that a process has for putting its files in order
 KEPT = {
     "train": "checkpoints that were written are as they were",
     "sample_eval": "batches that were drawn are kept",
+    "fid_eval": "batches that were drawn are kept",
     "prepare_data": "splits that were packed are kept",
     "report": "evaluations that were finished are kept",
 }

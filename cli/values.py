@@ -91,6 +91,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "callbacks.checkpoint_every_n_steps.save_top_k": (int, -1, MANY),
     "callbacks.checkpoint_monitor.save_top_k": (int, -1, MANY),
     "callbacks.grad_record.num_grads_log": (int, 0, MANY),
+    "eval.fid_num_images": (int, 2, MANY),
     "eval.ngram_order": (int, 0, 62),
     "eval.perplexity_batch_size": (int, 1, MANY),
     "optim.lr": (float, 0, 1e6),
@@ -110,6 +111,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
 NULLABLE = (
     *("trainer.gradient_clip_val", "trainer.check_val_every_n_epoch"),
     "data.num_classes",
+    "eval.fid_num_images",
 )
 
 # Keys that are a whole number of batches or updates, or a part up to 1: the smallest.
@@ -191,6 +193,7 @@ TEXTS_OR_NULL = (
     *("algo.curriculum.cache_dir", "algo.curriculum.integral_cache_path"),
     *("data.bos_token", "data.detokenizer", "data.text_column"),
     *("eval.checkpoint_path", "eval.gen_ppl_eval_model_name_or_path"),
+    "eval.fid_features",
     *("eval.mauve_references", "export.path", "export.push_to_hub", "report.table"),
     *("sampling.prompt", "sampling.infill", "sampling.prompt_file"),
     "sampling.refine_path",

@@ -108,6 +108,50 @@ def likelihood_record(
     }
 
 
+def images_record(
+    config: DictConfig,
+    results: Mapping[str, Any],
+    extractor: Mapping[str, Any],
+    world_size: int,
+    of_checkpoint: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of `eval.results_path` in mode=fid_eval.
+
+    Args:
+        config: The run's config.
+        results: fid, inception_score and its deviation over the splits, numbers of
+            images, seconds; files that were written.
+        extractor: Of the features: path, sha256, kind.
+        world_size: Processes that drew a batch at a time each.
+        of_checkpoint: From `origin`.
+    """
+    sampling, batch_size = config.sampling, config.loader.eval_batch_size
+    names = (
+        *("steps", "refine_steps", "predictor", "guid_weight", "noise_removal"),
+        *("p_nucleus", "use_float64"),
+    )
+    return {
+        "mode": "fid_eval",
+        "algo": config.algo.name,
+        "seed": config.seed,
+        "checkpoint": dict(of_checkpoint),
+        "data": {
+            "train": config.data.train,
+            "length": config.model.length,
+            "num_classes": config.data.num_classes,
+        },
+        "sampling": {
+            **{name: sampling[name] for name in names},
+            "noise": config.noise.type,
+            "batch_size": batch_size,  # of a process
+            "processes": world_size,
+            "global_batch_size": batch_size * world_size,
+        },
+        "extractor": dict(extractor),
+        **results,
+    }
+
+
 def _finite(x: float) -> float | None:
     """JSON has no NaN; below two rows there is no standard error."""
     return x if math.isfinite(x) else None

@@ -1,29 +1,21 @@
-"""The JSON of `mode=sample_eval`, which survives an interruption.
+"""The JSON of `mode=sample_eval`, which survives an interruption (`parts.py`).
 
-Every finished batch is a file of `<json>.parts/`; the JSON is made of these whenever
-ten seconds have passed, and at the end, when the folder goes. With each batch is a hash
-of it and of the run's settings: one that is damaged or of other settings is drawn anew.
+It is made of the finished batches whenever ten seconds have passed, and at the end.
 """
 
-import hashlib
 import json
-import logging
 import math
-import posixpath
-import re
 import time
-from contextlib import suppress
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from evaluation.parts import Parts, settings_under
 from metrics.judge import TextScores
 from metrics.samples import mean_and_error
-from utils import ConfigError, filesystem_of, open_file, path_exists, write_json
-
-log = logging.getLogger(__name__)
+from utils import write_json
 
 REFRESH = 10.0  # seconds between two writings of the JSON
 DISTINCT = (1, 2, 3)  # n of distinct-n
@@ -57,44 +49,13 @@ _SHOWN_ONLY = ("num_sample_log",)
 
 def settings_of(config: DictConfig) -> dict[str, Any]:
     """The part of a config that samples and their numbers depend on, as plain data."""
-    settings = {}
-    for key in SETTINGS:
-        value = OmegaConf.select(config, key)
-        if OmegaConf.is_config(value):
-            value = OmegaConf.to_container(value, resolve=True)
-        settings[key] = value
+    settings = settings_under(config, SETTINGS, FILES)
     for key in _SHOWN_ONLY:
         settings["sampling"].pop(key)
-    for key in FILES:
-        path = OmegaConf.select(config, key)
-        if path and path_exists(path):
-            settings[f"{key} (sha256)"] = digest_of(path)
-    return json.loads(json.dumps(settings))
+    return settings
 
 
-_OF_FOLDERS = (".json", ".safetensors", ".txt")
-
-
-def digest_of(path: str) -> str:
-    """A hash of a file's content, or of those of a Hugging Face folder's files."""
-    filesystem, inner = filesystem_of(path)
-    names, total = [inner], hashlib.sha256()
-    if filesystem.isdir(inner):
-        every = sorted(filesystem.ls(inner, detail=False))
-        names = [name for name in every if name.endswith(_OF_FOLDERS)]
-        total.update("/".join(map(posixpath.basename, names)).encode())
-    for name in names:
-        with filesystem.open(name, "rb") as file:
-            while chunk := file.read(1 << 20):
-                total.update(chunk)
-    return total.hexdigest()
-
-
-# Names of the files of the parts' folder, whole or half-written.
-_OURS = re.compile(r"(batch_\d+|settings)\.json(\..*)?")
-
-
-class SampleFile:
+class SampleFile(Parts[dict[str, Any]]):
     """The JSON of a run of `mode=sample_eval`, and the finished batches behind it.
 
     Args:
@@ -102,94 +63,30 @@ class SampleFile:
         settings: From `settings_of`.
     """
 
+    suffix = ".json"
+
     def __init__(self, path: str, settings: dict[str, Any]) -> None:
-        self.path = path
-        self.parts = f"{path}.parts"
-        self._about = f"{self.parts}/settings.json"
-        self.settings = settings
-        self.num_batches: int = settings["sampling"]["num_sample_batches"]
-        self._read: dict[int, dict[str, Any]] = {}
-        self._damaged: set[int] = set()  # those that have been named
+        super().__init__(path, settings, settings["sampling"]["num_sample_batches"])
         self._written = time.monotonic()
 
-    def check(self) -> int:
-        """Says whether the path can be taken, or an interrupted run gone on with.
+    def write_batch(self, path: str, batch: dict[str, Any], digest: str) -> None:
+        write_json(path, batch | {"sha256": digest})
 
-        Returns:
-            How many batches are there already.
+    def read_batch(self, file: Any) -> tuple[dict[str, Any], str]:
+        batch = json.load(file)
+        return batch, batch.pop("sha256")
 
-        Raises:
-            ConfigError: If a finished file is there, one that is not ours, or the
-                beginning of a run with other settings.
-        """
-        where = f"eval.generated_samples_path={self.path!r}"
-        if not path_exists(self._about):
-            if path_exists(self.path):
-                raise ConfigError(
-                    f"{where} exists; it is not overwritten. Move it away or give "
-                    "another path."
-                )
-            return 0
-        try:
-            with open_file(self._about) as file:
-                there = json.load(file)
-        except (ValueError, RecursionError):
-            raise ConfigError(
-                f"{where}: {self._about} of an interrupted run is damaged. Give "
-                f"another path, or remove {self.parts}."
-            ) from None
-        if there != self.settings:
-            changed = _first_difference(there, self.settings)
-            raise ConfigError(
-                f"{where} is an interrupted run with another {changed}; it is not "
-                f"overwritten. Give another path, or remove {self.parts}."
-            )
-        return len(self.done())
-
-    @rank_zero_only
-    def begin(self) -> None:
-        """Takes the path."""
-        write_json(self._about, self.settings)
+    def hash_batch(self, batch: dict[str, Any]) -> bytes:
+        return json.dumps(batch, sort_keys=True).encode()
 
     @rank_zero_only
     def interrupt(self) -> None:
-        """Leaves what there is, so that the same command goes on with it."""
+        super().interrupt()
         if self.done():
             self.write({"complete": False})
-        else:
-            self.close()
-
-    def done(self) -> set[int]:
-        """Indices of the finished batches; a damaged one is named, and is not."""
-        for index in range(self.num_batches):
-            if index not in self._read and path_exists(self._part(index)):
-                batch = self._batch(index)
-                if batch is not None:
-                    self._read[index] = batch
-                elif index not in self._damaged:
-                    self._damaged.add(index)
-                    text = "%s is damaged or of another run: it is drawn again"
-                    log.warning(text, self._part(index))
-        return set(self._read)
-
-    def _batch(self, index: int) -> dict[str, Any] | None:
-        """A batch whose hash is right."""
-        try:
-            with open_file(self._part(index)) as file:
-                batch = json.load(file)
-            digest = batch.pop("sha256")
-            return batch if digest == self._digest(index, batch) else None
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            return None
-
-    def _digest(self, index: int, batch: Any) -> str:
-        whole = json.dumps([self.settings, index, batch], sort_keys=True)
-        return hashlib.sha256(whole.encode()).hexdigest()
 
     def add(self, index: int, batch: dict[str, Any]) -> None:
-        """Keeps a finished batch."""
-        digest = self._digest(index, batch)
-        write_json(self._part(index), batch | {"sha256": digest})
+        super().add(index, batch)
         if time.monotonic() - self._written > REFRESH:
             self.write({"complete": False})
 
@@ -207,22 +104,10 @@ class SampleFile:
         results = summarise(batches) | numbers
         write_json(self.path, results | {"settings": self.settings} | lists)
 
-    def close(self) -> None:
-        """Drops the parts; the JSON holds them all."""
-        filesystem, inner = filesystem_of(self.parts)
-        for name in filesystem.ls(inner, detail=False):
-            if _OURS.fullmatch(posixpath.basename(name)):
-                filesystem.rm_file(name)
-        with suppress(OSError):  # not empty, or none of the store's
-            filesystem.rmdir(inner)
-
     def batches(self) -> list[dict[str, Any]]:
         """The finished batches, in order."""
         self.done()
-        return [self._read[index] for index in sorted(self._read)]
-
-    def _part(self, index: int) -> str:
-        return f"{self.parts}/batch_{index:06d}.json"
+        return [self._kept[index] for index in sorted(self._kept)]
 
 
 def summarise(batches: list[dict[str, Any]]) -> dict[str, Any]:
@@ -252,13 +137,3 @@ def summarise(batches: list[dict[str, Any]]) -> dict[str, Any]:
     results["num_samples"] = count
     results["samples_per_second"] = count / seconds if seconds else None
     return results
-
-
-def _first_difference(one: Any, other: Any, key: str = "") -> str:
-    """The first key under which two settings differ, with both values."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for name in sorted(one.keys() | other.keys()):
-            if one.get(name) != other.get(name):
-                inner = f"{key}.{name}" if key else name
-                return _first_difference(one.get(name), other.get(name), inner)
-    return f"{key} ({one!r} there, {other!r} now)"

@@ -102,11 +102,7 @@ def finish_samples(
     file, judge, config = drawing.file, drawing.judge, drawing.model.config
     batches = file.batches()
     if len(batches) < file.num_batches:
-        missing = file.num_batches - len(batches)
-        raise RunStopped(
-            f"{missing} batches of {file.parts} are damaged; the same command draws "
-            "them again"
-        )
+        raise file.missing(file.num_batches - len(batches))
     texts = [text for batch in batches for text in batch["generated_seqs"]]
     results = summarise(batches)
     if references and judge is not None:

@@ -72,6 +72,40 @@ def report_sampling(config: DictConfig, results: dict[str, Any]) -> None:
     console.print(table)
 
 
+def report_images(record: Mapping[str, Any], path: str) -> None:
+    """A table of what generated images are worth, and what that depends on.
+
+    Args:
+        record: The content of the file.
+        path: Of the file.
+    """
+    sampling, extractor = record["sampling"], record["extractor"]
+    title = f"{record['num_images']} images beside {record['num_real']} real ones"
+    table = Table("what", Column("value", overflow="fold"), title=title)
+    score, deviation = (
+        "-" if record[name] is None else f"{record[name]:.4f}"
+        for name in ("inception_score", "inception_score_std")
+    )
+    each = f"{sampling['processes']} x {sampling['batch_size']}"
+    lines = {
+        "FID": f"{record['fid']:.4f} (of few images it is too large: compare with as "
+        f"many, {record['num_images']})",
+        "Inception Score": f"{score} ± {deviation} over the splits",
+        "steps": f"{sampling['steps']}, {sampling['predictor']}",
+        "guidance": sampling["guid_weight"],
+        "network evaluations": f"{record['evaluations']:.1f} an image",
+        "global batch": f"{sampling['global_batch_size']} ({each})",
+        "extractor": f"{extractor['kind']}, sha256 {extractor['sha256'][:16]}",
+        "seconds": f"{record['seconds']:.1f}",
+        "images": record["images"],
+        "picture": record["picture"],
+        "file": path,
+    }
+    for name, value in lines.items():
+        table.add_row(name, cell(value))
+    console.print(table)
+
+
 @rank_zero_only
 def report_files(config: DictConfig, trainer: lightning.Trainer) -> None:
     """Where the run left its files."""

@@ -120,6 +120,11 @@ def jobs_of(config: DictConfig) -> list[Job]:
             f"report.table=null: report.checkpoints need a table. Choose from: {names}."
         )
     spec = TABLES[config.report.table]
+    if not spec.data:
+        raise ConfigError(
+            f"report.table={config.report.table} is of evaluations that are there: "
+            f"give report.runs, the JSON of mode={spec.mode}, not report.checkpoints."
+        )
     user = dict(_pair(text) for text in texts(config, "overrides"))
     return [
         _job(spec, model, path, data, extra, user)

@@ -3,8 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-STEPPED = ("gen_ppl", "distillation")  # tables whose numbers are against steps
-LABELS = {"ppl": "perplexity", "entropy": "entropy (nats)"}
+STEPPED = ("gen_ppl", "distillation", "fid")  # tables whose numbers are against steps
+LABELS = {
+    "ppl": "perplexity",
+    "entropy": "entropy (nats)",
+    "fid": "FID",
+    "inception_score": "Inception Score",
+}
 
 
 def draw(

@@ -1,5 +1,5 @@
-"""Evaluations as files: what reports read of the JSON of `mode=ppl_eval` and of
-`mode=sample_eval`.
+"""Evaluations as files: what reports read of the JSON of `mode=ppl_eval`, of
+`mode=sample_eval` and of `mode=fid_eval`.
 
 A file is data of unknown origin: every field that is used has its type checked.
 """
@@ -25,7 +25,7 @@ class Evaluation(NamedTuple):
     """One file."""
 
     path: str
-    mode: str  # ppl_eval | sample_eval
+    mode: str  # ppl_eval | sample_eval | fid_eval
     numbers: dict[str, tuple[float, float | None]]  # with standard errors
     settings: dict[str, Any]  # by the names in `FIELDS`
     model: str | None = None  # what the user calls it
@@ -84,12 +84,32 @@ FIELDS = {
         "samples": (("num_samples",), _WHOLE),
         "complete": (("complete",), _FLAG),
     },
+    "fid_eval": {
+        "algo": (("algo",), _TEXT),
+        "seed": (("seed",), _WHOLE),
+        "checkpoint": (("checkpoint", "path"), _TEXT),
+        **_CHECKPOINT,
+        "dataset": (("data", "train"), _TEXT),
+        "length": (("data", "length"), _WHOLE),
+        "steps": (("sampling", "steps"), _WHOLE),
+        "predictor": (("sampling", "predictor"), _TEXT),
+        "refine_steps": (("sampling", "refine_steps"), _WHOLE + _NONE),
+        "noise_removal": (("sampling", "noise_removal"), _TEXT + _FLAG),
+        "guidance": (("sampling", "guid_weight"), (int, float, *_NONE)),
+        "noise": (("sampling", "noise"), _TEXT),
+        "global_batch": (("sampling", "global_batch_size"), _WHOLE),
+        "images": (("num_images",), _WHOLE),
+        "real_images": (("num_real",), _WHOLE),
+        "extractor": (("extractor", "sha256"), _TEXT),
+    },
 }
 # By mode: metric -> its name in the file; a standard error is under NAME_stderr.
 METRICS = {
     "ppl_eval": {"ppl": "ppl"},
     "sample_eval": {"ppl": "generative_ppl", "entropy": "entropy"},
+    "fid_eval": {"fid": "fid", "inception_score": "inception_score"},
 }
+STATED = ("ppl_eval", "fid_eval")  # modes whose files say which they are of
 
 
 def read_runs(runs: Sequence[tuple[str | None, str]]) -> list[Evaluation]:
@@ -108,8 +128,8 @@ def read_runs(runs: Sequence[tuple[str | None, str]]) -> list[Evaluation]:
         here = dict(_evaluations(path, where))
         if not here:
             raise ConfigError(
-                f"{where}: no likelihood.json of mode=ppl_eval and no samples.json of "
-                "mode=sample_eval is there."
+                f"{where}: no likelihood.json of mode=ppl_eval, no samples.json of "
+                "mode=sample_eval and no fid.json of mode=fid_eval is there."
             )
         found |= {key: one._replace(model=model) for key, one in here.items()}
     return list(found.values())
@@ -134,7 +154,8 @@ def _evaluations(path: str, where: str) -> Iterator[tuple[str, Evaluation]]:
             yield full, evaluation(full, mode, content)
         elif not is_folder:
             raise ConfigError(
-                f"{where}: {full} is neither of mode=ppl_eval nor of mode=sample_eval."
+                f"{where}: {full} is neither of mode=ppl_eval nor of mode=sample_eval "
+                "or mode=fid_eval."
             )
 
 
@@ -156,11 +177,11 @@ def _read(path: str) -> Any:
 
 
 def _mode(content: Any) -> str | None:
-    """The mode that wrote a file's content; None: neither."""
+    """The mode that wrote a file's content; None: none of them."""
     if not isinstance(content, dict):
         return None
-    if content.get("mode") == "ppl_eval":
-        return "ppl_eval"
+    if content.get("mode") in STATED:
+        return content["mode"]
     return "sample_eval" if {"settings", "generated_seqs"} <= content.keys() else None
 
 

@@ -29,7 +29,7 @@ REFUSED = "refused"  # among a job's numbers: why it could not run
 # Numbers in the table; the CSV has all.
 SHOWN = (
     *("generative_ppl", "ngram_ppl", "mauve", "entropy", "evaluations"),
-    *("samples_per_second", "nll", "ppl"),
+    *("samples_per_second", "nll", "ppl", "fid", "inception_score"),
     *("step", "rows", "weights", REFUSED),
 )
 JUDGED = {"generative_ppl": "generative perplexity", "ngram_ppl": "n-gram perplexity"}

@@ -38,6 +38,7 @@ class Row(NamedTuple):
     evaluation: Evaluation | None
     verdict: str
     reason: str = ""
+    note: str = ""  # what the measurement depends on, where no published number says
 
     @property
     def measured(self) -> tuple[float, float | None] | None:
@@ -57,7 +58,7 @@ class Row(NamedTuple):
         return dict(zip(names, (self.table, *self.cell), strict=True)) | {
             "paper": paper,
             "source": published and published.source,
-            "note": published and published.note,
+            "note": published.note if published else self.note,
             "measured": value,
             "stderr": error,
             "difference": difference,
@@ -130,6 +131,8 @@ def objections(one: Evaluation, model: str) -> list[str]:
         elif (measured := settings["measured_rows"] or rows) < rows:
             lines.append(f"{measured} of {rows} rows were measured")
         return lines
+    if one.mode == "fid_eval":
+        return lines
     wanted = PREDICTORS.get(model.partition(",")[0], ("ancestral",))
     predictor = ALIASES.get(settings["predictor"], settings["predictor"])
     if model != "AR" and predictor not in wanted:
@@ -187,6 +190,8 @@ def place(one: Evaluation, asked: str | None) -> tuple[str, list[str], list[str]
         one: The evaluation.
         asked: `report.table`.
     """
+    if one.mode == "fid_eval":
+        return "fid", [one.settings["dataset"]], ["published ones are in figures only"]
     is_distilled = bool(one.settings["distilled"]) or "+" in (one.model or "")
     sampled = "distillation" if is_distilled else "gen_ppl"
     names = ("test_ppl", "zero_shot") if one.mode == "ppl_eval" else (sampled,)
@@ -224,7 +229,7 @@ def rows_of(
         published: From `read_published`.
     """
     model, steps, number = model_of(one), "", ""
-    if one.mode == "sample_eval":
+    if one.mode != "ppl_eval":
         steps = str(steps_of(one, model))
         number = round_of(one) if table == "distillation" else ""
     found = [x for x in published if x.table == table and x.model == model]
@@ -236,7 +241,11 @@ def rows_of(
         if not beside:
             reasons = why or [f"no published {metric} of {model} with these settings"]
             rows.append(
-                Row(table, cells[0], None, one, "not comparable", "; ".join(reasons))
+                Row(
+                    *(table, cells[0], None, one, "not comparable"),
+                    reason="; ".join(reasons),
+                    note=depends_on(one),
+                )
             )
         for x in beside:
             reasons = why + _other_training(one, x)
@@ -246,6 +255,24 @@ def rows_of(
                 reasons = unknowns(one)
             rows.append(Row(table, x.cell, x, one, word, "; ".join(reasons)))
     return rows
+
+
+def depends_on(one: Evaluation) -> str:
+    """What else the numbers of images depend on; two of them compare if it is equal."""
+    if one.mode != "fid_eval":
+        return ""
+    settings = one.settings
+    guidance = settings["guidance"]
+    return ", ".join(
+        (
+            "no guidance" if not guidance else f"guidance {guidance:g}",
+            settings["predictor"],
+            settings["noise"],
+            f"{settings['images']} images beside {settings['real_images']}",
+            f"global batch {settings['global_batch']}",
+            f"extractor {settings['extractor'][:8]}",
+        )
+    )
 
 
 def _other_training(one: Evaluation, published: Published) -> list[str]:

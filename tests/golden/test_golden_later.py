@@ -12,6 +12,7 @@ TESTED = (
     "distillation",
     "dit",
     "duo",
+    "image_fid",
     "integral",
     "loss",
     "metrics",

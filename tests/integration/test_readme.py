@@ -49,7 +49,8 @@ RELEASED = [
 QUICK_START = [x for x in RELEASED if "runs/mine" in x]
 EVALUATING = [x for x in COMMANDS if "+report.checkpoints." in x]
 RANKS = [x for x in COMMANDS if "trainer.devices=2" in x]
-OTHERS = [x for x in COMMANDS if x not in {*RELEASED, *EVALUATING, *RANKS}]
+IMAGES = [x for x in COMMANDS if "mode=fid_eval" in x]  # run by test_fid_eval.py
+OTHERS = [x for x in COMMANDS if x not in {*RELEASED, *EVALUATING, *RANKS, *IMAGES}]
 SAYS = {  # what a mode leaves on the screen
     "inspect": "mdlm",
     "prepare_data": "valid",
@@ -183,6 +184,11 @@ def run_here(line, folder, released, compose, monkeypatch):
     config = compose(*overrides, *added, tiny=False)
     results = main.run.__wrapped__(config)
     assert results.get("nll", 0) > 0 or results["num_samples"] == 2
+
+
+@pytest.mark.parametrize("line", IMAGES)
+def test_commands_of_images_compose(line, compose):
+    assert compose(*overrides_of(line), tiny=False).mode == "fid_eval"
 
 
 @pytest.mark.parametrize("line", EVALUATING)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from command_line import ROOT, run
-from evaluated import likelihood
+from evaluated import images, likelihood
 from released import random_weights, write_released
 from stand_ins import write_documents
 from tokenizers import Tokenizer, models
@@ -123,6 +123,8 @@ def write_workplace(folder: Path) -> Path:
         (folder / "outputs" / name).mkdir(parents=True)
         content = json.dumps(likelihood(name))
         (folder / "outputs" / name / "likelihood.json").write_text(content)
+    (folder / "outputs" / "images").mkdir()
+    (folder / "outputs" / "images" / "fid.json").write_text(json.dumps(images()))
     readme = PAGES["README.md"]
     (folder / "my_algo.py").write_text(blocks(readme, "python")[0])
     (folder / "my_configs" / "algo").mkdir(parents=True)

@@ -1,5 +1,5 @@
-"""Contents of likelihood.json and samples.json as evaluations of the papers' models
-with the papers' settings would leave them; overrides are paths with slashes."""
+"""Contents of likelihood.json, samples.json and fid.json as evaluations of the papers'
+models with the papers' settings would leave them; overrides are paths with slashes."""
 
 import json
 from pathlib import Path
@@ -110,9 +110,48 @@ def samples(
     )
 
 
+def images(steps: int = 64, fid: float = 20.5, algo: str = "duo_base", **other) -> dict:
+    """images(..., **{"sampling/guid_weight": 2.0})."""
+    return _with(
+        {
+            "mode": "fid_eval",
+            "algo": algo,
+            "seed": 1,
+            "checkpoint": _checkpoint(algo),
+            "data": {"train": "cifar10", "length": 3072, "num_classes": 10},
+            "sampling": {
+                "steps": steps,
+                "refine_steps": 0,
+                "predictor": "ancestral",
+                "guid_weight": 1.0,
+                "noise_removal": "ancestral",
+                "p_nucleus": 1.0,
+                "use_float64": True,
+                "noise": "cosine",
+                "batch_size": 500,
+                "processes": 2,
+                "global_batch_size": 1000,
+            },
+            "extractor": {"path": "a.pth", "sha256": "ab" * 32, "kind": "Inception"},
+            "fid": fid,
+            "inception_score": 8.5,
+            "inception_score_std": 0.1,
+            "num_images": 50_000,
+            "num_real": 50_000,
+            "num_features": 2048,
+            "evaluations": 64.0,
+            "sampling_seconds": 10.0,
+            "seconds": 12.0,
+            "images": "images.npz",
+            "picture": "images.png",
+        },
+        other,
+    )
+
+
 def read(content: dict, model: str | None = None) -> Evaluation:
     """What a report takes a file's content for."""
-    mode = "ppl_eval" if "mode" in content else "sample_eval"
+    mode = content.get("mode", "sample_eval")
     return evaluation("some.json", mode, content)._replace(model=model)
 
 

@@ -67,6 +67,8 @@ class Case:
     def needs_images(self) -> bool:
         is_unet = self.setting("model.type") == "unet"
         words = ("image", "unet", "guidance")
+        if self.holds("fid"):  # of features, without a network
+            return False
         return is_unet or any(word in self.name for word in words)
 
     def holds(self, name: str) -> bool:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from evaluated import likelihood, write
+from evaluated import images, likelihood, write
 from refusals import refused
 
 from report.mode import jobs_of, markdown, narrow, report, texts
@@ -47,6 +47,10 @@ MISTAKES = {
     "no table": (
         ["+report.checkpoints.duo=a.ckpt"],
         ["report.table=null", "zero_shot"],
+    ),
+    "table of no checkpoints": (
+        ["+report.checkpoints.duo=a.ckpt", "report.table=fid"],
+        ["report.table=fid", "report.runs", "mode=fid_eval"],
     ),
     "model": (
         ["+report.checkpoints.mdml=a.ckpt", "report.table=test_ppl"],
@@ -107,7 +111,7 @@ def test_the_users_settings_win_over_those_of_the_table(compose):
     assert len({x.name for x in jobs}) == len(jobs)
 
 
-@pytest.mark.parametrize("table", sorted(TABLES))
+@pytest.mark.parametrize("table", [x for x, spec in TABLES.items() if spec.data])
 def test_evaluations_of_a_table_have_the_settings_that_it_wants(compose, table):
     """Each job's command composes, and its settings are those of a column."""
     config = compose(f"report.table={table}", "+report.checkpoints={duo: x.ckpt}")
@@ -145,6 +149,21 @@ def test_commands_of_the_documentation_compose(command, compose):
 
 
 def test_the_documentation_has_every_table():
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 7
     for name in TABLES:
         assert f"report.table={name}" in DOCS
+
+
+def test_a_report_of_images(compose, tmp_path, monkeypatch, capsys):
+    """Rows, lines of the file, and curves over steps, with no published number."""
+    monkeypatch.chdir(tmp_path)
+    for steps, fid in ((32, 30.25), (64, 20.5)):
+        write(tmp_path / f"runs/{steps}/fid.json", images(steps, fid))
+    found = report(compose("report.runs=[runs]", f"report.path={tmp_path}/out"))
+    assert found == {"not comparable": 4}
+    text = (tmp_path / "out/report.md").read_text()
+    assert "## fid: FID and Inception Score of images" in text
+    for part in ("30.25", "20.5", "8.5", "guidance 1", "figures only"):
+        assert part in text
+    assert (tmp_path / "out/report.png").read_bytes().startswith(b"\x89PNG")
+    assert "FID" in capsys.readouterr().out

@@ -241,7 +241,8 @@ def test_what_is_shown_is_what_runs_return():
     from evaluation.sample_file import summarise as numbers_of
 
     trained = {"nll", "ppl", "step", "rows", "weights"}
-    known = {*numbers_of([]), "mauve", *trained, sweep.REFUSED}
+    of_images = {"fid", "inception_score"}
+    known = {*numbers_of([]), "mauve", *trained, *of_images, sweep.REFUSED}
     assert set(sweep.SHOWN) <= known
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from evaluated import likelihood, read, samples
+from evaluated import images, likelihood, read, samples
 
 from report.tables import TABLES, read_published
 from report.verdicts import compare, curves, other_rows, tolerance, verdict
@@ -156,7 +156,7 @@ def test_every_row_comes_from_the_text():
     there = Counter(NUMBER.findall(TEXT))
     assert not Counter(x.value for x in PUBLISHED) - there
     assert len(set(PUBLISHED)) == len(PUBLISHED)
-    assert {x.table for x in PUBLISHED} == set(TABLES)
+    assert {x.table for x in PUBLISHED} == {x for x in TABLES if TABLES[x].columns}
     assert all(x.source and float(x.value) > 0 for x in PUBLISHED)
 
 
@@ -455,3 +455,45 @@ def test_a_row_as_a_record():
     assert (record["paper"], record["measured"], record["stderr"]) == ("25.2", 25, 0.05)
     empty = compared(likelihood("docstrings"))[0].record()
     assert (empty["paper"], empty["difference"]) == (None, None)
+
+
+# ---------------------------------------------------------------- images
+
+
+def test_images_have_a_table_without_published_numbers():
+    """Each metric a row beside model, data set and steps; what else it depends on is
+    named, because nothing else says which two rows compare."""
+    evaluations = [
+        read(images(**{"sampling/guid_weight": weight}), name)
+        for weight, name in ((1.0, None), (2.5, None), (None, "MDLM"), (0, None))
+    ]
+    rows = compare(evaluations, PUBLISHED)
+    assert {row.table for row in rows} == {"fid"}
+    assert len(rows) == 8
+    first, second, *_ = rows
+    assert first.cell == ("Duo", "cifar10", "64", "", "fid")
+    assert first.measured == (20.5, None)
+    assert second.cell[-1] == "inception_score"
+    assert second.measured == (8.5, None)
+    assert {row.verdict for row in rows} == {"not comparable"}
+    for row in rows:
+        assert row.published is None
+        assert "figures only" in row.reason
+        for part in (
+            "ancestral",
+            "cosine",
+            "50000 images beside 50000",
+            "1000",
+            "abab",
+        ):
+            assert part in row.record()["note"]
+    notes = [row.record()["note"].split(",")[0] for row in rows[::2]]
+    assert notes == ["guidance 1", "guidance 2.5", "no guidance", "no guidance"]
+    assert [row.cell[0] for row in rows[::2]] == ["Duo", "Duo", "MDLM", "Duo"]
+
+
+def test_images_of_distilled_and_of_raw_models_say_so():
+    one = read(images(**{"checkpoint/weights": "raw", "checkpoint/distilled": True}))
+    row, _ = compare([one], PUBLISHED, "fid")
+    assert row.cell[0] == "Duo+DCD"
+    assert "raw weights" in row.reason
