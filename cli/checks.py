@@ -79,11 +79,6 @@ def check_images(config: DictConfig) -> None:
             f"data.modality={modality!r}: mode=fid_eval compares images; choose "
             "data=cifar10 or data=images, or mode=sample_eval for text."
         )
-    if config.sampling.semi_ar:
-        raise ConfigError(
-            "sampling.semi_ar=True makes windows of text; with mode=fid_eval the only "
-            "value is False."
-        )
     if config.eval.fid_features is None:
         raise ConfigError(NO_FEATURES)
 

@@ -20,6 +20,7 @@ from data.files import find_files, read_texts
 from data.readers import Files
 from data.tokenizers import get_tokenizer
 from dataloader import DataModule
+from evaluation.parts import Parts
 from evaluation.records import origin
 from evaluation.sample_file import DISTINCT, SampleFile, settings_of, summarise
 from metrics.judge import GenerativePerplexity, mauve_score, require_mauve
@@ -87,7 +88,7 @@ def _sample_eval(
     return finish_samples(drawing, references, about)
 
 
-def stopped(error: KeyboardInterrupt | SystemExit, file: SampleFile) -> RunStopped:
+def stopped(error: KeyboardInterrupt | SystemExit, file: Parts[Any]) -> RunStopped:
     """What a signal ends a run with: where its finished batches are."""
     count = len(file.done())
     where = f", in {file.path} and {file.parts}" if count else ""
