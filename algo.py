@@ -254,12 +254,15 @@ class D3PMAbsorb(AbsorbingState):
 
     def nll_at(self, x0: Tensor, z: Latent, weights: Tensor | None = None) -> TokenNLL:
         diffusion = super().nll_at(x0, z, weights)
-        reconstruction = self.reconstruction_nll(x0, weights)
+        reconstruction = self.reconstruction_nll(x0, weights, z.labels)
         return TokenNLL(*map(torch.add, diffusion, reconstruction))
 
-    def reconstruction_nll(self, x0: Tensor, weights: Tensor | None = None) -> TokenNLL:
+    def reconstruction_nll(
+        self, x0: Tensor, weights: Tensor | None = None, labels: Tensor | None = None
+    ) -> TokenNLL:
         """-log p_theta(x_0 | x_0 as input, t = 0), for every token."""
-        hidden = self.hidden(x0, x0.new_zeros(len(x0), 1, dtype=torch.float32))
+        sigma = x0.new_zeros(len(x0), 1, dtype=torch.float32)
+        hidden = self.hidden(x0, sigma, labels)
         return self.head_loss(hidden, self._reconstruction, weights, x0=x0)
 
     def _reconstruction(self, logits: Tensor, *, x0: Tensor) -> Tensor:

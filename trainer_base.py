@@ -61,6 +61,7 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
     is_discrete_time = False  # whether algo.T > 0 has a meaning
     has_subs_masking = False  # whether algo.subs_masking=True has one
     needs_weights = False  # whether training starts from a checkpoint only
+    takes_labels = False  # whether data.num_classes has a meaning
     bound = "val/"  # what begins the names of the likelihood that a validation finds
     loss_types: tuple[str, ...] = ("elbo",)  # values of algo.loss_type
 
@@ -71,6 +72,7 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         self.tokenizer = tokenizer
         self.vocab_size, self.mask_index = self.vocabulary(tokenizer)
         self.num_tokens: int = config.model.length
+        self.num_classes: int | None = config.data.get("num_classes")
         self.backbone = build_backbone(config, self.vocab_size)
         if config.training.compile:
             self.backbone.compile_blocks()
@@ -110,6 +112,12 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
             raise ConfigError(
                 f"algo.subs_masking=True is for algo=d3pm, not {algo.name}; "
                 "the only value is False."
+            )
+        num_classes = config.data.get("num_classes")
+        if num_classes is not None and not cls.takes_labels:
+            raise ConfigError(
+                f"data.num_classes={num_classes}: algo={algo.name} has no "
+                "classes; the only value is null."
             )
         require(algo.parameterization, [cls.parameterization], "algo.parameterization")
         loss_type = algo.get("loss_type", cls.loss_types[0])
@@ -160,12 +168,20 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
     # ---- training
 
     def loss(self, batch: Mapping[str, Tensor], batch_idx: int = 0) -> Loss:
-        """Loss of a batch of clean `input_ids` and `attention_mask`, each (B, L)."""
+        """Loss of a batch of clean `input_ids` and `attention_mask`, each (B, L).
+
+        A model with classes needs `labels`, too, (B,).
+        """
         valid_tokens = self.valid_tokens(batch["attention_mask"])
         weights = Loss.weights(valid_tokens)
-        return Loss.reduce(
-            self.nll(batch["input_ids"], weights, batch_idx), valid_tokens
+        nll = self.nll(
+            batch["input_ids"], weights, batch_idx, **self.condition_of(batch)
         )
+        return Loss.reduce(nll, valid_tokens)
+
+    def condition_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What `nll` is told of a batch beside its tokens: labels, if any."""
+        return {} if self.num_classes is None else {"labels": batch["labels"]}
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         losses = self.loss(batch, batch_idx)
@@ -298,6 +314,7 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         num_steps: int | None = None,
         given: Given | None = None,
         show_progress: bool = False,
+        labels: Tensor | None = None,
     ) -> Samples:
         """Draws samples with the configured sampler; see `sampling.sampler.Sampler`."""
         with self.autocast(), self.whole_weights():
@@ -308,4 +325,5 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
                 given=given,
                 generator=generator,
                 show_progress=show_progress,
+                labels=labels,
             )

@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from checkpoints.about import NETWORK, adopt, likelihood, own_algorithms
+from checkpoints.about import NETWORK, TRANSFORMERS, adopt, likelihood, own_algorithms
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.huggingface import (
     CONFIG,
@@ -78,6 +78,13 @@ def export(
     checkpoint = read_checkpoint(config.eval.checkpoint_path, CHECKPOINT, trusted)
     config = _as_stated(config, checkpoint)
     algorithm = algorithm_class(config)
+    backbone, num_classes = config.algo.backbone, config.data.get("num_classes")
+    if backbone not in TRANSFORMERS or num_classes is not None:
+        raise ConfigError(
+            f"algo.backbone={backbone}, data.num_classes={num_classes}: the models of "
+            "a folder are transformers without classes, and there is no other form; "
+            "mode=sample_eval and mode=fid_eval take the checkpoint itself."
+        )
     if algorithm.is_one_step:
         raise ConfigError(
             f"{CHECKPOINT}={config.eval.checkpoint_path!r} is a generator of one step, "

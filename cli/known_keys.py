@@ -24,10 +24,13 @@ INERT_KEYS = {
     "model.vocab_lookup": True,
     "model.scale_by_sigma": True,
     "model.temb_strategy": "adaln",
+    "model.data_min_max": [0, 255],
+    "model.input_channels": 3,
+    "model.output_channels": -1,
+    "model.time_conditioning": True,
     "prior.type": "none",
     "prior.latent_width": 0,
     "prior.latent_height": 0,
-    "sampling.guid_weight": None,
     "algo.posterior_loss_weight": 0.0,
 }
 OPTIONAL = ("algo.loss_type", *INERT_KEYS)  # no file needs them

@@ -23,6 +23,13 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "model.n_blocks": (int, 1, WIDE),
     "model.n_heads": (int, 1, WIDE),
     "model.dropout": (float, 0, 1),
+    "model.ch": (int, 4, WIDE),
+    "model.num_res_blocks": (int, 1, 64),
+    "model.num_scales": (int, 1, 16),
+    "model.scale_count_to_put_attn": (int, -1, 64),
+    "model.time_embed_dim": (int, 4, WIDE),
+    "model.time_scale_factor": (float, 0, 1e6),
+    "model.size": (int, 1, 2**28),
     "algo.T": (int, 0, MANY),
     "algo.curriculum.gumbel_tau_log10_start": (float, -10, 3),
     "algo.curriculum.gumbel_tau_log10_end": (float, -10, 3),
@@ -76,6 +83,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "loader.num_workers": (int, 0, 4096),
     "sampling.steps": (int, 1, MANY),
     "sampling.p_nucleus": (float, 0, 1),
+    "sampling.guid_weight": (float, 0, 1000),
     "sampling.refine_steps": (int, 0, MANY),
     "sampling.refine_ratio": (float, 1e-9, 1),
     "sampling.stride_length": (int, 1, MANY),
@@ -112,6 +120,7 @@ NULLABLE = (
     *("trainer.gradient_clip_val", "trainer.check_val_every_n_epoch"),
     "data.num_classes",
     "eval.fid_num_images",
+    "sampling.guid_weight",
 )
 
 # Keys that are a whole number of batches or updates, or a part up to 1: the smallest.
@@ -150,6 +159,8 @@ FLAGS = (
     "loader.pin_memory",
     "lr_scheduler.t_in_epochs",
     "lr_scheduler.warmup_prefix",
+    "model.fix_logistic",
+    "model.skip_rescale",
     "sampling.semi_ar",
     "sampling.use_float64",
     "strategy.find_unused_parameters",

@@ -23,6 +23,8 @@ from training.scorable import Stratum, regret
 from utils import require
 
 NEG_INFINITY = -1e6  # finite, so that 0 * log 0 stays 0
+# By `algo.compat`: whether labels are dropped in validation, too.
+DROPS_LABELS_ALWAYS = {"paper": False, "reference": True}
 
 # One token from each row of probabilities: (n, K), generator -> (n,).
 Draw = Callable[[Tensor, torch.Generator | None], Tensor]
@@ -37,6 +39,7 @@ class Latent(NamedTuple):
     scored: Tensor | None = None  # flat positions with a loss, (N,); None: all B L
     inputs: SoftTokens | None = None  # what the network sees; None: xt
     is_noised: Tensor | None = None  # what may differ from x0, (B, L) bool on the host
+    labels: Tensor | None = None  # that the network is told, (B,)
 
 
 class Diffusion(TrainerBase):
@@ -48,6 +51,7 @@ class Diffusion(TrainerBase):
     """
 
     draws_whole_rows = False  # whether samplers have to draw from `posterior` itself
+    takes_labels = True
 
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)
@@ -57,6 +61,7 @@ class Diffusion(TrainerBase):
         self.sampling_eps: float = config.training.sampling_eps
         self.antithetic_sampling: bool = config.training.antithetic_sampling
         self.noise = SCHEDULES[config.noise.type](config.noise.eps)
+        self.drops_labels_always: bool = DROPS_LABELS_ALWAYS[config.algo.compat]
 
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:
@@ -64,11 +69,22 @@ class Diffusion(TrainerBase):
         require(config.noise.type, SCHEDULES, "noise.type")
 
     def nll(
-        self, x0: Tensor, weights: Tensor | None = None, batch_idx: int = 0
+        self,
+        x0: Tensor,
+        weights: Tensor | None = None,
+        batch_idx: int = 0,
+        labels: Tensor | None = None,
     ) -> TokenNLL:
-        """One-sample estimate of the negative ELBO of each token."""
-        t = self.sample_t(len(x0), batch_idx)
-        return self.nll_at(x0, self.corrupt(x0, t, batch_idx), weights)
+        """One-sample estimate of the negative ELBO of each token.
+
+        Args:
+            x0, weights, batch_idx: As in `trainer_base.TrainerBase.nll`.
+            labels: Class of each sequence, (B,); None for models without classes.
+        """
+        z = self.corrupt(x0, self.sample_t(len(x0), batch_idx), batch_idx)
+        if labels is not None:
+            z = z._replace(labels=self.with_dropout(labels, batch_idx))
+        return self.nll_at(x0, z, weights)
 
     def nll_at(self, x0: Tensor, z: Latent, weights: Tensor | None = None) -> TokenNLL:
         """The terms of the negative ELBO of each token at corrupted tokens.
@@ -80,7 +96,7 @@ class Diffusion(TrainerBase):
         """
         sigma = self.sigma(z.alpha_t)
         return self.head_loss(
-            self.hidden(z.xt if z.inputs is None else z.inputs, sigma),
+            self.hidden(z.xt if z.inputs is None else z.inputs, sigma, z.labels),
             self.nll_of_logits,
             weights,
             scored=z.scored,
@@ -272,27 +288,45 @@ class Diffusion(TrainerBase):
         """
         return None
 
+    def with_dropout(self, labels: Tensor, batch_idx: int) -> Tensor:
+        """Labels (B,) of which some are "no class", which guidance needs to be known.
+
+        Each is dropped with probability `training.class_dropout_p`, in training only.
+        NOTE(compat): in validation, too, with `algo.compat=reference`.
+        """
+        none = self.num_classes
+        if none is None or not (self.training or self.drops_labels_always):
+            return labels
+        generator = self._batch_generator("labels", batch_idx, device="cpu")
+        u = torch.rand(len(labels), generator=generator)
+        is_dropped = to_device(u < self.config.training.class_dropout_p, labels.device)
+        return torch.where(is_dropped, torch.full_like(labels, none), labels)
+
     # ---- denoise
 
     def sigma(self, alpha_t: Tensor) -> Tensor:
         """Total noise -log(alpha_t), (B, 1), float32-safe near alpha_t = 1."""
         return -torch.log(alpha_t)
 
-    def hidden(self, xt: Tensor | SoftTokens, sigma: Tensor) -> Tensor:
-        """The backbone's hidden states, (B, L) and (B, 1) -> (B, L, D)."""
-        return self.network.trunk(xt, self.condition(sigma))
+    def hidden(
+        self, xt: Tensor | SoftTokens, sigma: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
+        """The backbone's hidden states, (B, L), (B, 1) and (B,) -> (B, L, D)."""
+        return self.network.trunk(xt, self.condition(sigma), labels=labels)
 
     def condition(self, sigma: Tensor) -> Tensor:
         """What the backbone is told of the noise, (B, 1) -> (B,)."""
         condition = sigma.mean(dim=-1).float()
         return condition if self.time_conditioning else torch.zeros_like(condition)
 
-    def forward(self, xt: Tensor, sigma: Tensor) -> Tensor:
-        """Denoiser output for noisy ids, (B, L) and (B, 1) -> (B, L, K).
+    def forward(
+        self, xt: Tensor, sigma: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
+        """Denoiser output for noisy ids, (B, L), (B, 1) and (B,) -> (B, L, K).
 
         Log-probabilities of clean tokens; for SEDD, log-scores.
         """
-        logits = self.logits_for_loss(self.hidden(xt, sigma))
+        logits = self.logits_for_loss(self.hidden(xt, sigma, labels))
         return self.carry_over(self.process_logits(logits, xt=xt, sigma=sigma), xt)
 
     def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:

@@ -89,11 +89,15 @@ class Distillation(Student, DUO_BASE):
     # ---- loss
 
     def nll(
-        self, x0: Tensor, weights: Tensor | None = None, batch_idx: int = 0
+        self,
+        x0: Tensor,
+        weights: Tensor | None = None,
+        batch_idx: int = 0,
+        labels: Tensor | None = None,
     ) -> TokenNLL:
         """The divergence in training, the bound of the likelihood in validation."""
         if not self.training:
-            return super().nll(x0, weights, batch_idx)
+            return super().nll(x0, weights, batch_idx, labels)
         return self.consistency(x0, weights, batch_idx)
 
     def distillation_loss(self, batch: Mapping[str, Tensor], batch_idx: int) -> Loss:

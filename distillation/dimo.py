@@ -327,11 +327,15 @@ class DiMO(Student, Generator):
     # ---- validation and logs
 
     def nll(
-        self, x0: Tensor, weights: Tensor | None = None, batch_idx: int = 0
+        self,
+        x0: Tensor,
+        weights: Tensor | None = None,
+        batch_idx: int = 0,
+        labels: Tensor | None = None,
     ) -> TokenNLL:
         """The negative ELBO of the auxiliary model."""
         with self.through(self.aux):
-            return super().nll(x0, weights, batch_idx)
+            return super().nll(x0, weights, batch_idx, labels)
 
     def nll_given(self, x0: Tensor, known: Tensor, strata: Sequence[Stratum]) -> Tensor:
         with self.through(self.aux):

@@ -36,6 +36,7 @@ class Student(TrainerBase):
     """
 
     needs_weights = True
+    takes_labels = False
     rounds: RoundCounter
     teacher: Teacher
 
@@ -46,6 +47,11 @@ class Student(TrainerBase):
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:
         super().validate_config(config)
+        if config.algo.backbone == "unet":
+            raise ConfigError(
+                f"algo.backbone=unet: algo={config.algo.name} distils transformers; "
+                "choose algo.backbone=dit."
+            )
         if "fsdp" in config.strategy._target_.lower():
             raise ConfigError(
                 f"strategy=fsdp cannot hold the teacher of algo={config.algo.name}; "

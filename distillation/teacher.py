@@ -148,8 +148,7 @@ class Teacher:
         in_run = not self.is_wide and torch.is_autocast_enabled(device)
         with torch.autocast(device, torch.get_autocast_dtype(device), enabled=in_run):
             hidden = self.network.trunk(ids, condition)
-        linear = self.network.output_embedding
-        return Head(hidden, linear.weight, linear.bias)
+        return self.network.head_of(hidden)
 
     def move(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> None:
         """Takes it along to another device or type, as `nn.Module._apply` does."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import KERNELS, KVCache, attend, flash_is_installed
+from models.conditioning import ClassEmbedding
 from models.network import Network
 from models.registry import SoftInput
 from utils import ConfigError, choose
@@ -46,6 +47,7 @@ class DIT(Network):
         causal: Left-to-right attention and no noise conditioning.
         attention: Kernel, a key of `models.attention.KERNELS`.
         length: Longest sequence expected; longer ones work, too.
+        num_classes: Of labels; None for a network without classes.
         checkpointing: Whether backward computes the inside of each block again
             instead of keeping it: less memory for about a third more work.
 
@@ -66,8 +68,11 @@ class DIT(Network):
         attention: str = "auto",
         length: int = 0,
         checkpointing: bool = False,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
+        if causal and num_classes is not None:
+            raise ValueError("a causal transformer takes no labels")
         choose(KERNELS, attention, "model.attention")
         if attention == "flash" and not flash_is_installed():
             raise ConfigError(
@@ -84,6 +89,9 @@ class DIT(Network):
         self.vocab_embed = Embedding(vocab_size, hidden_size)
         if not causal:
             self.sigma_map = NoiseEmbedding(cond_dim)
+        self.num_classes = num_classes
+        if num_classes is not None:
+            self.cond_map = ClassEmbedding(num_classes, cond_dim, std=0.02)
         self.rotary_emb = Rotary(hidden_size // n_heads, length)
         block_cond_dim = None if causal else cond_dim
         self.blocks = nn.ModuleList(
@@ -107,17 +115,24 @@ class DIT(Network):
             attention=model.attention,
             length=model.length,
             checkpointing=config.training.activation_checkpointing,
+            num_classes=config.data.get("num_classes"),
         )
 
-    def forward(self, x: Tensor | SoftInput, sigma: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor | SoftInput,
+        sigma: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
         """Logits over clean tokens, (B, L, K). Arguments as for `trunk`."""
-        return self.head(self.trunk(x, sigma))
+        return self.head(self.trunk(x, sigma, labels=labels))
 
     def trunk(
         self,
         x: Tensor | SoftInput,
         sigma: Tensor | None = None,
         cache: KVCache | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """Hidden states that `head` maps to logits.
 
@@ -127,6 +142,7 @@ class DIT(Network):
             sigma: Noise level -log(alpha_t) of each sequence, (B,); None when causal.
             cache: Tokens before x, when causal; x is one token, or the first ones. It
                 then holds x, too.
+            labels: Class of each sequence, (B,), `num_classes` being none; or None.
 
         Returns:
             (B, L, D), final norm and modulation included.
@@ -134,7 +150,7 @@ class DIT(Network):
         device = self.vocab_embed.embedding.device.type
         with torch.autocast(device, enabled=False):
             h = self.vocab_embed(x)  # (B, L, D)
-            c = None if self.causal else F.silu(self.sigma_map(sigma))  # (B, C)
+            c = None if self.causal else F.silu(self.condition(sigma, labels))  # (B, C)
             start = 0 if cache is None else cache.length
             rotary = self.rotary_emb(start + h.shape[1])  # 2 x (L, D / H)
         for layer, block in enumerate(self.blocks):
@@ -149,6 +165,11 @@ class DIT(Network):
         if cache is not None:
             cache.length += h.shape[1]
         return self.output_layer.modulated_norm(h, c)
+
+    def condition(self, sigma: Tensor | None, labels: Tensor | None) -> Tensor:
+        """The embedding of noise levels (B,) and of classes (B,), (B, C)."""
+        c = self.sigma_map(sigma)
+        return c if self.num_classes is None else self.cond_map(c, labels)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, (..., D) -> (..., K)."""

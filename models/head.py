@@ -6,6 +6,9 @@ losses and to gradients one chunk of tokens after the other, so that at no time 
 than a chunk's logits exist. What an algorithm gives is the loss of a token as a plain
 torch function of its logits (`token_loss`); nothing here knows about algorithms.
 
+A head is a linear map, or a function without parameters (`HeadFunction`), as networks
+for images have it: its logits exist for a chunk of tokens only, too.
+
 Shapes: B batch, L length, K vocabulary, D hidden size, N tokens, n tokens of a chunk.
 """
 
@@ -24,6 +27,8 @@ from torch.autograd.function import once_differentiable
 # (*logits, one (n, K) of each head; **inputs (n,)) -> losses (n,), nats. Row i of the
 # result depends on row i of the arguments only.
 LossOfLogits = Callable[..., Tensor]
+# Hidden states (..., D) -> logits (..., K), without parameters and row by row.
+HeadFunction = Callable[[Tensor], Tensor]
 
 # Bytes of a chunk's logits in float32. On a CPU a chunk should stay in the cache, and
 # far below the 32 MiB from which glibc gives every new tensor fresh pages.
@@ -66,19 +71,36 @@ class Loss(NamedTuple):
 
 
 class Head(NamedTuple):
-    """Hidden states and the linear map that makes logits of them."""
+    """Hidden states, and the linear map or the function that makes logits of them."""
 
     hidden: Tensor  # (N, D)
-    weight: Tensor  # (K, D)
+    weight: Tensor | None  # (K, D); None where there is a function
     bias: Tensor | None  # (K,)
+    function: HeadFunction | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What may need a gradient."""
+        return self.hidden, self.weight, self.bias
 
     def detached(self) -> "Head":
         """The same without gradients."""
-        return Head(*(None if x is None else x.detach() for x in self))  # type: ignore[arg-type]
+        hidden, *parameters = self.tensors
+        weight, bias = (None if x is None else x.detach() for x in parameters)
+        return Head(hidden.detach(), weight, bias, self.function)
 
     def to(self, dtype: torch.dtype) -> "Head":
+        """Ready for a matrix product in a type; a function has none."""
+        if self.weight is None:
+            return self
         bias = None if self.bias is None else self.bias.to(dtype)
         return Head(self.hidden.to(dtype), self.weight.to(dtype), bias)
+
+    def product(self) -> Tensor:
+        """The matrix product, (N, K), or what the function takes in its place."""
+        if self.weight is None:
+            return self.hidden
+        return F.linear(self.hidden, self.weight, self.bias)
 
 
 class Precision(NamedTuple):
@@ -94,7 +116,7 @@ class Precision(NamedTuple):
         Args:
             loss_precision: bf16 (the product as autocast has it), float32, or
                 float64 (of which the product is float32).
-            weight: The head's weight.
+            weight: The head's weight, or another one where it has none.
             wide: The widest float of the device.
         """
         product, device = weight.dtype, weight.device.type
@@ -153,7 +175,11 @@ def logits_of(head: Head, precision: Precision) -> Tensor:
     """(..., K), differentiable."""
     device = head.hidden.device.type
     with torch.autocast(device, enabled=False):
-        hidden, weight, bias = head.to(precision.product)
+        if head.function is not None:
+            return head.function(head.hidden.to(precision.logits))
+        hidden, weight, bias = head.to(precision.product).tensors
+        if weight is None:
+            raise ValueError("a head has a weight or a function")
         is_wide = hidden.dtype.itemsize >= 4  # else bias would be rounded twice
         few = hidden.ndim == 2 and 1 < len(hidden) <= FEW_ROWS
         if device == "cpu" and is_wide and few:
@@ -204,11 +230,14 @@ def chunked_loss(
             nll = token_loss(*logits, **inputs)
             return (weights * nll).sum(), nll.detach()
         evaluate = _compiled() if compiled else _evaluate
-        evaluate = functools.partial(evaluate, token_loss, precision.logits)
+        functions = tuple(head.function for head in heads)
+        evaluate = functools.partial(evaluate, token_loss, precision.logits, functions)
         scale = _scale(weights)
         plan = _Plan(evaluate, dict(inputs), weights, scale, tuple(products), chunk)
         if torch.is_grad_enabled():
-            return _ChunkedLoss.apply(plan, *(x for head in heads for x in head))
+            return _ChunkedLoss.apply(
+                plan, functions, *(x for head in heads for x in head.tensors)
+            )
         return _walk(plan, heads, [_Gradient(head, (False,) * 3) for head in heads])
 
 
@@ -216,9 +245,16 @@ class _ChunkedLoss(torch.autograd.Function):
     """`chunked_loss` for autograd."""
 
     @staticmethod
-    def forward(ctx: Any, plan: "_Plan", *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        heads = [Head(*tensors[i : i + 3]) for i in range(0, len(tensors), 3)]
-        needed = ctx.needs_input_grad[1:]
+    def forward(
+        ctx: Any,
+        plan: "_Plan",
+        functions: tuple[HeadFunction | None, ...],
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        thirds = zip(tensors[::3], tensors[1::3], tensors[2::3], strict=True)
+        pairs = zip(thirds, functions, strict=True)
+        heads = [Head(*third, function) for third, function in pairs]
+        needed = ctx.needs_input_grad[2:]
         ctx.scale = plan.scale
         ctx.gradients = [
             _Gradient(head, needed[3 * i : 3 * i + 3]) for i, head in enumerate(heads)
@@ -234,7 +270,8 @@ class _ChunkedLoss(torch.autograd.Function):
             raise RuntimeError("the chunked loss can be differentiated only once")
         gradients, ctx.gradients = ctx.gradients, None
         factor = grad_total / ctx.scale
-        return None, *(x for gradient in gradients for x in gradient.scaled(factor))
+        scaled = [x for gradient in gradients for x in gradient.scaled(factor)]
+        return None, None, *scaled
 
 
 class _Plan(NamedTuple):
@@ -267,18 +304,18 @@ def _one_chunk(
     parts = [head._replace(hidden=head.hidden[rows]) for head in heads]
     # Copies, because compiled code is specific to where a view starts.
     inputs = {name: x[rows].clone() for name, x in plan.inputs.items()}
-    logits = [F.linear(*part).detach() for part in parts]
-    for x, gradient in zip(logits, gradients, strict=True):
+    products = [part.product().detach() for part in parts]
+    for x, gradient in zip(products, gradients, strict=True):
         x.requires_grad_(gradient.is_needed)
-    leaves = [x for x in logits if x.requires_grad]
+    leaves = [x for x in products if x.requires_grad]
     with torch.set_grad_enabled(bool(leaves)):
-        nll = plan.evaluate(logits, inputs)
+        nll = plan.evaluate(products, inputs)
     if leaves:
         weights = (plan.scale * plan.weights[rows]).to(nll.dtype)
-        d_logits = iter(torch.autograd.grad(nll, leaves, weights))
+        d_products = iter(torch.autograd.grad(nll, leaves, weights))
         for part, gradient in zip(parts, gradients, strict=True):
             if gradient.is_needed:
-                gradient.add(next(d_logits), part, rows)
+                gradient.add(next(d_products), part, rows)
     return nll.detach()
 
 
@@ -307,17 +344,18 @@ class _Gradient:
             torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
             if x is not None and is_needed
             else None
-            for x, is_needed in zip(head, needed, strict=True)
+            for x, is_needed in zip(head.tensors, needed, strict=True)
         )
 
-    def add(self, d_logits: Tensor, part: Head, rows: slice) -> None:
-        """Adds a chunk's share, given the gradient of its logits (n, K)."""
+    def add(self, d_product: Tensor, part: Head, rows: slice) -> None:
+        """Adds a chunk's share, given the gradient of its product, (n, K) or (n, D)."""
         if self.hidden is not None:
-            self.hidden[rows] = d_logits @ part.weight
+            weight = part.weight
+            self.hidden[rows] = d_product if weight is None else d_product @ weight
         if self.weight is not None:
-            _add_product(self.weight, d_logits.T, part.hidden)
+            _add_product(self.weight, d_product.T, part.hidden)
         if self.bias is not None:
-            self.bias += d_logits.sum(dim=0, dtype=self.bias.dtype)
+            self.bias += d_product.sum(dim=0, dtype=self.bias.dtype)
 
     def scaled(self, factor: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients times a factor, in place."""
@@ -336,10 +374,15 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 def _evaluate(
     token_loss: LossOfLogits,
     dtype: torch.dtype,
-    logits: list[Tensor],
+    functions: tuple[HeadFunction | None, ...],
+    products: list[Tensor],
     inputs: dict[str, Tensor],
 ) -> Tensor:
-    return token_loss(*(x.to(dtype) for x in logits), **inputs)
+    logits = [x.to(dtype) for x in products]
+    for i, function in enumerate(functions):
+        if function is not None:
+            logits[i] = function(logits[i])
+    return token_loss(*logits, **inputs)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from models.attention import KVCache
+from models.head import Head
 from models.registry import SoftInput
 
 
@@ -17,11 +18,13 @@ class Network(nn.Module):
     hidden size.
 
     `output_embedding` is the head's weight (K, D) and bias, for losses that apply it
-    a few tokens at a time; `input_embedding` has the rows of the tokens, (K, D).
+    a few tokens at a time; `input_embedding` has the rows of the tokens, (K, D). A
+    network whose head is a function has neither, and overrides `head_of`.
     """
 
     output_embedding: nn.Linear
     input_embedding: nn.Parameter
+    num_classes: int | None = None  # of labels; None: the network takes none
 
     @classmethod
     def from_config(cls, config: DictConfig, vocab_size: int) -> Self:
@@ -33,16 +36,28 @@ class Network(nn.Module):
         x: Tensor | SoftInput,
         sigma: Tensor | None = None,
         cache: KVCache | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, L, D) of ids (B, L), given the noise level (B,).
 
-        A causal network takes no noise level, and a cache of the tokens before x.
+        A causal network takes no noise level, and a cache of the tokens before x. One
+        with classes takes labels (B,), of which `num_classes` means none; so does None.
         """
         raise NotImplementedError
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, (..., D) -> (..., K)."""
         raise NotImplementedError
+
+    def head_of(self, hidden: Tensor) -> Head:
+        """Hidden states (..., D) with what makes logits of them."""
+        linear = self.output_embedding
+        return Head(hidden, linear.weight, linear.bias)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """A tensor of the type and on the device in which the head is computed."""
+        return self.output_embedding.weight
 
     def compile_blocks(self) -> None:
         """Compiles what is compiled of it, in place; names of parameters stay."""

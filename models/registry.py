@@ -5,11 +5,13 @@ To add one: a module with a subclass of `models.network.Network`, and an entry h
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from omegaconf import DictConfig
 
-from utils import choose, imported, require
+from utils import ConfigError, choose, imported, require
 
 if TYPE_CHECKING:  # names can be checked without torch, which takes a second
     from torch import Tensor
@@ -25,16 +27,65 @@ class SoftInput(Protocol):
         ...
 
 
+CHANNELS = 3  # of images: red, green, blue
+
+
+def num_groups(channels: int) -> int:
+    """Groups of a group norm over as many channels."""
+    return max(1, min(channels // 4, 32))
+
+
+def check_unet(config: DictConfig) -> None:
+    """Refuses sizes of `config.model` that make no U-Net."""
+    model = config.model
+    if config.algo.causal_attention:
+        raise ConfigError(
+            f"algo.backbone=unet is not causal, as algo={config.algo.name} needs it; "
+            "choose another algorithm."
+        )
+    side, factor = math.isqrt(model.size), 2 ** (model.num_scales - 1)
+    if side * side != model.size or side % factor:
+        raise ConfigError(
+            f"model.size={model.size}: the U-Net takes square images whose side is a "
+            f"multiple of {factor} (model.num_scales={model.num_scales})."
+        )
+    if model.length != CHANNELS * model.size:
+        raise ConfigError(
+            f"model.length={model.length}: an image of model.size={model.size} pixels "
+            f"has {CHANNELS * model.size} values."
+        )
+    if len(model.ch_mult) != model.num_scales:
+        raise ConfigError(
+            f"model.ch_mult={list(model.ch_mult)}: model.num_scales={model.num_scales} "
+            "levels need as many numbers."
+        )
+    if model.time_embed_dim % 2:
+        raise ConfigError(
+            f"model.time_embed_dim={model.time_embed_dim} is not even: half of it are "
+            "sines, half cosines."
+        )
+    for multiple in (1, *model.ch_mult):
+        channels = model.ch * multiple
+        if type(multiple) is not int or multiple < 1 or channels % num_groups(channels):
+            raise ConfigError(
+                f"model.ch={model.ch}, model.ch_mult={list(model.ch_mult)}: {channels} "
+                f"channels do not divide into {num_groups(channels)} groups; give a "
+                "multiple of 4 channels, of 32 from 128 on."
+            )
+
+
 class Backbone(NamedTuple):
     """Where a backbone's class is, and which `model.type` describes it."""
 
     target: str
     model_type: str
+    check: Callable[[DictConfig], None] = lambda config: None  # refuses sizes
 
 
 BACKBONES = {
     "dit": Backbone("models.dit.DIT", "ddit"),
     "hf_dit": Backbone("models.dit.DIT", "ddit"),  # sizes are those of a checkpoint
+    "unet": Backbone("models.unet.UNet", "unet", check_unet),
 }
 
 
@@ -47,6 +98,7 @@ def validate_backbone(config: DictConfig) -> Backbone:
     backbone = choose(BACKBONES, config.algo.backbone, "algo.backbone")
     where = f"model={config.model.name}, algo.backbone={config.algo.backbone}"
     require(config.model.type, [backbone.model_type], "model.type", where)
+    backbone.check(config)
     return backbone
 
 

@@ -29,6 +29,7 @@ class Model(Protocol):
 
     num_tokens: int  # L
     vocab_size: int  # K
+    num_classes: int | None  # of labels; None: the model takes none
 
     @property
     def device(self) -> torch.device: ...
@@ -89,8 +90,8 @@ class Denoiser(Model, Protocol):
     def sigma(self, alpha_t: Tensor) -> Tensor:
         """Total noise, (B, 1) -> (B, 1)."""
 
-    def hidden(self, xt: Tensor, sigma: Tensor) -> Tensor:
-        """Hidden states, (B, L) and (B, 1) -> (B, L, D)."""
+    def hidden(self, xt: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Hidden states, (B, L), (B, 1) and (B,) -> (B, L, D)."""
 
     def denoised(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
         """Log-probabilities of clean tokens, (..., K)."""

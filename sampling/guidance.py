@@ -1,5 +1,6 @@
 """Classifier-free guidance of posteriors. Shapes: K vocabulary."""
 
+import torch
 from torch import Tensor
 
 
@@ -10,7 +11,10 @@ def guided_posterior(q_cond: Tensor, q_uncond: Tensor, weight: float | None) -> 
         q_cond: Posterior with the label, (..., K), normalised.
         q_uncond: Posterior without, (..., K), normalised.
         weight: w. None or 0 is unconditional, 1 conditional only; tokens that either
-            posterior excludes are excluded otherwise.
+            posterior excludes are excluded otherwise. Where none is left, which only
+            the nucleus does, the conditional posterior stands.
+
+            NOTE(compat): every token is equally likely there in the published code.
 
     Returns:
         (..., K), normalised.
@@ -24,4 +28,5 @@ def guided_posterior(q_cond: Tensor, q_uncond: Tensor, weight: float | None) -> 
     possible = (q_cond > 0) & (q_uncond > 0)
     log_q = weight * q_cond.log() + (1 - weight) * q_uncond.log()
     # Finite, so that a row without a common token is not NaN.
-    return log_q.masked_fill(~possible, -1e6).softmax(dim=-1)
+    mixed = log_q.masked_fill(~possible, -1e6).softmax(dim=-1)
+    return torch.where(possible.any(dim=-1, keepdim=True), mixed, q_cond)

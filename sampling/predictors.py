@@ -111,16 +111,25 @@ class Analytic(Sampler):
         """Reveals at the rate e^d - 1, (B, 1); infinity reveals every mask."""
         model = chain.model
 
-        def drawn(tokens: Tokens) -> Tensor:
-            log_score = self.log_scores(model, tokens)  # (n, K)
+        def revealed(tokens: Tokens) -> tuple[Tensor, Tensor]:
+            """The probability to reveal a mask, (n,), and as what, (n, K)."""
+            log_score = self.log_scores(model, tokens)
             log_total = log_score.logsumexp(dim=-1)
             rate = tokens.pick(expm1_d).to(log_total.dtype)
-            reveal = (rate.log() + log_total).exp().clamp(max=1)  # (n,)
-            probs = nucleus(log_score.softmax(dim=-1), self.p_nucleus)
-            if not self.is_lean:
-                probs = probs * reveal[:, None]
-                probs[:, model.mask_index] = 1 - reveal
+            reveal = (rate.log() + log_total).exp().clamp(max=1)
+            return reveal, nucleus(log_score.softmax(dim=-1), self.p_nucleus)
+
+        def whole_row(tokens: Tokens) -> Tensor:
+            reveal, probs = revealed(tokens)
+            probs = probs * reveal[:, None]
+            probs[:, model.mask_index] = 1 - reveal
+            return probs
+
+        def drawn(tokens: Tokens) -> Tensor:
+            if not self.is_lean or chain.is_guided:
+                probs = self.guided([whole_row(each) for each in tokens.each()])
                 return self.draw(probs, chain.generator)
+            reveal, probs = revealed(tokens)
             reveals = chain.uniform(reveal.shape) < reveal
             x = tokens.xt.clone()
             x[reveals] = self.draw(probs[reveals], chain.generator)

@@ -21,7 +21,7 @@ from torch import Tensor
 from models.noise import Noise
 from sampling.predictors import Ancestral
 from sampling.reverse_process import Chain, Step
-from sampling.sampler import TIME_EPS
+from sampling.sampler import TIME_EPS, Posterior
 from utils import ConfigError, choose
 
 PHASES = ("high", "middle", "low")
@@ -216,7 +216,7 @@ class Psi(Ancestral):
     def step(self, chain: Chain, xt: Tensor, step: Step) -> Tensor:
         if step.kappa == 1:
             return super().step(chain, xt, step)
-        if self.is_dense(chain.model):
+        if self.is_dense(chain):
             return self._dense_step(chain, xt, step)
         corrects = chain.free & (chain.uniform(xt.shape) >= step.kappa)
         is_noise = corrects & (chain.uniform(xt.shape) < 1 - step.alpha_s)
@@ -229,10 +229,9 @@ class Psi(Ancestral):
     def _dense_step(self, chain: Chain, xt: Tensor, step: Step) -> Tensor:
         model, (alpha_t, alpha_s, kappa) = chain.model, step
 
-        def mixture(x_theta: Tensor, *, alpha_s: Tensor, **levels: Tensor) -> Tensor:
-            clean = torch.ones_like(alpha_s)
-            x0 = model.posterior(x_theta, alpha_s=clean, **levels)
-            posterior = model.posterior(x_theta, alpha_s=alpha_s, **levels)
-            return kappa * posterior + (1 - kappa) * model.marginal(x0, alpha_s)
+        def mixture(posterior: Posterior, alpha_s: Tensor) -> Tensor:
+            x0 = posterior(torch.ones_like(alpha_s))
+            noised = model.marginal(x0, alpha_s)
+            return kappa * posterior(alpha_s) + (1 - kappa) * noised
 
         return self.reverse_dense(chain, xt, alpha_t, alpha_s, chain.free, mixture)

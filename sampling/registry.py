@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from utils import choose, imported
+from utils import ConfigError, choose, imported
 
 if TYPE_CHECKING:
     from sampling.autoregressive import SemiAutoRegressive
@@ -67,6 +67,11 @@ def check_sampler(config: DictConfig, algorithm: type[Algorithm]) -> None:
         ConfigError: With the key, the value and the choices.
     """
     sampling = config.sampling
+    if sampling.guid_weight and config.data.get("num_classes") is None:
+        raise ConfigError(
+            f"sampling.guid_weight={sampling.guid_weight} needs a model with classes, "
+            "and data.num_classes is null; the only values are null and 0."
+        )
     sampler_class(sampling.predictor, algorithm).validate_config(sampling)
     if sampling.semi_ar:
         _windows().validate_config(config, algorithm)

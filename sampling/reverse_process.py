@@ -1,7 +1,8 @@
 """The reverse process of one call of a sampler: which positions may change, the network
 evaluated only where it is asked for, and how often that was.
 
-Shapes: B batch, L length, K vocabulary, D hidden size, n tokens of a chunk.
+Shapes: B batch, L length, K vocabulary, D hidden size, n tokens of a chunk, G = 1 or 2
+conditions: a class or none, or both.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -52,6 +53,13 @@ class Tokens(NamedTuple):
     xt: Tensor  # (n,)
     alpha_t: Tensor  # (n,)
     sigma: Tensor  # (n,)
+    without_class: Tensor | None = None  # logits (n, K) to guide those above by
+
+    def each(self) -> list["Tokens"]:
+        """With the logits under each condition: the class, then none."""
+        if self.without_class is None:
+            return [self]
+        return [self, self._replace(logits=self.without_class)]
 
     def pick(self, x: Tensor) -> Tensor:
         """Values of x (B, L) or (B, 1) at these tokens, (n,)."""
@@ -69,6 +77,8 @@ class Chain:
         remembers: Whether hidden states of sequences that have not changed since are
             used again; only where the network does not know the time.
         show_progress: Whether `progress` shows a bar.
+        conditions: Labels (B,) that the network is told, None being no class; of two,
+            which are evaluated as one batch, the first is guided by the second.
     """
 
     def __init__(
@@ -78,16 +88,28 @@ class Chain:
         generator: torch.Generator | None,
         remembers: bool = False,
         show_progress: bool = False,
+        conditions: tuple[Tensor | None, ...] = (None,),
     ) -> None:
         self.model = model
         self.free = free
         self.generator = generator
         self.show_progress = show_progress
         self.evaluations = torch.zeros_like(free[:, 0], dtype=torch.long)
-        self.chunk = draw_chunk_size(model.vocab_size, model.device.type)
+        self.conditions = conditions
+        size = draw_chunk_size(model.vocab_size, model.device.type)
+        self.chunk = max(1, size // len(conditions))
         self._are_finite = torch.ones((), dtype=torch.bool, device=free.device)
         self._remembers = remembers
         self._seen: tuple[Tensor, Tensor] | None = None  # (xt, hidden)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether there are two laws of every token, to be mixed."""
+        return len(self.conditions) > 1
+
+    def forget_labels(self) -> None:
+        """From here on the network is told no class."""
+        self.conditions, self._seen = (None,), None
 
     def uniform(self, shape: tuple[int, ...]) -> Tensor:
         """U[0, 1) in the widest float of the device."""
@@ -103,19 +125,24 @@ class Chain:
             return
         self.check_finite()  # of the step before, which the line above waited for
         sigma = self.model.sigma(alpha_t)
-        hidden = self._hidden(xt, sigma, wanted)  # (b, L, D)
+        hidden = self._hidden(xt, sigma, wanted)  # (b, G, L, D)
         local, columns = where[wanted].nonzero(as_tuple=True)
         for part in torch.arange(len(local), device=xt.device).split(self.chunk):
             rows = wanted[local[part]]
-            logits = self.model.logits_for_loss(hidden[local[part], columns[part]])
-            self.note_logits(logits)
+            logits = [
+                self.model.logits_for_loss(hidden[local[part], g, columns[part]])
+                for g in range(hidden.shape[1])
+            ]
+            for x in logits:
+                self.note_logits(x)
             yield Tokens(
                 rows,
                 columns[part],
-                logits,
+                logits[0],
                 xt[rows, columns[part]],
                 alpha_t[rows, 0],
                 sigma[rows, 0],
+                *logits[1:],
             )
 
     def note_logits(self, logits: Tensor) -> None:
@@ -152,18 +179,29 @@ class Chain:
         return tqdm(steps, "sampling", leave=False, disable=not self.show_progress)
 
     def _hidden(self, xt: Tensor, sigma: Tensor, wanted: Tensor) -> Tensor:
-        """Hidden states of the wanted sequences, (b, L, D)."""
+        """Hidden states of the wanted sequences, (b, G, L, D)."""
         if not self._remembers:
-            self.evaluations[wanted] += 1
-            return self.model.hidden(xt[wanted], sigma[wanted])
+            return self._evaluate(xt, sigma, wanted)
         seen, stale = self._seen, wanted
         if seen is not None:
             stale = wanted[(seen[0][wanted] != xt[wanted]).any(dim=-1)]
         if seen is None or len(stale):
-            self.evaluations[stale] += 1
-            fresh = self.model.hidden(xt[stale], sigma[stale])
+            fresh = self._evaluate(xt, sigma, stale)
             if seen is None:
                 hidden = fresh.new_empty(len(xt), *fresh.shape[1:])
                 seen = self._seen = torch.full_like(xt, -1), hidden
             seen[0][stale], seen[1][stale] = xt[stale], fresh
         return seen[1][wanted]
+
+    def _evaluate(self, xt: Tensor, sigma: Tensor, rows: Tensor) -> Tensor:
+        """Hidden states of some sequences under each of G conditions, (b, G, L, D)."""
+        G = len(self.conditions)
+        self.evaluations[rows] += G
+        told = [None if labels is None else labels[rows] for labels in self.conditions]
+        labels = (
+            None if told[0] is None else torch.cat([x for x in told if x is not None])
+        )
+        hidden = self.model.hidden(
+            xt[rows].repeat(G, 1), sigma[rows].repeat(G, 1), labels
+        )
+        return hidden.unflatten(0, (G, -1)).transpose(0, 1)

@@ -12,7 +12,7 @@ Shapes: B batch, L length, K vocabulary, D hidden size, n tokens of a chunk. Sig
 levels are (B, 1) or (B, L).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import ClassVar, cast
 
@@ -24,11 +24,16 @@ from models.device import wide_dtype
 from models.noise import Noise
 from sampling.categorical import exponential_race, inverse_cdf, nucleus
 from sampling.denoiser import Algorithm, Denoiser, Model
+from sampling.guidance import guided_posterior
 from sampling.prompts import Given
 from sampling.reverse_process import Chain, Samples, Step, Tokens
 from utils import ConfigError, require
 
+# From alpha_s (n,) to q(x_s | x_t), (n, K).
+Posterior = Callable[[Tensor], Tensor]
 TIME_EPS = 1e-5  # last time of the grid; noise removal goes from there to 0
+# By `algo.compat`. NOTE(compat): the published greedy end tells the network no class.
+GREEDY_SEES_LABELS = {"paper": True, "reference": False}
 
 
 class Sampler:
@@ -59,6 +64,8 @@ class Sampler:
         self.num_steps: int = config.steps
         self.p_nucleus: float = config.p_nucleus
         self.use_float64: bool = config.use_float64
+        self.guid_weight: float | None = config.guid_weight
+        self.greedy_sees_labels = GREEDY_SEES_LABELS[compat]
         self.draw = inverse_cdf if self.use_float64 else exponential_race
         self.is_lean = self.use_float64
         self.validate_config(config)
@@ -110,6 +117,7 @@ class Sampler:
         given: Given | None = None,
         generator: torch.Generator | None = None,
         show_progress: bool = False,
+        labels: Tensor | None = None,
     ) -> Samples:
         """Draws samples.
 
@@ -120,17 +128,46 @@ class Sampler:
             given: Tokens that samples hold unchanged, (B, L).
             generator: On the model's device; None uses torch's global one.
             show_progress: Whether to show a bar over the steps.
+            labels: The class of each sample, (B,), as far as `sampling.guid_weight`
+                lets the network know it; only for models with classes.
         """
         if given is None:
             given = Given.nothing(num_samples, model.num_tokens, model.device)
         given = model.with_bos(given.to(model.device))
         denoiser = cast(Denoiser, model)  # as `fits` has made sure; not for AR
         remembers = self.remembers(denoiser)
-        chain = Chain(denoiser, ~given.known, generator, remembers, show_progress)
+        conditions = self.conditions(model, labels)
+        chain = Chain(
+            denoiser, ~given.known, generator, remembers, show_progress, conditions
+        )
         xt = given.put(model.prior_sample(num_samples, generator))
         x0 = self.run(chain, xt, self.num_steps if num_steps is None else num_steps)
         chain.check_finite()
         return Samples(x0, chain.evaluations)
+
+    def conditions(
+        self, model: Model, labels: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """What the network is told of the classes of samples, once a step or twice.
+
+        With a guidance weight of None or 0 nothing, with 1 the class, else both.
+
+        Raises:
+            ValueError: If labels are missing, or the model has no classes.
+        """
+        if model.num_classes is None:
+            if labels is not None:
+                raise ValueError("labels are for models with classes")
+            return (None,)
+        if labels is None:
+            if self.guid_weight:
+                raise ValueError("sampling.guid_weight needs labels")
+            return (None,)
+        labels = labels.to(model.device)
+        none = torch.full_like(labels, model.num_classes)
+        if not self.guid_weight:
+            return (none,)
+        return (labels,) if self.guid_weight == 1 else (labels, none)
 
     def remembers(self, model: Denoiser) -> bool:
         """Whether the network's output is kept for sequences that do not change."""
@@ -165,9 +202,11 @@ class Sampler:
     def remove_greedily(self, chain: Chain, xt: Tensor, alpha_t: Tensor) -> Tensor:
         """The denoiser's most likely tokens: the greedy tail of DUO."""
         where = chain.free & chain.model.undecided(xt)
+        if not self.greedy_sees_labels:
+            chain.forget_labels()
 
         def most_likely(tokens: Tokens) -> Tensor:
-            return self.x_theta(chain.model, tokens).argmax(dim=-1)
+            return self.guided(self.x_thetas(chain.model, tokens)).argmax(dim=-1)
 
         return chain.replace(xt, alpha_t, where, most_likely)
 
@@ -190,10 +229,9 @@ class Sampler:
             where: Positions to draw, (B, L) bool; the others stay.
         """
         model = chain.model
-        if self.is_dense(model):
+        if self.is_dense(chain):
             where = where & model.undecided(xt)
-            probs = model.posterior
-            return self.reverse_dense(chain, xt, alpha_t, alpha_s, where, probs)
+            return self.reverse_dense(chain, xt, alpha_t, alpha_s, where)
         bound = model.change_bound(xt, alpha_t=alpha_t, alpha_s=alpha_s)
         changes = where & (chain.uniform(xt.shape) < bound)
 
@@ -216,26 +254,47 @@ class Sampler:
         alpha_t: Tensor,
         alpha_s: Tensor,
         where: Tensor,
-        probs: Callable[..., Tensor],
+        law: Callable[[Posterior, Tensor], Tensor] = lambda q, alpha_s: q(alpha_s),
     ) -> Tensor:
         """`reverse` as published: every position draws from a whole row.
 
         Args:
-            probs: From x_theta (n, K) and xt, alpha_t, alpha_s, (n,) each, to the
-                probabilities of x_s, (n, K).
+            law: From the posterior and alpha_s (n,) to the probabilities of x_s,
+                (n, K); by default the posterior at alpha_s.
         """
+        model = chain.model
 
         def drawn(tokens: Tokens) -> Tensor:
-            x_theta = self.x_theta(chain.model, tokens)
-            levels = {"alpha_t": tokens.alpha_t, "alpha_s": tokens.pick(alpha_s)}
-            q_xs = probs(x_theta, xt=tokens.xt, **levels)
-            return self.draw(q_xs.to(x_theta.dtype), chain.generator)
+            x_thetas = self.x_thetas(model, tokens)
+            levels = {"xt": tokens.xt, "alpha_t": tokens.alpha_t}
+
+            def posterior(alpha_s: Tensor) -> Tensor:
+                laws = [model.posterior(x, alpha_s=alpha_s, **levels) for x in x_thetas]
+                return self.guided(laws)
+
+            q_xs = law(posterior, tokens.pick(alpha_s))
+            return self.draw(q_xs.to(x_thetas[0].dtype), chain.generator)
 
         return chain.replace(xt, alpha_t, where, drawn)
 
-    def is_dense(self, model: Denoiser) -> bool:
-        """Whether positions draw from whole rows of the posterior."""
-        return not self.is_lean or model.draws_whole_rows
+    def is_dense(self, chain: Chain) -> bool:
+        """Whether positions draw from whole rows of the posterior.
+
+        Guided ones do: how likely it is that a token changes is known from both laws
+        only.
+        """
+        return not self.is_lean or chain.model.draws_whole_rows or chain.is_guided
+
+    def guided(self, laws: Sequence[Tensor]) -> Tensor:
+        """One law of each token, (n, K), of those with its class and without."""
+        if len(laws) == 1:
+            return laws[0]
+        q_cond, q_uncond = laws
+        return guided_posterior(q_cond, q_uncond, self.guid_weight)
+
+    def x_thetas(self, model: Denoiser, tokens: Tokens) -> list[Tensor]:
+        """`x_theta` under each condition."""
+        return [self.x_theta(model, each) for each in tokens.each()]
 
     def x_theta(self, model: Denoiser, tokens: Tokens) -> Tensor:
         """Probabilities of clean tokens, nucleus applied, (n, K)."""

@@ -74,7 +74,7 @@ class HeadLosses(lightning.LightningModule):
             {name: rows(x.expand(shape)) for name, x in inputs.items()},
             rows(weights),
             precision=precision,
-            products=[precision.product, *(head.weight.dtype for head in others)],
+            products=[precision.product, *(_product_type(head) for head in others)],
             chunk=chunk_size(training.loss_chunk, self.vocab_size, device.type),
             compiled=is_compiled(training.loss_compile, device.type),
         )
@@ -87,7 +87,7 @@ class HeadLosses(lightning.LightningModule):
         return logits_of(self._head(hidden), self.loss_precision())
 
     def loss_precision(self) -> Precision:
-        weight = self.network.output_embedding.weight
+        weight = self.network.head_weight
         return Precision.of(
             self.config.training.loss_precision, weight, wide_dtype(weight.device)
         )
@@ -99,5 +99,8 @@ class HeadLosses(lightning.LightningModule):
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def _head(self, hidden: Tensor) -> Head:
-        linear = self.network.output_embedding
-        return Head(hidden, linear.weight, linear.bias)
+        return self.network.head_of(hidden)
+
+
+def _product_type(head: Head) -> torch.dtype:
+    return head.hidden.dtype if head.weight is None else head.weight.dtype

@@ -80,11 +80,9 @@ def test_without_cases_all_is_skipped(tmp_path):
 
 
 def test_find_cases(tmp_path):
-    """By the front of the name and by what a case holds; images are left out."""
+    """By the front of the name and by what a case holds."""
     make_case(tmp_path, "dit_b", tensors={"logits": {}}, values={"size": 3})
     make_case(tmp_path, "dit_a", tensors={"logits": {}})
-    make_case(tmp_path, "dit_image", tensors={"logits": {}})
-    make_case(tmp_path, "dit_net", config={"model": {"type": "unet"}})
     make_case(tmp_path, "my_dit", tensors={"logits": {}})
     (tmp_path / "dit_without_case_json").mkdir()
 
@@ -95,7 +93,6 @@ def test_find_cases(tmp_path):
     assert found("dit", "logits") == ["dit_a", "dit_b"]
     assert found("dit", "size") == ["dit_b"]
     assert found("dit", "nothing") == []
-    assert len(found(with_images=True)) == 5
     ids = [parameter.id for parameter in parameters(find_cases(tmp_path), "any")]
     assert ids == ["dit_a", "dit_b", "my_dit"]
 
@@ -170,7 +167,7 @@ def test_committed_cases_are_small():
 
 @pytest.mark.parametrize(("kind", "holding"), KINDS)
 def test_every_kind_is_committed(kind, holding):
-    assert find_cases(COMMITTED, kind, holding, with_images=True)
+    assert find_cases(COMMITTED, kind, holding)
 
 
 def test_every_committed_case_runs():
@@ -178,7 +175,7 @@ def test_every_committed_case_runs():
     for later work."""
     done = run_pytest(COMMITTED, HERE, "--collect-only", "-q")
     assert done.returncode == 0, done.stdout + done.stderr
-    cases = find_cases(COMMITTED, with_images=True)
+    cases = find_cases(COMMITTED)
     assert len(cases) == len(KINDS)
     for case in cases:
         waits = f"test_case_that_waits[{case}]" in done.stdout

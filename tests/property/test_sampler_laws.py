@@ -126,7 +126,7 @@ def believe(model, x0, laws, give_logits):
     perfect = F.one_hot(x0, model.vocab_size).double()
     logits = laws.logits_for(model, perfect)
 
-    def hidden(xt, sigma):
+    def hidden(xt, sigma, labels=None):
         return logits[(xt[:, :1] == x0[:, 0]).long().argmax(dim=-1)]
 
     def autoregressive(x, cache):  # all sequences, what follows each token

@@ -205,6 +205,7 @@ def p_value(counts: Tensor, probs: Tensor) -> float:
     counts, expected = counts.flatten(), counts.sum() * probs.flatten()
     if counts[expected == 0].any():
         return 0.0
+    counts, expected = counts[expected > 0], expected[expected > 0]
     order = expected.argsort()
     counts, expected = counts[order], expected[order]
     # The merged cell takes in larger ones until it has 5 itself.

@@ -63,14 +63,6 @@ class Case:
         """The value that the case's config states for a dotted key, or `default`."""
         return OmegaConf.select(self.config, key, default=default)
 
-    @property
-    def needs_images(self) -> bool:
-        is_unet = self.setting("model.type") == "unet"
-        words = ("image", "unet", "guidance")
-        if self.holds("fid"):  # of features, without a network
-            return False
-        return is_unet or any(word in self.name for word in words)
-
     def holds(self, name: str) -> bool:
         """Whether it has a tensor, a group of tensors ('weights/*') or a value."""
         return name in self.stated or name in self.values
@@ -184,26 +176,17 @@ def close(
 # ---------------------------------------------------------------- discovery
 
 
-def find_cases(
-    folder: Path, kind: str = "", holding: str = "", with_images: bool = False
-) -> list[Case]:
+def find_cases(folder: Path, kind: str = "", holding: str = "") -> list[Case]:
     """Cases whose names start with `kind`, sorted by name.
 
     Args:
         folder: Of the cases; it need not exist.
         kind: Front of the name, such as 'dit' or 'optim'.
         holding: Tensor, group of tensors or value that the case must have.
-        with_images: Whether cases that need the U-Net count; they wait for later
-            work, see `test_golden_later.py`.
     """
     files = sorted(folder.glob(f"{kind}*/case.json"))
     cases = [Case(file.parent) for file in files]
-    return [
-        case
-        for case in cases
-        if (with_images or not case.needs_images)
-        and (not holding or case.holds(holding))
-    ]
+    return [case for case in cases if not holding or case.holds(holding)]
 
 
 def parameters(cases: list[Case], what: str, folder: Path | None = None) -> list[Any]:

@@ -56,6 +56,7 @@ def composed(*overrides: str) -> DictConfig:
     return deepcopy(_composed(*overrides))
 
 
+CLASSES = "backbone.cond_map.embedding_table.weight"  # of networks with classes
 # What `algo` says of the network, whichever algorithm uses it.
 NETWORK = ("backbone", "time_conditioning", "causal_attention")
 
@@ -82,6 +83,8 @@ def configured(case: Case, algo: str | None = None, **settings: Any) -> DictConf
     config.loader.num_workers = 0
     if lr_scheduler is not None:  # as a whole: schedulers do not share their keys
         config.lr_scheduler = lr_scheduler
+    if CLASSES in case.stated.get("weights/*", {}).get("entries", {}):
+        config.data.num_classes = len(case[f"weights/{CLASSES}"]) - 1
     if config.sampling.predictor not in SAMPLERS:
         config.sampling.predictor = "ancestral"  # the case may not sample at all
     for key, value in settings.items():

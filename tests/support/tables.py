@@ -42,7 +42,7 @@ class Table(Network):
     def forward(self, x: Tensor, sigma: Tensor | None = None) -> Tensor:
         return self.eye(self.trunk(x, sigma))
 
-    def trunk(self, x: Tensor, sigma: Tensor | None = None, cache=None) -> Tensor:
+    def trunk(self, x, sigma=None, cache=None, labels=None) -> Tensor:
         return self.rows[(x * self.places).sum(dim=-1)]
 
 

@@ -28,7 +28,7 @@ def requiring(head, needed):
     return Head(
         *(
             None if x is None else x.clone().requires_grad_(flag)
-            for x, flag in zip(head, needed, strict=True)
+            for x, flag in zip(head.tensors, needed, strict=True)
         )
     )
 
@@ -127,10 +127,10 @@ def test_a_loss_is_differentiated_once(generator):
     options = {"precision": WIDE, "chunk": 2}
     total, _ = chunked_loss([head], cross_entropy, target, torch.ones(N), **options)
     total.backward(retain_graph=True)
-    before = [x.grad.clone() for x in head]
+    before = [x.grad.clone() for x in head.tensors]
     with pytest.raises(RuntimeError, match="differentiated only once"):
         total.backward()
-    assert all(map(torch.equal, before, (x.grad for x in head)))
+    assert all(map(torch.equal, before, (x.grad for x in head.tensors)))
 
 
 # ---------------------------------------------------------------- several heads
@@ -154,7 +154,7 @@ def gradients_of(heads, needed, loss, weights, chunk):
     """
     leaves = [requiring(head, flags) for head, flags in zip(heads, needed, strict=True)]
     if chunk is None:
-        nll = loss(*(F.linear(*head) for head in leaves))
+        nll = loss(*(F.linear(*head.tensors) for head in leaves))
         total = (weights * nll).sum()
     else:
         total, nll = chunked_loss(
@@ -162,7 +162,7 @@ def gradients_of(heads, needed, loss, weights, chunk):
         )
         assert not nll.requires_grad
     total.backward()
-    return total, nll, [x.grad for head in leaves for x in head]
+    return total, nll, [x.grad for head in leaves for x in head.tensors]
 
 
 NEEDED = {
@@ -215,13 +215,13 @@ def test_a_teacher_without_gradient_costs_no_gradient(generator):
 def test_heads_that_share_their_weight(generator, chunk):
     """One map for two hidden states: its gradient is the sum of both."""
     one, two = random_head(generator, 7), random_head(generator, 7)
-    weight, bias = (x.clone().requires_grad_() for x in one[1:])
+    weight, bias = (x.clone().requires_grad_() for x in one.tensors[1:])
     hidden = [x.hidden.clone().requires_grad_() for x in (one, two)]
     leaves = [weight, bias, *hidden]
     heads = [Head(x, weight, bias) for x in hidden]
     weights = torch.rand(N, dtype=torch.float64, generator=generator)
     total, _ = chunked_loss(heads, kl, {}, weights, precision=WIDE, chunk=chunk)
-    plain = (weights * kl(*(F.linear(*head) for head in heads))).sum()
+    plain = (weights * kl(*(F.linear(*head.tensors) for head in heads))).sum()
     got, expected = (torch.autograd.grad(x, leaves) for x in (total, plain))
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-14)
 
@@ -244,7 +244,7 @@ def test_no_tokens(generator, chunk):
     total.backward()
     assert total.item() == 0
     assert nll.shape == (0,)
-    for x in head:
+    for x in head.tensors:
         assert torch.equal(x.grad, torch.zeros_like(x))
 
 
@@ -271,7 +271,7 @@ def test_logits_of_few_rows_are_those_of_a_linear_map(generator, num_rows, has_b
     """The product with the vocabulary first gives the same values and gradients."""
     head = random_head(generator, 50, has_bias, n=num_rows)
     head = requiring(head, (True, True, True))
-    hidden, weight, bias = head
+    hidden, weight, bias = head.tensors
     logits = logits_of(head, WIDE)
     expected = F.linear(hidden, weight, bias)
     assert logits.is_contiguous()

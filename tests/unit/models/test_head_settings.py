@@ -33,12 +33,12 @@ def gradients(head, weights, target, precision, chunk, loss=cross_entropy, scale
 
     Autocast, if there is any, ends before backward, as in training.
     """
-    leaves = Head(*(x.clone().requires_grad_() for x in head))
+    leaves = Head(*(x.clone().requires_grad_() for x in head.tensors))
     options = {"precision": precision, "chunk": chunk}
     total, _ = chunked_loss([leaves], loss, {"target": target}, weights, **options)
     with torch.autocast("cpu", enabled=False):
         (scale * total).backward()
-    return [x.grad.double() / scale for x in leaves]
+    return [x.grad.double() / scale for x in leaves.tensors]
 
 
 def errors(found, truth):

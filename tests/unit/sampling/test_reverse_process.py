@@ -12,7 +12,7 @@ def model(make_model, monkeypatch):
     model = make_model("algo=mdlm")
     model.asked = []
 
-    def hidden(xt, sigma):
+    def hidden(xt, sigma, labels=None):
         model.asked.append((xt, sigma))
         columns = torch.arange(xt.shape[1]).expand(xt.shape)
         return torch.stack([xt, columns], dim=-1).double()
@@ -79,7 +79,11 @@ def test_chunks_cover_what_is_wanted_exactly_once(model, xt, alpha_t, chunk):
     assert len(model.asked) == 1
     assert all(len(part.rows) <= chunk for part in parts)
     assert len(parts) == -(-int(where.sum()) // chunk)
-    tokens = Tokens(*(torch.cat(values) for values in zip(*parts, strict=True)))
+    assert all(part.without_class is None for part in parts)
+    joined = (
+        torch.cat(values) for values in zip(*(p[:-1] for p in parts), strict=True)
+    )
+    tokens = Tokens(*joined)
     positions = list(zip(tokens.rows.tolist(), tokens.columns.tolist(), strict=True))
     assert positions == [tuple(position) for position in where.nonzero().tolist()]
     assert torch.equal(tokens.xt, xt[where])
