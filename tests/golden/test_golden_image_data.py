@@ -11,7 +11,7 @@ from data.images import ImageRows, load_images
 from data.pixels import PixelTokenizer
 from data.tokenizers import get_tokenizer
 
-CASES = find_cases(golden_dir(), "image_tokenizer", with_images=True)
+CASES = find_cases(golden_dir(), "image_tokenizer")
 for_cases = pytest.mark.parametrize("case", parameters(CASES, "image_tokenizer*"))
 
 
