@@ -33,7 +33,7 @@ from checkpoints.huggingface import (
 from checkpoints.keys import key_report
 from checkpoints.locating import is_hub_id
 from checkpoints.reading import read_checkpoint
-from data.tokenizers import get_tokenizer
+from data.tokenizers import PIXELS, get_tokenizer
 from models.noise import SCHEDULES
 from models.registry import build_backbone
 from utils import CONFIGS, ConfigError, first_line, hub_answers, printable
@@ -196,7 +196,13 @@ def _algo_config(name: str) -> DictConfig:
 
 def _tokenizer(config: DictConfig, checkpoint: Checkpoint) -> tuple[Any, Path | None]:
     """The tokenizer, and the folder of the checkpoint if it has one of its own."""
-    folder = checkpoint.folder
+    folder, name = checkpoint.folder, config.data.tokenizer_name_or_path
+    if name in PIXELS:
+        raise ConfigError(
+            f"{CHECKPOINT}={config.eval.checkpoint_path!r} is a model of images "
+            f"({TOKENIZER}={name}), and the models of a folder are of text; modes of "
+            "main.py take the checkpoint itself."
+        )
     if folder is None or not (folder / "tokenizer_config.json").exists():
         return get_tokenizer(config), None
     _check_links(folder)

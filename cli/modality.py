@@ -43,6 +43,21 @@ TEXT_ONLY = {
 }
 
 
+def check_removal(config: DictConfig, has_mask: bool) -> None:
+    """Refuses images with masks in them, which have no colour.
+
+    Args:
+        config: The run's config.
+        has_mask: Whether the algorithm's noise is a mask.
+    """
+    removal = OmegaConf.select(config, "sampling.noise_removal")
+    if is_image(config) and has_mask and removal in ("none", False):
+        raise ConfigError(
+            f"sampling.noise_removal={removal!r} would leave masks in images of algo="
+            f"{config.algo.name}, and a mask has no colour; give ancestral or greedy."
+        )
+
+
 def is_image(config: DictConfig) -> bool:
     return OmegaConf.select(config, "data.modality") == "image"
 

@@ -16,6 +16,7 @@ from checkpoints.huggingface import read_about
 from checkpoints.locating import is_folder_or_hub_id
 from checkpoints.reading import read_checkpoint
 from cli.known_keys import refuse_arguments
+from cli.modality import check_removal
 from cli.values import check_kinds, check_values
 from models.device import keep_freed_memory
 from report.console import report_config
@@ -91,6 +92,7 @@ def prepare(config: DictConfig) -> type[Any]:
     """
     algorithm = algorithm_class(config)
     algorithm.validate_config(config)
+    check_removal(config, algorithm.has_mask)
     check_devices(config)
     if config.mode != "prepare_data":  # of which others wait for the one that packs
         check_processes(config)

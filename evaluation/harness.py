@@ -26,7 +26,7 @@ from cli.commandline import arguments, explain
 from cli.environment import print_plainly, tell_nobody
 from cli.known_keys import refuse_unread
 from cli.settle import algorithm_class, check_batches, check_devices, settle
-from data.tokenizers import get_tokenizer
+from data.tokenizers import PIXELS, get_tokenizer
 from evaluation.scoring import Request, Scorer
 from models.device import device_of, keep_freed_memory
 from sampling.prompts import check_prompts
@@ -149,6 +149,12 @@ def load(arguments: Arguments) -> Scorer:
     checkpoint = read_checkpoint(arguments.checkpoint, "checkpoint", trusted)
     config = complete(overrides, checkpoint)
     config.eval.checkpoint_path = arguments.checkpoint
+    name = config.data.tokenizer_name_or_path
+    if name in PIXELS:
+        raise ConfigError(
+            f"checkpoint={arguments.checkpoint!r} is a model of images "
+            f"(data.tokenizer_name_or_path={name}), and the tasks are of text."
+        )
     algorithm = algorithm_class(config)
     settle(config)
     algorithm.validate_config(config)

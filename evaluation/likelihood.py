@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_evaluated
+from cli.modality import is_image
 from cli.settle import prepare
 from data.fingerprints import known_fingerprint
 from data.published import published_documents
@@ -96,7 +97,8 @@ def _report(
     published = published_documents(config, "valid")
     if documents is not None:
         other = "" if published in (None, documents) else f"; published: {published}"
-        table.add_row("documents of the source", f"{documents}{other}", "")
+        units = "images" if is_image(config) else "documents"
+        table.add_row(f"{units} of the source", f"{documents}{other}", "")
     if part:
         limit = config.trainer.limit_val_batches
         measured = f"{said} of {fingerprint.rows} (trainer.limit_val_batches={limit})"

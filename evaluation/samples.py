@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset
 
 from checkpoints.reading import read_evaluated
+from cli.modality import is_image
 from cli.settle import prepare
 from data.files import find_files, read_texts
 from data.readers import Files
@@ -128,7 +129,7 @@ def load_judge(
             `eval.compute_generative_perplexity` or `eval.mauve_references`.
     """
     name = config.eval.gen_ppl_eval_model_name_or_path
-    if name is None:
+    if name is None or is_image(config):
         return None
     try:
         return GenerativePerplexity(

@@ -1,10 +1,11 @@
 """Samples on the way: what a validation during training writes and logs of them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, cast
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
@@ -49,14 +50,21 @@ class SampleLogging(lightning.Callback):
 
     They go to samples/step_N.json of `checkpointing.save_dir` and to loggers that have
     tables; their entropy, and their generative perplexity where there is a judge, are
-    logged as val/sample_entropy (nats) and val/gen_ppl.
+    logged as val/sample_entropy (nats) and val/gen_ppl. Images are a picture,
+    samples/step_N.png.
 
     Args:
         judge: Scores samples, or None.
+        write_picture: Writes images (N, H, W, 3) of bytes to a path.
     """
 
-    def __init__(self, judge: GenerativePerplexity | None = None) -> None:
+    def __init__(
+        self,
+        judge: GenerativePerplexity | None = None,
+        write_picture: Callable[[str, np.ndarray], None] | None = None,
+    ) -> None:
         self.judge = judge
+        self.write_picture = write_picture
         self.texts: list[str] = []  # of the last validation
 
     def on_validation_epoch_end(
@@ -74,26 +82,34 @@ class SampleLogging(lightning.Callback):
             model.answer(model.global_step, "logits of samples are not finite")
         if drawn is None:
             return
-        texts, results = drawn
+        samples, results = drawn
         model.log_dict({f"val/{k}": x for k, x in results.items()}, sync_dist=True)
+        texts = [x for x in samples if isinstance(x, str)]
         if not trainer.sanity_checking:
             self.texts = texts
-        self._save(trainer, model, texts, {k: float(x) for k, x in results.items()})
+        numbers = {k: float(x) for k, x in results.items()}
+        images = [x for x in samples if isinstance(x, Tensor)]
+        if images:
+            pixels = torch.stack(images).permute(0, 2, 3, 1).cpu().numpy()
+            self._save_images(trainer, model, pixels, numbers)
+        else:
+            self._save(trainer, model, texts, numbers)
 
-    def _draw(self, model: Sampled) -> tuple[list[str], dict[str, Tensor]]:
-        """Samples as texts, and their numbers."""
-        config, texts, entropies = model.config, [], []
+    def _draw(self, model: Sampled) -> tuple[list[str | Tensor], dict[str, Tensor]]:
+        """Samples as texts or as images (3, H, W) of bytes, and their numbers."""
+        config, samples, entropies = model.config, [], []
         for index in range(config.sampling.num_sample_batches):
             position = (model.global_step, index, model.global_rank)
             x = model.generate_samples(
                 config.loader.eval_batch_size, model.generator("samples", *position)
             )
-            texts += model.tokenizer.batch_decode(x.tokens)
+            samples += list(model.tokenizer.batch_decode(x.tokens))
             entropies.append(sample_entropy(x.tokens))
         results = {"sample_entropy": torch.cat(entropies).mean()}
         if self.judge is not None:
+            texts = [text for text in samples if isinstance(text, str)]
             results["gen_ppl"] = torch.tensor(self._judged(texts))
-        return texts, results
+        return samples, results
 
     def _judged(self, texts: list[str]) -> float:
         """NaN where the judge has no number; that says nothing against the model."""
@@ -116,6 +132,24 @@ class SampleLogging(lightning.Callback):
         )
         num_batches = config.sampling.num_sample_batches
         return bool(is_training and not is_skipped and wanted and num_batches)
+
+    @rank_zero_only
+    def _save_images(
+        self,
+        trainer: lightning.Trainer,
+        model: Sampled,
+        images: np.ndarray,
+        numbers: dict[str, float],
+    ) -> None:
+        """Images (N, H, W, 3) of bytes as a picture."""
+        path = f"{model.config.checkpointing.save_dir}/samples/step_{model.global_step}"
+        write_json(f"{path}.json", numbers | {"num_images": len(images)})
+        if self.write_picture is not None:
+            self.write_picture(f"{path}.png", images)
+        shown = list(images[: model.config.sampling.num_sample_log])
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_image"):  # wandb
+                logger.log_image(f"samples@global_step{model.global_step}", shown)
 
     @rank_zero_only
     def _save(

@@ -1,0 +1,109 @@
+"""Runs on images through the real command line, from files of every kind."""
+
+import json
+from pathlib import Path
+
+import command_line
+import pytest
+import torch
+from image_files import NAMES, images_of, labels_of, write_both
+from stand_ins import SHARED
+
+TRAIN = images_of(30), labels_of(30)
+VALID = images_of(12, seed=1), labels_of(12)
+CLASSES = f"data.num_classes={len(NAMES)}"
+SMALL = (
+    *("data=images", "data.size=16", "model=tiny", "model.length=48"),
+    *("model.n_blocks=1", "model.n_heads=1", "model.hidden_size=16"),
+    *("model.cond_dim=8", "loader.global_batch_size=4"),
+    *("loader.eval_global_batch_size=4", "trainer.accelerator=cpu"),
+    *("trainer.num_sanity_val_steps=0", "trainer.max_steps=6", "sampling.steps=2"),
+    *("trainer.val_check_interval=3", "trainer.log_every_n_steps=1"),
+    "sampling.num_sample_batches=1",
+)
+
+
+def start(folder: Path, source: Path | str, *overrides: str, status: int = 0):
+    places = (f"data.cache_dir={folder}/cache", f"hydra.run.dir={folder}/run")
+    given = (*SMALL, f"data.source={source}", *places, *overrides)
+    return command_line.run(*given, cwd=folder, status=status)
+
+
+def fingerprints(stdout: str) -> list[str]:
+    """Rows, tokens and hash of each split."""
+    lines = [line for line in stdout.splitlines() if "sha256" in line]
+    return [line[line.index(": ") :] for line in lines]
+
+
+def test_images_are_prepared(tmp_path):
+    """The same rows, whatever file they come from."""
+    found = []
+    for kind in ("folder", "archive", "npz"):
+        source = write_both(kind, tmp_path / f"a {kind}", TRAIN, VALID)
+        done = start(tmp_path, source, "mode=prepare_data", CLASSES)
+        found.append(fingerprints(done.stdout))
+    assert [line.split(",")[0] for line in found[0]] == [": 30 rows", ": 12 rows"]
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not on this machine")
+def test_the_hubs_files_of_cifar10(tmp_path):
+    """A part of them, which is said; the same by either data set."""
+    given = ("mode=prepare_data", "data.size=1024", "model.length=3072")
+    source = SHARED / "cifar10" / "cifar10"
+    done = start(tmp_path, source, "data=cifar10", *given)
+    assert "100 images, the published set has 10000" in done.stdout + done.stderr
+    own = start(tmp_path, source, *given, "data.num_classes=10")
+    assert fingerprints(own.stdout) == fingerprints(done.stdout)
+    assert len(fingerprints(own.stdout)) == 2
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = folder / "run" / "checkpoints" / "last.ckpt"
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compat", ["paper", "reference"])
+def test_a_run_on_images_goes_on_where_it_stopped(tmp_path, compat):
+    """With the flips of a run that nobody stopped, in the middle of an epoch."""
+    source = write_both("npz", tmp_path, TRAIN, VALID)
+    every = ("algo=mdlm", "eval.generate_samples=False", f"algo.compat={compat}")
+    runs = {"whole": (6,), "parts": (3, 6), "plain": (6,)}
+    for name, steps in runs.items():
+        (tmp_path / name).mkdir()
+        for number in steps:
+            flip = f"data.flip={name != 'plain'}"
+            given = (*every, flip, f"trainer.max_steps={number}")
+            start(tmp_path / name, source, *given)
+    whole, parts, plain = (weights(tmp_path / name) for name in runs)
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert not all(torch.equal(whole[key], plain[key]) for key in whole)
+
+
+def test_training_shows_images(tmp_path):
+    """As a picture beside their numbers; the likelihood is of a value of a pixel."""
+    source = write_both("npz", tmp_path, TRAIN, VALID)
+    done = start(tmp_path, source, "algo=mdlm", "trainer.max_steps=3")
+    assert "images of the source" in done.stdout
+    assert "val/bpd" in done.stdout
+    samples = tmp_path / "run" / "samples"
+    assert json.loads((samples / "step_3.json").read_text())["num_images"] == 4
+    assert (samples / "step_3.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["data.num_classes=2"], ["data.num_classes=2", "label 2"]),
+        (["data.size=25", "model.length=75"], ["4 x 4 pixels", "data.size=25"]),
+        (["algo=ar"], ["algo=ar", "bos"]),
+        (["algo=mdlm", "sampling.noise_removal=none"], ["noise_removal", "mask"]),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, overrides, parts):
+    source = write_both("npz", tmp_path, TRAIN, VALID)
+    done = start(tmp_path, source, *overrides, status=2)
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+    assert all(part in line for part in parts)
+    assert "Traceback" not in done.stdout + done.stderr
