@@ -92,6 +92,7 @@ def _train(config: DictConfig, agreement: "Agreement") -> dict[str, float]:
     from evaluation.likelihood import report_likelihood
     from evaluation.samples import load_judge
     from report.console import report_files, report_samples
+    from report.grid import write_grid
     from training.callbacks import CheckpointFiles, RunEnd, without_missing
     from training.identity import refuse_other_data, refuse_other_settings
     from training.loggers import build_loggers
@@ -135,7 +136,8 @@ def _train(config: DictConfig, agreement: "Agreement") -> dict[str, float]:
             refuse_other_data(resumed, config, marks)
     agreement.begin(resumed, marks)
     is_judged = config.eval.compute_generative_perplexity
-    samples = SampleLogging(load_judge(config, algorithm) if is_judged else None)
+    judge = load_judge(config, algorithm) if is_judged else None
+    samples = SampleLogging(judge, write_grid)
     loggers = build_loggers(config)
     chosen = OmegaConf.select(config, "callbacks", default={})  # of callbacks=[]
     callbacks = [hydra.utils.instantiate(node) for node in chosen.values()]

@@ -61,7 +61,7 @@ class SampleLogging(lightning.Callback):
     def __init__(
         self,
         judge: GenerativePerplexity | None = None,
-        write_picture: Callable[[str, np.ndarray], None] | None = None,
+        write_picture: Callable[[str, np.ndarray], object] | None = None,
     ) -> None:
         self.judge = judge
         self.write_picture = write_picture

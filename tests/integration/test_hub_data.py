@@ -52,6 +52,18 @@ def wikitext() -> dict[str, bytes]:
     }
 
 
+def cifar10() -> dict[str, bytes]:
+    """A part of it, where the hub has it."""
+    name = "plain_text"
+    lines = ["---", "configs:", f"- config_name: {name}", "  data_files:"]
+    files = {}
+    for split in ("train", "test"):
+        lines += [f"  - split: {split}", f"    path: {name}/{split}-*"]
+        path = f"{name}/{split}-00000-of-00001.parquet"
+        files[path] = read(f"cifar10/cifar10/{split}.parquet")
+    return files | {"README.md": "\n".join([*lines, "---", ""]).encode()}
+
+
 SHARDS = {
     f"data/train-{n:05d}-of-00003.parquet": table(
         [f"document {n}.{i} . " * 9 for i in range(10)]
@@ -80,6 +92,7 @@ def _hub() -> Iterator[str]:
             "main": {"data/test.parquet": read("ag_news/ag_news/test.parquet")}
         },
         "Salesforce/wikitext": {"main": wikitext()},
+        "uoft-cs/cifar10": {"main": cifar10()},
         "me/documents": {
             "main": SCRIPT | {"documents.py": b"raise SystemExit"},
             PULL_REQUEST: SHARDS,
@@ -189,3 +202,29 @@ def test_what_the_library_has_kept_needs_no_hub(hub, tmp_path):
     asked = ("mode=prepare_data", "data=lambada", "data.insert_valid_eos=False")
     done = start(tmp_path / "a", hub, *asked, **offline)
     assert f"lambada: {FINGERPRINTS['lambada', False].line()}" in done.stdout
+
+
+IMAGES = ("mode=prepare_data", "data=cifar10", "data.tokenizer_name_or_path=pixels")
+IMAGES += ("model.length=3072",)
+
+
+@pytest.mark.slow
+def test_images_of_the_hub(hub, tmp_path):
+    """The rows of the same files in a folder, which are found again without a hub."""
+    name = "uoft-cs/cifar10"
+    folder = SHARED / "cifar10" / "cifar10"
+    local = (f"data.source={folder}", f"data.cache_dir={tmp_path}/local")
+    expected = command_line.run(*IMAGES, *local, cwd=tmp_path).stdout
+    rows = r"cifar10: .* sha256 \w+"
+    assert len(re.findall(rows, expected)) == 2
+    asked = (*IMAGES, f"data.source=hf://datasets/{name}")
+    for number, place in enumerate((hub, NOBODY)):
+        found = start(tmp_path / str(number), place, *asked).stdout
+        assert re.findall(rows, found) == re.findall(rows, expected)
+
+
+@pytest.mark.slow
+def test_a_part_of_cifar10_is_not_taken_for_it(hub, tmp_path):
+    done = start(tmp_path / "a", hub, *IMAGES, status=2)
+    assert "200 images instead of 50000" in done.stderr
+    assert "cifar-10-python.tar.gz" in done.stderr
