@@ -48,7 +48,7 @@ class PixelTokenizer:
         Raises:
             ConfigError: If an id is no value of a pixel, as a mask that was left.
         """
-        x = torch.as_tensor(ids)
+        x = torch.as_tensor(ids).long()  # bytes cannot be compared with more than 255
         is_left = (x < 0) | (x >= VALUES)
         if bool(is_left.any()):
             count, images = int(is_left.sum()), int(is_left.any(dim=-1).sum())
@@ -77,7 +77,8 @@ def side_of(length: int) -> int:
 
 def pixel_ids(images: np.ndarray) -> np.ndarray:
     """Ids (N, L) of images (N, H, W, 3), bytes both."""
-    return images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    length = images.shape[1] * images.shape[2] * images.shape[3]
+    return images.transpose(0, 3, 1, 2).reshape(len(images), length)
 
 
 def flipped(ids: np.ndarray) -> np.ndarray:

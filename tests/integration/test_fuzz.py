@@ -22,6 +22,7 @@ import torch
 from exported import export, save_tiny
 from fuzz import Fuzz, Watch, mutated, mutated_bytes, mutated_record, saved
 from hydra.utils import instantiate
+from image_files import images_of, labels_of, write_both
 from short_run import short_run, train_in
 from tiny import compose
 
@@ -393,6 +394,35 @@ def test_rows_of_the_cache(fuzz, watch):
         file = files[number % len(files)]
         file.write_bytes(mutated_bytes(raws[file], draw))
         fuzz.read(name, f"{number} {file.name}", use)
+    check_all(fuzz, watch, name)
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "npz", "unpacked", "archive"])
+def test_images(fuzz, watch, kind):
+    """Of a folder, tables, arrays, and the pickles of CIFAR-10's archive."""
+    draw = random.Random(f"{kind} {SEED}")
+    folder, name = fuzz.folder / f"images-{kind}", f"images ({kind})"
+    sets = [(images_of(10, seed=seed), labels_of(10)) for seed in (0, 1)]
+    source = write_both(kind, folder, *sets)
+    config = compose(
+        *("data=images", f"data.source={source}", "data.size=16", "data.length=48"),
+        *("model.length=48", "data.num_classes=3", f"data.cache_dir={folder}/cache"),
+    )
+    tokenizer = get_tokenizer(config)
+    files = [x for x in sorted(folder.rglob("*")) if x.is_file()]
+    raws = {file: file.read_bytes() for file in files if "cache" not in file.parts}
+
+    def use() -> None:
+        for split in ("train", "valid"):
+            rows = DATASETS["images"].load(config, tokenizer, split)
+            assert len(np.asarray(rows.ids)) == len(rows.labels) > 0
+
+    use()
+    for number in range(200):
+        file = draw.choice(list(raws))
+        file.write_bytes(mutated_bytes(raws[file], draw))
+        fuzz.read(name, f"{number} {file.name}", use)
+        file.write_bytes(raws[file])
     check_all(fuzz, watch, name)
 
 

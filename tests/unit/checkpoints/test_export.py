@@ -203,6 +203,15 @@ def test_the_folder_must_be_a_local_one(path, source, capsys):
     assert f"export.path='{path}'" in refused(capsys, source, path)
 
 
+def test_a_model_of_images(tmp_path, capsys):
+    own = ("data=images", "data.size=4", "model.length=12")
+    save_tiny(tmp_path / "b.ckpt", "algo=mdlm", *own)
+    line = refused(capsys, tmp_path / "b.ckpt", tmp_path / "out")
+    assert "images" in line
+    assert "data.tokenizer_name_or_path=pixels" in line
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_unknown_algorithm(source, tmp_path, capsys):
     saved = torch.load(source, weights_only=True)
     saved["hyper_parameters"]["config"]["algo"]["name"] = "mine"

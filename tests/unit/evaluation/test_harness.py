@@ -213,6 +213,14 @@ def test_mistakes_are_one_line(saved, tmp_path):
 # ---------------------------------------------------------------- the adapter
 
 
+def test_a_model_of_images_is_refused(tmp_path):
+    """Every task is of text."""
+    own = ("data=images", "data.size=4", "model.length=12")
+    save_tiny(tmp_path / "a.ckpt", "algo=mdlm", *own)
+    call = lambda: load(arguments(tmp_path / "a.ckpt"))  # noqa: E731
+    refused(call, "a.ckpt", "images", "data.tokenizer_name_or_path=pixels")
+
+
 def test_the_adapter_answers_every_kind_of_request(saved, caplog, adapter):
     given = {"checkpoint": str(saved[0]), "num_draws": 2, "batch_size": 4}
     given["overrides"] = "sampling.steps=2"

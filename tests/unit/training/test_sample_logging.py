@@ -1,0 +1,51 @@
+"""Samples of a validation of images: numbers, a picture, and what loggers get."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from tiny import compose
+
+from data.pixels import PixelTokenizer
+from training.sample_logging import SampleLogging
+
+
+def test_images_are_a_picture(tmp_path):
+    """All samples of the validation, in order, as (N, H, W, 3)."""
+    config = compose(
+        *("data=images", "data.size=4", "model.length=12"),
+        *(f"checkpointing.save_dir={tmp_path}", "sampling.num_sample_batches=2"),
+        "sampling.num_sample_log=3",
+    )
+    drawn = [torch.randint(256, (4, 12)) for _ in range(2)]
+    batches = iter(drawn)
+    model = SimpleNamespace(
+        config=config,
+        tokenizer=PixelTokenizer(),
+        validation_due=False,
+        global_step=7,
+        global_rank=0,
+        generator=lambda *position: None,
+        generate_samples=lambda *_: SimpleNamespace(tokens=next(batches)),
+        log_dict=lambda numbers, sync_dist: logged.update(numbers),
+    )
+    logged, written, shown = {}, {}, {}
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"),
+        sanity_checking=False,
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda x: x),
+        loggers=[SimpleNamespace(log_image=shown.__setitem__), SimpleNamespace()],
+    )
+    callback = SampleLogging(None, written.__setitem__)
+    callback.on_validation_epoch_end(trainer, model)
+    expected = PixelTokenizer().batch_decode(torch.cat(drawn)).permute(0, 2, 3, 1)
+    ((path, pixels),) = written.items()
+    assert path == f"{tmp_path}/samples/step_7.png"
+    assert np.array_equal(pixels, expected.numpy())
+    assert pixels.dtype == np.uint8
+    said = json.loads((tmp_path / "samples/step_7.json").read_text())
+    assert said["num_images"] == 8
+    assert said["sample_entropy"] == float(logged["val/sample_entropy"])
+    assert callback.texts == []
+    assert [x.shape for x in shown["samples@global_step7"]] == [(2, 2, 3)] * 3
