@@ -32,6 +32,7 @@ INERT_KEYS = {
     "prior.latent_width": 0,
     "prior.latent_height": 0,
     "algo.posterior_loss_weight": 0.0,
+    "data.insert_train_spacial": False,
 }
 OPTIONAL = ("algo.loss_type", *INERT_KEYS)  # no file needs them
 # Nodes whose keys the user names, or that are for others.

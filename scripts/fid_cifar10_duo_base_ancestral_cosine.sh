@@ -10,7 +10,7 @@ done
 # shellcheck source=scripts/lib/launch.sh
 source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" fid_cifar10_duo_base_ancestral_cosine
 
-CHECKPOINT_PATH=$(required CHECKPOINT_PATH outputs/train_cifar10_duo_cosine/checkpoints/last.ckpt)
+CHECKPOINT_PATH=$(required CHECKPOINT_PATH outputs/cifar10/duo_base_1_5M_d3pm_like_cosine/checkpoints/last.ckpt)
 DATA_CACHE_DIR=$(required DATA_CACHE_DIR /path/to/cache)
 
 run \

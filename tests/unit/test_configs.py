@@ -224,7 +224,7 @@ def test_the_search_tells_read_from_unread(reads):
     assert not is_read("sampling.stepz", reads)
     assert not is_read("made.up", reads)
     assert is_read("model.n_blocks", reads)  # models/dit.py: model = config.model
-    assert not is_read("model.time_conditioning", reads)  # the network's own
+    assert not is_read("model.valid_results", reads)  # the network's own
 
 
 # ---------------------------------------------------------------- experiments

@@ -10,7 +10,7 @@ done
 # shellcheck source=scripts/lib/launch.sh
 source "${ROOT:?is not found: run sbatch in the repository, or set DUO_REPO}/scripts/lib/launch.sh" psi_samplers/cifar10/mdlm_max_rescale_eta
 
-CHECKPOINT_PATH=$(required CHECKPOINT_PATH outputs/train_cifar10_mdlm_cosine/checkpoints/last.ckpt)
+CHECKPOINT_PATH=$(required CHECKPOINT_PATH outputs/cifar10/mdlm_1_5M_d3pm_like_cosine/checkpoints/last.ckpt)
 DATA_CACHE_DIR=$(required DATA_CACHE_DIR /path/to/cache)
 RUN_DIR=${RUN_DIR:-$OUTPUTS/$NAME/$(values sampling.steps sampling.psi.middle_mode)}
 
