@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 from command_line import run
+from image_files import NAMES, images_of, labels_of, write_both
 from nursery import ENV
 from recorder import (
     IMAGES,
@@ -30,12 +31,7 @@ from recorder import (
 from stand_ins import write_documents
 from tiny import compose
 
-TINY = (
-    "model.hidden_size=16",
-    "model.cond_dim=8",
-    "model.n_blocks=1",
-    "model.n_heads=2",
-    "model.length=16",
+SMALL = (
     "loader.global_batch_size=4",
     "loader.batch_size=2",
     "loader.eval_global_batch_size=4",
@@ -49,12 +45,31 @@ TINY = (
     "trainer.num_sanity_val_steps=0",
     "+trainer.enable_progress_bar=False",
     "sampling.steps=2",
+)
+TINY = (
+    *SMALL,
+    "model.hidden_size=16",
+    "model.cond_dim=8",
+    "model.n_blocks=1",
+    "model.n_heads=2",
+    "model.length=16",
     "sampling.num_sample_batches=1",
     "eval.gen_ppl_eval_model_name_or_path=null",
 )
+SIDE = 8
+TINY_IMAGES = (
+    *SMALL,
+    "model.ch=8",
+    "model.num_scales=2",
+    "model.ch_mult=[1,2]",
+    "model.num_res_blocks=1",
+    f"data.size={SIDE**2}",
+    f"data.length={3 * SIDE**2}",
+    f"data.num_classes={len(NAMES)}",
+)
 OFF = {"WANDB_MODE": "disabled"}
 QUICK = ("train_owt_duo", "eval_owt_duo", "gen_ppl_owt_duo")
-QUICK += ("train_cifar10_mdlm_cosine",)
+QUICK += ("train_cifar10_mdlm_cosine", "psi_samplers/cifar10/mdlm_psi_pc")
 
 
 def one_in_a_few(names):
@@ -74,7 +89,15 @@ def tiny(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory, tiny):
+def tiny_images(tmp_path_factory):
+    """The same of a script on images."""
+    folder = tmp_path_factory.mktemp("images")
+    sets = [(images_of(n, SIDE, seed=n), labels_of(n)) for n in (12, 6)]
+    return (*TINY_IMAGES, f"data.source={write_both('npz', folder, *sets)}")
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, tiny, tiny_images):
     """What a script says when it is run in tiny, and what it was given; once each."""
     found = {}
 
@@ -82,7 +105,9 @@ def ran(tmp_path_factory, tiny):
         if script not in found:
             folder = tmp_path_factory.mktemp("run")
             env = {name: str(checkpoint(script, name)) for name in required(script)}
-            words = record(path_of(script), *tiny, folder=folder, **env).overrides()
+            arguments = tiny_images if script in IMAGES else tiny
+            words = record(path_of(script), *arguments, folder=folder, **env)
+            words = words.overrides()
             done = run(*words, cwd=folder, env=OFF)
             found[script] = done, filled(parsed(words), compose(*words, tiny=False))
         return found[script]
@@ -93,7 +118,9 @@ def ran(tmp_path_factory, tiny):
         algorithm = parsed(TABLE[script]["overrides"].split())["algo"]
         names = {"duo_base": "duo", "distillation": "duo"}
         names |= dict.fromkeys(("sdtt", "dimo"), "mdlm")
-        trained = f"train_owt_{names.get(algorithm, algorithm)}"
+        name = names.get(algorithm, algorithm)
+        is_image = script in IMAGES
+        trained = f"train_cifar10_{name}_cosine" if is_image else f"train_owt_{name}"
         folder = call(trained)[1]["hydra.run.dir"] + "/checkpoints"
         as_folder = "$checkpoint_path/" in TABLE[script]["overrides"]
         return folder if as_folder else f"{folder}/last.ckpt"
@@ -101,14 +128,15 @@ def ran(tmp_path_factory, tiny):
     return call
 
 
-TRAINING = [x for x in SINGLE if has_mode(x, "train") and x not in IMAGES]
+TRAINING = [x for x in SINGLE if has_mode(x, "train")]
 LIKELIHOOD = [x for x in SINGLE if has_mode(x, "ppl_eval")]
 SAMPLING = [x for x in SINGLE if has_mode(x, "sample_eval")]
 
 
 def test_each_is_run():
     loops = ZERO_SHOT + OVER_STEPS
-    assert sorted(TRAINING + LIKELIHOOD + SAMPLING + IMAGES + loops) == SCRIPTS
+    images = [x for x in IMAGES if has_mode(x, "fid_eval")]
+    assert sorted(TRAINING + LIKELIHOOD + SAMPLING + images + loops) == SCRIPTS
 
 
 @pytest.mark.parametrize("script", one_in_a_few(TRAINING))
@@ -116,7 +144,7 @@ def test_it_trains(ran, script):
     done, given = ran(script)
     path = f"{given['hydra.run.dir']}/checkpoints/last.ckpt"
     assert torch.load(path, weights_only=True)["global_step"] == 2
-    name = "val/aux_ppl" if "dimo" in script else "val/ppl"
+    name = "val/aux_ppl" if "dimo" in script else "val/bpd"
     assert name in done.stdout
 
 
@@ -188,17 +216,6 @@ def test_over_steps_in_tiny(ran, tiny, script, tmp_path):
     assert {row["model"] for row in rows if row["measured"]} == {method}
     has_paper = any(row["paper"] for row in rows if row["model"] == method)
     assert has_paper == (method != "MDLM+DiMO")  # of which no numbers are published
-
-
-@pytest.mark.parametrize("script", one_in_a_few(IMAGES))
-def test_images_are_refused_for_now(script, tmp_path):
-    """In one line. Once they are supported this fails: move them to the runs above."""
-    ran = record(
-        path_of(script), folder=tmp_path, CHECKPOINT_PATH="a", DATA_CACHE_DIR="b"
-    )
-    done = run(*ran.overrides(), cwd=tmp_path, status=2)
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
 
 
 def plainly(script: str, *arguments: str, cwd, **env: str):
