@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 from refusals import refused
 
-from cli.checks import check_inert_keys
+from cli.checks import check, check_inert_keys
 from cli.known_keys import INERT_KEYS
 from cli.settle import check_devices
 from cli.values import check_values
@@ -73,3 +73,59 @@ def test_keys_without_a_meaning_are_refused_when_changed(compose, key):
     refused(
         partial(check_inert_keys, config), f"{key}={given!r}", repr(INERT_KEYS[key])
     )
+
+
+# ---------------------------------------------------------------- mode=fid_eval
+
+IMAGES = ("mode=fid_eval", "data=cifar10", "model=unet", "algo.backbone=unet")
+NO_IMAGES = {
+    "text": (
+        ["data=synthetic", "model=tiny"],
+        ["data.modality='text'", "data=cifar10"],
+    ),
+    "no extractor": (
+        [],
+        ["eval.fid_features is empty", "pt_inception-2015-12-05", "https://github.com"],
+    ),
+    "no such extractor": (
+        ["eval.fid_features=nowhere.pt"],
+        ["eval.fid_features='nowhere.pt'", "no such file"],
+    ),
+    "one image": (["eval.fid_num_images=1"], ["eval.fid_num_images=1", "at least 2"]),
+    "half an image": (["eval.fid_num_images=2.5"], ["eval.fid_num_images=2.5"]),
+    "no path": (["eval.fid_features=3"], ["eval.fid_features=3 is no text"]),
+    "windows": (["sampling.semi_ar=True"], ["sampling.semi_ar=True"]),
+    "no checkpoint": (
+        ["eval.fid_features=extractor.pt", "eval.checkpoint_path=no.ckpt"],
+        ["eval.checkpoint_path='no.ckpt'", "no such file"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NO_IMAGES)
+def test_what_fid_eval_cannot_do_is_said_before_torch_is_there(
+    name, compose, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "last.ckpt").touch()
+    (tmp_path / "extractor.pt").touch()
+    overrides, expected = NO_IMAGES[name]
+    source = "data.source=." if name != "text" else "seed=1"
+    usual = (*IMAGES, source, "eval.checkpoint_path=last.ckpt")
+    (tmp_path / "data_batch_1").touch()
+    config = compose(*usual, *overrides, tiny=False)
+    refused(partial(check, config), *expected)
+
+
+def test_paths_have_names_of_their_mode(compose):
+    """Texts and images are not mixed up by default."""
+    names = {
+        mode: [
+            config.eval[key].rpartition("/")[2]
+            for key in ("results_path", "generated_samples_path")
+        ]
+        for mode in ("fid_eval", "sample_eval", "ppl_eval", "train")
+        for config in (compose(f"mode={mode}"),)
+    }
+    assert names.pop("fid_eval") == ["fid.json", "images.npz"]
+    assert set(map(tuple, names.values())) == {("likelihood.json", "samples.json")}
