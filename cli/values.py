@@ -261,6 +261,7 @@ def check_values(config: DictConfig) -> None:
         if _is_there(config, key):
             require(OmegaConf.select(config, key), choices, key)
     check_loss_chunk(config)
+    check_labels(config)
 
 
 def check_numbers(config: DictConfig) -> None:
@@ -319,3 +320,28 @@ def check_loss_chunk(config: DictConfig) -> None:
             f"training.loss_chunk={chunk!r} is not auto, null or a whole number of "
             "at least 1."
         )
+
+
+def check_labels(config: DictConfig) -> None:
+    """Refuses classes of samples that are none, or that would change nothing."""
+    labels, weight = config.sampling.labels, config.sampling.guid_weight
+    if labels is None:
+        return
+    num_classes = OmegaConf.select(config, "data.num_classes")
+    is_list = isinstance(labels, ListConfig) and len(labels) > 0
+    if labels != "data" and not is_list:
+        raise ConfigError(
+            f"sampling.labels={labels!r} is not null, data, or a list of classes."
+        )
+    if num_classes is None or not weight:
+        raise ConfigError(
+            f"sampling.labels={labels!r} has no effect with data.num_classes="
+            f"{num_classes} and sampling.guid_weight={weight}: samples are drawn from "
+            "classes by a model that has some, with a weight such as 1."
+        )
+    for label in labels if is_list else ():
+        if type(label) is not int or not 0 <= label < num_classes:
+            raise ConfigError(
+                f"sampling.labels={list(labels)}: {label!r} is no class of "
+                f"data.num_classes={num_classes}; they are 0 to {num_classes - 1}."
+            )

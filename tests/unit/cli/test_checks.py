@@ -10,7 +10,7 @@ from refusals import refused
 from cli.checks import check, check_inert_keys
 from cli.known_keys import INERT_KEYS
 from cli.settle import check_devices
-from cli.values import check_values
+from cli.values import check_labels, check_values
 
 
 @pytest.mark.parametrize("value", [0, -3, "many", "", "7", 1.5, float("inf"), True])
@@ -129,3 +129,36 @@ def test_paths_have_names_of_their_mode(compose):
     }
     assert names.pop("fid_eval") == ["fid.json", "images.npz"]
     assert set(map(tuple, names.values())) == {("likelihood.json", "samples.json")}
+
+
+WITH_CLASSES = ("data=cifar10", "sampling.guid_weight=1")
+LABELS = {
+    "a number": (["sampling.labels=3"], ["sampling.labels=3", "a list of classes"]),
+    "nothing": (["sampling.labels=[]"], ["sampling.labels=[]", "a list of classes"]),
+    "a word": (["sampling.labels=cats"], ["sampling.labels='cats'", "data"]),
+    "too large": (["sampling.labels=[0,10]"], ["10 is no class", "0 to 9"]),
+    "below 0": (["sampling.labels=[-1]"], ["-1 is no class"]),
+    "no number": (["sampling.labels=[cat]"], ["'cat' is no class"]),
+    "half": (["sampling.labels=[0.5]"], ["0.5 is no class"]),
+    "a flag": (["sampling.labels=[True]"], ["True is no class"]),
+    "no classes": (
+        ["sampling.labels=data", "data.num_classes=null"],
+        ["sampling.labels='data'", "data.num_classes=None"],
+    ),
+    "no guidance": (
+        ["sampling.labels=[1]", "sampling.guid_weight=0"],
+        ["sampling.labels=[1]", "sampling.guid_weight=0"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_classes_that_are_none_are_refused(name, compose):
+    overrides, expected = LABELS[name]
+    config = compose(*WITH_CLASSES, *overrides, tiny=False)
+    refused(partial(check_labels, config), *expected)
+
+
+@pytest.mark.parametrize("labels", ["null", "data", "[0]", "[9,0,9]"])
+def test_classes_that_are_fine(labels, compose):
+    check_labels(compose(*WITH_CLASSES, f"sampling.labels={labels}", tiny=False))

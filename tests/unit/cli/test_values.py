@@ -79,6 +79,7 @@ ELSEWHERE = {
     "report.checkpoints": "report.mode says what is no path",
     "training.loss_chunk": "check_loss_chunk",
     "training.nonfinite": "its own check",
+    "sampling.labels": "check_labels",
     "algo.curriculum.gamma": "a number or auto: DUO's own check",
     "callbacks": "the class that is built, which raises",
     "strategy.sharding_strategy": "the class that is built, which raises",
