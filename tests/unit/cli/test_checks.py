@@ -80,7 +80,7 @@ def test_keys_without_a_meaning_are_refused_when_changed(compose, key):
 IMAGES = ("mode=fid_eval", "data=cifar10", "model=unet", "algo.backbone=unet")
 NO_IMAGES = {
     "text": (
-        ["data=synthetic", "model=tiny"],
+        ["data=synthetic", "model=tiny", "algo.backbone=dit"],
         ["data.modality='text'", "data=cifar10"],
     ),
     "no extractor": (
