@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import command, run
+from extractors import NUM_FEATURES, Extractor, write_extractor
 from image_files import images_of, labels_of, write_both
 from PIL import Image
 from torch import nn
@@ -48,25 +49,10 @@ TINY = (
 FID = (*TINY, "algo=duo_base", "mode=fid_eval", f"eval.fid_num_images={NUM_IMAGES}")
 
 
-class Extractor(nn.Module):
-    """Mean colours of the quarters of an image, mixed at random; logits of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.register_buffer("mixing", torch.randn(12, 5, generator=generator))
-        self.register_buffer("classes", torch.randn(5, 4, generator=generator))
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = nn.functional.adaptive_avg_pool2d(images.float() / 255, [2, 2])
-        features = x.flatten(1) @ self.mixing
-        return features, features @ self.classes
-
-
 class Features(nn.Module):
     """The first half of it, as torchmetrics wants it."""
 
-    num_features = 5
+    num_features = NUM_FEATURES
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return Extractor()(images)[0]
@@ -78,7 +64,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fid")
     valid = images_of(6, SIDE, seed=2), labels_of(6)
     write_both("folder", folder / "set", (REAL, LABELS), valid)
-    torch.jit.script(Extractor()).save(str(folder / "extractor.pt"))
+    write_extractor(folder / "extractor.pt")
     return folder
 
 
@@ -165,7 +151,7 @@ def test_the_record_says_what_the_numbers_depend_on(whole, folder):
     _, record, said = whole
     assert record["mode"] == "fid_eval"
     assert (record["num_images"], record["num_real"]) == (NUM_IMAGES, NUM_REAL)
-    assert record["num_features"] == 5
+    assert record["num_features"] == NUM_FEATURES
     assert record["sampling"] == {
         "steps": 3,
         "refine_steps": 0,

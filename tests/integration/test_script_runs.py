@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from command_line import run
+from extractors import write_extractor
 from image_files import NAMES, images_of, labels_of, write_both
 from nursery import ENV
 from recorder import (
@@ -97,7 +99,14 @@ def tiny_images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory, tiny, tiny_images):
+def comparing(tmp_path_factory):
+    """What a script that compares images needs beside."""
+    path = tmp_path_factory.mktemp("extractor") / "small.pt"
+    return f"eval.fid_features={write_extractor(path)}", "eval.fid_num_images=6"
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, tiny, tiny_images, comparing):
     """What a script says when it is run in tiny, and what it was given; once each."""
     found = {}
 
@@ -106,6 +115,7 @@ def ran(tmp_path_factory, tiny, tiny_images):
             folder = tmp_path_factory.mktemp("run")
             env = {name: str(checkpoint(script, name)) for name in required(script)}
             arguments = tiny_images if script in IMAGES else tiny
+            arguments += comparing if has_mode(script, "fid_eval") else ()
             words = record(path_of(script), *arguments, folder=folder, **env)
             words = words.overrides()
             done = run(*words, cwd=folder, env=OFF)
@@ -131,12 +141,12 @@ def ran(tmp_path_factory, tiny, tiny_images):
 TRAINING = [x for x in SINGLE if has_mode(x, "train")]
 LIKELIHOOD = [x for x in SINGLE if has_mode(x, "ppl_eval")]
 SAMPLING = [x for x in SINGLE if has_mode(x, "sample_eval")]
+COMPARING = [x for x in SINGLE if has_mode(x, "fid_eval")]
 
 
 def test_each_is_run():
     loops = ZERO_SHOT + OVER_STEPS
-    images = [x for x in IMAGES if has_mode(x, "fid_eval")]
-    assert sorted(TRAINING + LIKELIHOOD + SAMPLING + images + loops) == SCRIPTS
+    assert sorted(TRAINING + LIKELIHOOD + SAMPLING + COMPARING + loops) == SCRIPTS
 
 
 @pytest.mark.parametrize("script", one_in_a_few(TRAINING))
@@ -162,6 +172,19 @@ def test_it_samples(ran, script):
         results = json.load(file)
     assert results["complete"]
     assert len(results["generated_seqs"]) == 4
+
+
+@pytest.mark.parametrize("script", one_in_a_few(COMPARING))
+def test_it_compares_images(ran, script):
+    _, given = ran(script)
+    with open(f"{given['hydra.run.dir']}/fid.json") as file:
+        results = json.load(file)
+    assert results["num_images"] == 6
+    assert results["fid"] >= 0
+    assert results["sampling"]["guid_weight"] == 1
+    with np.load(results["images"]) as arrays:
+        assert arrays["images"].shape == (6, SIDE, SIDE, 3)
+        assert len(arrays["labels"]) == 6
 
 
 @pytest.mark.slow
