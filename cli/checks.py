@@ -23,7 +23,11 @@ from utils import ConfigError, path_exists, require
 SPLITS: dict[str, Callable[[DictConfig], tuple[str, ...]]] = {
     "train": lambda config: ("train", "valid"),
     "ppl_eval": lambda config: ("valid",),
-    "sample_eval": lambda config: ("train",) if config.eval.ngram_order else (),
+    "sample_eval": lambda config: (
+        ("train",)
+        if config.eval.ngram_order or config.sampling.labels == "data"
+        else ()
+    ),
     "fid_eval": lambda config: ("train",),
     "prepare_data": packed_splits,
 }

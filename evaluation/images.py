@@ -25,6 +25,7 @@ from cli.settle import prepare
 from data.images import ImageRows
 from data.tokenizers import get_tokenizer
 from dataloader import DataModule
+from evaluation.classes import classes_of, labels_at
 from evaluation.extractor import Named, read_extractor
 from evaluation.image_file import (
     Arrays,
@@ -174,12 +175,8 @@ class Measuring(lightning.LightningModule):
 
     def labels(self, first: int, count: int) -> Tensor | None:
         """Classes of the images `first`, `first` + 1, ..., (count,); None without."""
-        sampling, of_rows = self.model.config.sampling, self.rows.labels
-        if of_rows is None or not sampling.guid_weight:
-            return None
-        chosen = sampling.labels
-        of_all = of_rows if chosen in (None, "data") else np.array(list(chosen))
-        return torch.from_numpy(of_all[np.arange(first, first + count) % len(of_all)])
+        classes = classes_of(self.model.config, self.rows)
+        return labels_at(classes, first, count)
 
     def measure(self, index: int) -> Arrays:
         """Features of a batch of real images, as they are: without flips."""

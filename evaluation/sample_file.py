@@ -3,11 +3,13 @@
 It is made of the finished batches whenever ten seconds have passed, and at the end.
 """
 
+import hashlib
 import json
 import math
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
@@ -47,11 +49,21 @@ FILES = ("eval.checkpoint_path", "sampling.prompt_file", "sampling.refine_path")
 _SHOWN_ONLY = ("num_sample_log",)
 
 
-def settings_of(config: DictConfig) -> dict[str, Any]:
-    """The part of a config that samples and their numbers depend on, as plain data."""
+def settings_of(
+    config: DictConfig, classes: np.ndarray | None = None
+) -> dict[str, Any]:
+    """The part of a config that samples and their numbers depend on, as plain data.
+
+    Args:
+        config: The run's config.
+        classes: Of the samples; None: of none.
+    """
     settings = settings_under(config, SETTINGS, FILES)
     for key in _SHOWN_ONLY:
         settings["sampling"].pop(key)
+    if classes is not None:
+        raw = classes.astype("<i8").tobytes()
+        settings["classes (sha256)"] = hashlib.sha256(raw).hexdigest()
     return settings
 
 
@@ -95,12 +107,13 @@ class SampleFile(Parts[dict[str, Any]]):
         """Writes the JSON of the batches so far."""
         self._written = time.monotonic()
         batches = self.batches()
-        keys = ("generated_seqs", "prompts", "sequence_lengths")
+        keys = ("generated_seqs", "labels", "prompts", "sequence_lengths")
         lists: dict[str, list[Any]] = {key: [] for key in keys}
         for batch in batches:
             for key in keys:
                 lists[key] += batch.get(key, [])
         lists = {key: x for key, x in lists.items() if x or key == "generated_seqs"}
+        lists |= {key: numbers[key] for key in lists.keys() & numbers.keys()}
         results = summarise(batches) | numbers
         write_json(self.path, results | {"settings": self.settings} | lists)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning
+import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset
@@ -18,17 +19,21 @@ from checkpoints.reading import read_evaluated
 from cli.modality import is_image
 from cli.settle import prepare
 from data.files import find_files, read_texts
+from data.images import ImageRows
 from data.readers import Files
 from data.tokenizers import get_tokenizer
 from dataloader import DataModule
-from evaluation.parts import Parts
+from evaluation.classes import classes_of, labels_at
+from evaluation.image_file import write_arrays
+from evaluation.parts import Parts, refuse_finished
 from evaluation.records import origin
 from evaluation.sample_file import DISTINCT, SampleFile, settings_of, summarise
 from metrics.judge import GenerativePerplexity, mauve_score, require_mauve
 from metrics.ngrams import NGramModel
 from metrics.samples import distinct_n, sample_entropy
 from models.device import device_of
-from report.console import report_samples, report_sampling
+from report.console import report_lines, report_samples, report_sampling
+from report.grid import write_grid
 from sampling.prompts import Prompt, given_tokens, read_prompts
 from sampling.registry import build_sampler
 from trainer_base import TrainerBase
@@ -58,13 +63,16 @@ def _sample_eval(
     config: DictConfig, algorithm: type[TrainerBase]
 ) -> dict[str, Any] | None:
     order = config.eval.ngram_order
-    file = SampleFile(config.eval.generated_samples_path, settings_of(config))
+    refuse_finished(config.eval.generated_samples_path)
+    tokenizer = get_tokenizer(config)
+    classes = classes_of(config, _rows_of_classes(config, tokenizer))
+    settings = settings_of(config, classes)
+    file = SampleFile(config.eval.generated_samples_path, settings)
     if num_done := file.check():
         log.info("going on with %s: %d batches are there", file.path, num_done)
     checkpoint = read_evaluated(config)
     references = mauve_references(config)
     judge = load_judge(config, algorithm)
-    tokenizer = get_tokenizer(config)
     model = algorithm(config, tokenizer)
     model.load_weights(checkpoint, "eval.checkpoint_path")
     prompts = read_prompts(config, tokenizer, model.sampler.length(model.num_tokens))
@@ -72,7 +80,7 @@ def _sample_eval(
     if order:
         rows = DataModule(config, tokenizer, model.mask_index).load("train").ids
         ngrams = NGramModel(rows, order, model.vocab_size)
-    drawing = Drawing(model, file, judge, prompts, ngrams)
+    drawing = Drawing(model, file, judge, prompts, ngrams, classes)
     trainer = build_trainer(config, callbacks=[], logger=[])
     log.info("categorical draws in %s", model.sampler.draw_dtype(device_of(config)))
     file.begin()
@@ -87,6 +95,13 @@ def _sample_eval(
     trainer.strategy.barrier()  # every rank's batches are there
     about = origin(config, checkpoint, model.ema is not None)
     return finish_samples(drawing, references, about)
+
+
+def _rows_of_classes(config: DictConfig, tokenizer: Any) -> ImageRows | None:
+    """The training images, where samples have their classes."""
+    if config.sampling.labels != "data":
+        return None
+    return cast(ImageRows, DataModule(config, tokenizer, None).load("train"))
 
 
 def stopped(error: KeyboardInterrupt | SystemExit, file: Parts[Any]) -> RunStopped:
@@ -107,6 +122,17 @@ def finish_samples(
         raise file.missing(file.num_batches - len(batches))
     texts = [text for batch in batches for text in batch["generated_seqs"]]
     results = summarise(batches)
+    if is_image(config):
+        where = write_images(drawing, batches)
+        file.write(
+            results
+            | {"checkpoint": about, "complete": True, "generated_seqs": []}
+            | where
+        )
+        file.close()
+        report_lines(where)
+        report_sampling(config, results)
+        return results
     if references and judge is not None:
         file.write({"complete": False})  # before what may take long
         plain = [without_marks(text, drawing.model.tokenizer) for text in texts]
@@ -117,6 +143,22 @@ def finish_samples(
     report_samples(texts[: config.sampling.num_sample_log])
     report_sampling(config, results)
     return results
+
+
+def write_images(drawing: "Drawing", batches: list[dict[str, Any]]) -> dict[str, str]:
+    """All samples as an npz and some as a picture, beside the JSON; their paths."""
+    stem = drawing.file.path.removesuffix(".json")
+    paths = {"images": f"{stem}.npz", "picture": f"{stem}.png"}
+    ids = [row for batch in batches for row in batch["generated_seqs"]]
+    decoded = drawing.model.tokenizer.batch_decode(ids)
+    images = decoded.permute(0, 2, 3, 1).numpy()
+    arrays = {"images": images}
+    if drawing.classes is not None:
+        labels = [label for batch in batches for label in batch["labels"]]
+        arrays["labels"] = np.array(labels)
+    write_arrays(paths["images"], arrays)
+    write_grid(paths["picture"], images, arrays.get("labels"))
+    return paths
 
 
 def load_judge(
@@ -174,6 +216,7 @@ class Drawing(lightning.LightningModule):
         judge: Scores texts, or None.
         prompts: Sample i starts from prompt i mod their number; none: from nothing.
         ngrams: Scores tokens, or None.
+        classes: Sample i is of class i mod their number; None: of none.
     """
 
     def __init__(
@@ -183,6 +226,7 @@ class Drawing(lightning.LightningModule):
         judge: GenerativePerplexity | None,
         prompts: list[Prompt],
         ngrams: NGramModel | None = None,
+        classes: np.ndarray | None = None,
     ) -> None:
         super().__init__()
         # Fewer batches than ranks, or what an interruption left of them.
@@ -192,6 +236,7 @@ class Drawing(lightning.LightningModule):
         self.judge = judge
         self.ngrams = ngrams
         self.prompts = prompts
+        self.classes = classes
         self.batch_size: int = model.config.loader.eval_batch_size
         total = self.batch_size * file.num_batches
         if len(prompts) > total:
@@ -227,17 +272,21 @@ class Drawing(lightning.LightningModule):
         prompts = list(self._prompts_of(index))
         length = model.sampler.length(model.num_tokens)
         bos = model.tokenizer.bos_token_id
+        labels = labels_at(self.classes, index * self.batch_size, self.batch_size)
         samples = model.generate_samples(
             self.batch_size,
             model.generator("sample_eval", index),
             given=given_tokens(prompts, bos, length) if prompts else None,
             show_progress=self.global_rank == 0,
+            labels=None if labels is None else labels.to(self.device),
         )
         x = samples.tokens.cpu()  # waits for the device
+        seconds = time.perf_counter() - start
+        decoded = model.tokenizer.batch_decode(x)
         batch = {
-            "seconds": time.perf_counter() - start,
+            "seconds": seconds,
             "devices": self.trainer.world_size,
-            "generated_seqs": model.tokenizer.batch_decode(x),
+            "generated_seqs": x.tolist() if is_image(model.config) else decoded,
             "evaluations": samples.evaluations.tolist(),
             "entropy": sample_entropy(x).tolist(),
         }
@@ -246,6 +295,8 @@ class Drawing(lightning.LightningModule):
         if self.ngrams is not None:
             nll = self.ngrams.nll(x.numpy())
             batch["ngram_nll"] = nll.mean(axis=1).tolist()
+        if labels is not None:
+            batch["labels"] = labels.tolist()
         if prompts:
             batch["prompts"] = [prompt.text for prompt in prompts]
         if model.config.sampling.semi_ar:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import command_line
+import numpy as np
 import pytest
 import torch
 from image_files import NAMES, images_of, labels_of, write_both
@@ -81,15 +82,25 @@ def test_a_run_on_images_goes_on_where_it_stopped(tmp_path, compat):
     assert not all(torch.equal(whole[key], plain[key]) for key in whole)
 
 
-def test_training_shows_images(tmp_path):
-    """As a picture beside their numbers; the likelihood is of a value of a pixel."""
+def test_training_and_sampling_show_images(tmp_path):
+    """As pictures beside their numbers; the likelihood is of a value of a pixel."""
     source = write_both("npz", tmp_path, TRAIN, VALID)
-    done = start(tmp_path, source, "algo=mdlm", "trainer.max_steps=3")
+    done = start(tmp_path, source, "algo=mdlm", CLASSES, "trainer.max_steps=3")
     assert "images of the source" in done.stdout
     assert "val/bpd" in done.stdout
     samples = tmp_path / "run" / "samples"
     assert json.loads((samples / "step_3.json").read_text())["num_images"] == 4
     assert (samples / "step_3.png").read_bytes().startswith(b"\x89PNG")
+    path = f"eval.checkpoint_path={tmp_path}/run/checkpoints/last.ckpt"
+    drawn = ("mode=sample_eval", "sampling.guid_weight=1", "sampling.labels=[2,0]")
+    start(tmp_path, source, "algo=mdlm", CLASSES, path, *drawn)
+    said = json.loads((tmp_path / "run" / "samples.json").read_text())
+    assert said["complete"]
+    assert said["labels"] == [2, 0, 2, 0]
+    with np.load(said["images"]) as arrays:
+        assert arrays["images"].shape == (4, 4, 4, 3)
+        assert arrays["labels"].tolist() == [2, 0, 2, 0]
+    assert Path(said["picture"]).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
