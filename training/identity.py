@@ -27,7 +27,7 @@ COURSE = (
     *("loader.global_batch_size", "loader.batch_size", "trainer.accelerator"),
     *("trainer.max_steps", "trainer.devices", "trainer.num_nodes", "trainer.precision"),
     *("trainer.accumulate_grad_batches", "trainer.gradient_clip_val"),
-    *("strategy._target_", "data.shuffle_rows"),
+    *("strategy._target_", "data.shuffle_rows", "data.flip"),
 )
 # Of neither: names, places, and what computes the same in another way.
 OF_NEITHER = (

@@ -84,6 +84,32 @@ def test_large_vocabularies_need_four_bytes(tmp_path):
     assert np.array_equal(rows.ids, expected())
 
 
+def test_small_vocabularies_need_a_byte(tmp_path):
+    small = lambda: (x._replace(ids=x.ids % 256) for x in blocks())  # noqa: E731
+    rows = store(tmp_path, {**KEY, "vocab_size": 256}, build=small)
+    assert rows.ids.dtype == np.uint8
+    assert np.array_equal(rows.ids, expected() % 256)
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 12, 100])
+def test_labels_come_back(tmp_path, size):
+    """Whatever blocks they came in; a view and a copy have the same ids."""
+
+    def labelled():
+        start = 0
+        for block in blocks(size=size):
+            numbers = np.arange(start, start + len(block.ids))
+            start += len(block.ids)
+            yield block._replace(labels=numbers)
+
+    rows = store(tmp_path, build=labelled)
+    assert rows.ids.labels.tolist() == list(range(23))
+    assert np.array_equal(rows.ids, expected())
+    again = pickle.loads(pickle.dumps(rows.ids))
+    assert again.labels.tolist() == list(range(23))
+    assert store(tmp_path / "none").ids.labels is None
+
+
 def test_no_rows_at_all(tmp_path):
     rows = store(tmp_path, build=lambda: iter(()))
     assert len(rows) == 0
