@@ -85,6 +85,12 @@ def check_images(config: DictConfig) -> None:
         )
     if config.eval.fid_features is None:
         raise ConfigError(NO_FEATURES)
+    path = config.eval.results_path
+    if path == config.eval.generated_samples_path:
+        raise ConfigError(
+            f"eval.results_path={path!r} is eval.generated_samples_path, too: one is a "
+            "JSON file, the other an npz of images; give two paths."
+        )
 
 
 NO_FEATURES = (

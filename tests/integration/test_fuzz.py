@@ -427,10 +427,10 @@ def test_images(fuzz, watch, kind):
 
 
 def test_results_for_a_report(fuzz, watch):
-    """The JSON of mode=ppl_eval and of mode=sample_eval."""
+    """The JSON of mode=ppl_eval, of mode=sample_eval and of mode=fid_eval."""
     draw = random.Random(f"results {SEED}")
     path, name = fuzz.folder / "results.json", "results for a report"
-    wholes = (evaluated.likelihood(), evaluated.samples())
+    wholes = (evaluated.likelihood(), evaluated.samples(), evaluated.images())
 
     def use() -> None:
         read_runs([(None, str(path))])

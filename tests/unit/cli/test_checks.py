@@ -94,6 +94,14 @@ NO_IMAGES = {
     "one image": (["eval.fid_num_images=1"], ["eval.fid_num_images=1", "at least 2"]),
     "half an image": (["eval.fid_num_images=2.5"], ["eval.fid_num_images=2.5"]),
     "no path": (["eval.fid_features=3"], ["eval.fid_features=3 is no text"]),
+    "one path": (
+        [
+            "eval.fid_features=extractor.pt",
+            "eval.results_path=a.npz",
+            "eval.generated_samples_path=a.npz",
+        ],
+        ["eval.results_path='a.npz'", "eval.generated_samples_path", "two paths"],
+    ),
     "windows": (["sampling.semi_ar=True"], ["sampling.semi_ar=True"]),
     "no checkpoint": (
         ["eval.fid_features=extractor.pt", "eval.checkpoint_path=no.ckpt"],

@@ -42,10 +42,12 @@ class Model:
 
     tokenizer = PixelTokenizer()
 
-    def __init__(self, largest: int = 256, **sampling) -> None:
+    def __init__(self, largest=256, num_classes=3, **sampling) -> None:
         settings = {"guid_weight": 1.0, "labels": None} | sampling
         loader = {"eval_batch_size": BATCH_SIZE}
-        self.config = OmegaConf.create({"sampling": settings, "loader": loader})
+        data = {"num_classes": num_classes}
+        parts = {"sampling": settings, "loader": loader, "data": data}
+        self.config = OmegaConf.create(parts)
         self.largest = largest
         self.told: list = []
 
@@ -188,7 +190,7 @@ def test_without_guidance_there_are_no_classes(measuring, weight):
     """Nor with a model that has none."""
     for one in (
         measuring(model=Model(guid_weight=weight)),
-        measuring(labels=None, model=Model(guid_weight=weight)),
+        measuring(labels=None, model=Model(num_classes=None, guid_weight=weight)),
     ):
         assert one.labels(0, 3) is None
         assert "labels" not in one.draw(0)
