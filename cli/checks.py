@@ -16,7 +16,7 @@ from data.files import find_files
 from data.registry import check_splits, packed_splits
 from data.tokenizers import check_tokenizer
 from models.registry import validate_backbone
-from sampling.registry import ALIASES, SAMPLERS
+from sampling.registry import ALIASES, SAMPLERS, check_guidance
 from utils import ConfigError, path_exists, require
 
 # By mode: the splits of the data that it reads.
@@ -64,6 +64,7 @@ def check(config: DictConfig) -> None:
     )
     validate_backbone(config)
     check_values(config)
+    check_guidance(config)
     check_inert_keys(config)
     check_modality_keys(config)
     if config.mode == "fid_eval":

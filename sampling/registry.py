@@ -67,14 +67,20 @@ def check_sampler(config: DictConfig, algorithm: type[Algorithm]) -> None:
         ConfigError: With the key, the value and the choices.
     """
     sampling = config.sampling
-    if sampling.guid_weight and config.data.get("num_classes") is None:
-        raise ConfigError(
-            f"sampling.guid_weight={sampling.guid_weight} needs a model with classes, "
-            "and data.num_classes is null; the only values are null and 0."
-        )
+    check_guidance(config)
     sampler_class(sampling.predictor, algorithm).validate_config(sampling)
     if sampling.semi_ar:
         _windows().validate_config(config, algorithm)
+
+
+def check_guidance(config: DictConfig) -> None:
+    """Refuses a weight of classes where there are none."""
+    weight = config.sampling.guid_weight
+    if weight and config.data.get("num_classes") is None:
+        raise ConfigError(
+            f"sampling.guid_weight={weight} needs a model with classes, and "
+            "data.num_classes is null; the only values are null and 0."
+        )
 
 
 def build_sampler(

@@ -94,6 +94,10 @@ NO_IMAGES = {
     "one image": (["eval.fid_num_images=1"], ["eval.fid_num_images=1", "at least 2"]),
     "half an image": (["eval.fid_num_images=2.5"], ["eval.fid_num_images=2.5"]),
     "no path": (["eval.fid_features=3"], ["eval.fid_features=3 is no text"]),
+    "guidance without classes": (
+        ["sampling.guid_weight=2.0", "data.num_classes=null"],
+        ["sampling.guid_weight=2.0", "data.num_classes is null"],
+    ),
     "one path": (
         [
             "eval.fid_features=extractor.pt",
