@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from checkpoints.locating import check_checkpoint_path
 from cli.known_keys import INERT_KEYS, refuse_unread
-from cli.modality import check_modality_keys
+from cli.modality import check_modality_keys, check_unet_use
 from cli.older_keys import refuse_older_keys
 from cli.values import check_kinds, check_values
 from data.files import find_files
@@ -62,9 +62,10 @@ def check(config: DictConfig) -> None:
         SAMPLERS.keys() | ALIASES.keys(),
         "sampling.predictor",
     )
-    validate_backbone(config)
     check_values(config)
     check_guidance(config)
+    check_unet_use(config)
+    validate_backbone(config)
     check_inert_keys(config)
     check_modality_keys(config)
     if config.mode == "fid_eval":

@@ -1,4 +1,6 @@
-"""What is of text alone and has no meaning in a run on images, data.modality=image."""
+"""What is of text alone and has no meaning in a run on images, data.modality=image; and
+what the U-Net, which is of images alone, cannot do.
+"""
 
 from typing import Any, NamedTuple
 
@@ -58,6 +60,17 @@ def check_removal(config: DictConfig, has_mask: bool) -> None:
         )
 
 
+NO_DISTILLATION = "distillations are of transformers; choose algo.backbone=dit"
+# Values with which algo.backbone=unet has no meaning, and why.
+NOT_OF_UNET = {
+    "mode=export": "a folder holds a transformer; mode=sample_eval and mode=fid_eval "
+    "take the checkpoint itself",
+    "algo.name=distillation": NO_DISTILLATION,
+    "algo.name=sdtt": NO_DISTILLATION,
+    "algo.name=dimo": NO_DISTILLATION,
+}
+
+
 def is_image(config: DictConfig) -> bool:
     return OmegaConf.select(config, "data.modality") == "image"
 
@@ -78,3 +91,24 @@ def check_modality_keys(config: DictConfig) -> None:
                 f"{key}={value!r} is for text, not for data.modality=image: "
                 f"{only.reason}; for images the only value is {shown}."
             )
+
+
+def check_unet_use(config: DictConfig) -> None:
+    """Refuses the U-Net where there are no images, or no use of it.
+
+    Raises:
+        ConfigError: With the key that has to be another one.
+    """
+    if config.algo.backbone != "unet":
+        return
+    if not is_image(config):
+        raise ConfigError(
+            f"algo.backbone=unet is for images, and data.modality="
+            f"{config.data.modality!r} (data.train={config.data.train!r}); choose "
+            "data=cifar10 or data=images, or algo.backbone=dit with model=small."
+        )
+    for setting, reason in NOT_OF_UNET.items():
+        key, _, value = setting.partition("=")
+        if OmegaConf.select(config, key) == value:
+            shown = setting.replace("algo.name", "algo")
+            raise ConfigError(f"{shown} is not for algo.backbone=unet: {reason}.")

@@ -47,11 +47,6 @@ class Student(TrainerBase):
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:
         super().validate_config(config)
-        if config.algo.backbone == "unet":
-            raise ConfigError(
-                f"algo.backbone=unet: algo={config.algo.name} distils transformers; "
-                "choose algo.backbone=dit."
-            )
         if "fsdp" in config.strategy._target_.lower():
             raise ConfigError(
                 f"strategy=fsdp cannot hold the teacher of algo={config.algo.name}; "

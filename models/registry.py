@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from utils import ConfigError, choose, imported, require
 
@@ -54,23 +54,35 @@ def check_unet(config: DictConfig) -> None:
             f"model.length={model.length}: an image of model.size={model.size} pixels "
             f"has {CHANNELS * model.size} values."
         )
-    if len(model.ch_mult) != model.num_scales:
+    multiples = model.ch_mult
+    if not (
+        isinstance(multiples, ListConfig)
+        and all(type(x) is int and x >= 1 for x in multiples)
+        and len(multiples) == model.num_scales
+    ):
         raise ConfigError(
-            f"model.ch_mult={list(model.ch_mult)}: model.num_scales={model.num_scales} "
-            "levels need as many numbers."
+            f"model.ch_mult={multiples}: model.num_scales={model.num_scales} levels "
+            "need as many whole numbers of at least 1, in brackets."
+        )
+    level = model.scale_count_to_put_attn
+    if level >= model.num_scales:
+        raise ConfigError(
+            f"model.scale_count_to_put_attn={level}: model.num_scales="
+            f"{model.num_scales} levels are numbered from 0; -1 has attention in the "
+            "middle alone."
         )
     if model.time_embed_dim % 2:
         raise ConfigError(
             f"model.time_embed_dim={model.time_embed_dim} is not even: half of it are "
             "sines, half cosines."
         )
-    for multiple in (1, *model.ch_mult):
+    for multiple in (1, *multiples):
         channels = model.ch * multiple
-        if type(multiple) is not int or multiple < 1 or channels % num_groups(channels):
+        if channels % num_groups(channels):
             raise ConfigError(
-                f"model.ch={model.ch}, model.ch_mult={list(model.ch_mult)}: {channels} "
-                f"channels do not divide into {num_groups(channels)} groups; give a "
-                "multiple of 4 channels, of 32 from 128 on."
+                f"model.ch={model.ch}, model.ch_mult={multiples}: {channels} channels "
+                f"do not divide into {num_groups(channels)} groups; give a multiple of "
+                "4 channels, of 32 from 128 on."
             )
 
 

@@ -66,8 +66,8 @@ def check_sampler(config: DictConfig, algorithm: type[Algorithm]) -> None:
     Raises:
         ConfigError: With the key, the value and the choices.
     """
-    sampling = config.sampling
     check_guidance(config)
+    sampling = config.sampling
     sampler_class(sampling.predictor, algorithm).validate_config(sampling)
     if sampling.semi_ar:
         _windows().validate_config(config, algorithm)

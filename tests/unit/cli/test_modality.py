@@ -75,6 +75,70 @@ def test_keys_of_images_agree(images, mode, override, parts, tmp_path):
     refused(lambda: check(images(*given)), *parts)
 
 
+UNET = ("algo=duo_base", "algo.backbone=unet", "model=unet")
+LEVELS = ("model.num_scales=2", "model.ch_mult=[1,2]")
+
+
+@pytest.mark.parametrize("mode", ["train", "sample_eval", "ppl_eval"])
+@pytest.mark.parametrize("data", ["synthetic", "openwebtext", "docstrings"])
+@pytest.mark.parametrize("sizes", [(), ("model.size=16", "model.length=48")])
+def test_the_unet_is_for_images(compose, mode, data, sizes):
+    """Also where the sizes of an image are given."""
+    config = compose(*UNET, f"data={data}", f"mode={mode}", *sizes, tiny=False)
+    parts = (
+        "algo.backbone=unet",
+        "data.modality='text'",
+        "data=cifar10",
+        "model=small",
+    )
+    refused(lambda: check(config), *parts)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (("model.length=47",), ("model.length=47", "48 values")),
+        (("model.size=64",), ("model.length=48", "192 values")),
+        (("model.size=null",), ("model.size=None",)),
+        (("model.ch=null",), ("model.ch=None",)),
+        (("model.ch_mult=2",), ("model.ch_mult=2", "num_scales=2")),
+        (("model.ch_mult=[a,b]",), ("model.ch_mult", "whole numbers")),
+        (("model.ch_mult=[1,0]",), ("model.ch_mult=[1, 0]", "at least 1")),
+        (("model.ch_mult=[1,1.5]",), ("model.ch_mult=[1, 1.5]", "whole")),
+        (("model.num_scales=3",), ("model.ch_mult=[1, 2]", "num_scales=3")),
+        (("model.scale_count_to_put_attn=2",), ("attn=2", "num_scales=2", "-1")),
+        (("algo=ar",), ("algo=ar", "unet is not causal")),
+        (("algo=distillation",), ("algo=distillation", "algo.backbone=dit")),
+        (("algo=sdtt",), ("algo=sdtt", "algo.backbone=dit")),
+        (("algo=dimo",), ("algo=dimo", "algo.backbone=dit")),
+        (("mode=export",), ("mode=export", "unet", "mode=sample_eval")),
+        (
+            ("data.num_classes=null", "sampling.guid_weight=2"),
+            ("sampling.guid_weight=2", "data.num_classes is null"),
+        ),
+        (("data.modality=text",), ("data.modality='text'", "data.train='images'")),
+    ],
+)
+def test_what_the_unet_cannot_do(images, compose, overrides, parts):
+    """Before torch is imported."""
+    source = f"data.source={images().data.source}"
+    own = ("data=images", source, "data.size=16", "data.num_classes=3")
+    config = [x for x in UNET if x.split("=")[0] != overrides[0].split("=")[0]]
+    config = compose(
+        *config, "algo.backbone=unet", *LEVELS, *own, *overrides, tiny=False
+    )
+    refused(lambda: check(config), *parts)
+
+
+@pytest.mark.parametrize("weight", ["1", "2.5", "1e-3"])
+def test_texts_have_no_guidance(compose, weight):
+    """A weight of 0 asks for none."""
+    parts = ("sampling.guid_weight=", "data.num_classes is null")
+    refused(lambda: check(compose(f"sampling.guid_weight={weight}")), *parts)
+    for none in ("0", "0.0", "null"):
+        check(compose(f"sampling.guid_weight={none}"))
+
+
 def test_a_text_has_no_classes(compose):
     refused(lambda: check(compose("data.num_classes=3")), "data.num_classes=3", "text")
 

@@ -285,6 +285,7 @@ UNET = ("algo=duo_base", "algo.backbone=unet", "model=unet", "data=cifar10")
         ("model.length=1024", ["model.length=1024", "3072"]),
         ("model.ch_mult=[1,2]", ["model.ch_mult=[1, 2]", "num_scales=4"]),
         ("model.time_embed_dim=7", ["model.time_embed_dim=7", "even"]),
+        ("model.scale_count_to_put_attn=4", ["put_attn=4", "num_scales=4"]),
         ("model.ch=130", ["model.ch=130", "multiple of 4"]),
         ("algo.causal_attention=True", ["unet is not causal"]),
         ("model=tiny", ["model.type", "unet"]),
