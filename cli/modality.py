@@ -43,6 +43,15 @@ TEXT_ONLY = {
     "sampling.infill": TextOnly(None, "a text cannot be a part of an image"),
     "sampling.semi_ar": TextOnly(False, "an image cannot go on beyond its last pixel"),
 }
+NO_DISTILLATION = "distillations are of transformers; choose algo.backbone=dit"
+# Values with which algo.backbone=unet has no meaning, and why.
+NOT_OF_UNET = {
+    "mode=export": "a folder holds a transformer; mode=sample_eval and mode=fid_eval "
+    "take the checkpoint itself",
+    "algo.name=distillation": NO_DISTILLATION,
+    "algo.name=sdtt": NO_DISTILLATION,
+    "algo.name=dimo": NO_DISTILLATION,
+}
 
 
 def check_removal(config: DictConfig, has_mask: bool) -> None:
@@ -58,17 +67,6 @@ def check_removal(config: DictConfig, has_mask: bool) -> None:
             f"sampling.noise_removal={removal!r} would leave masks in images of algo="
             f"{config.algo.name}, and a mask has no colour; give ancestral or greedy."
         )
-
-
-NO_DISTILLATION = "distillations are of transformers; choose algo.backbone=dit"
-# Values with which algo.backbone=unet has no meaning, and why.
-NOT_OF_UNET = {
-    "mode=export": "a folder holds a transformer; mode=sample_eval and mode=fid_eval "
-    "take the checkpoint itself",
-    "algo.name=distillation": NO_DISTILLATION,
-    "algo.name=sdtt": NO_DISTILLATION,
-    "algo.name=dimo": NO_DISTILLATION,
-}
 
 
 def is_image(config: DictConfig) -> bool:

@@ -1,17 +1,16 @@
-"""`mode=ppl_eval`: the likelihood of held-out text under a checkpoint, as a table and
-as a file.
+"""`mode=ppl_eval`: the likelihood of held-out text or images under a checkpoint, as a
+table and as a file.
 """
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 from rich.table import Column, Table
 
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_evaluated
-from cli.modality import is_image
 from cli.settle import prepare
 from data.fingerprints import known_fingerprint
 from data.published import published_documents
@@ -24,6 +23,27 @@ from trainer_base import TrainerBase
 from training.loggers import build_loggers
 from training.trainer import build_trainer
 from utils import write_json
+
+
+class Wording(NamedTuple):
+    """What a table says of one kind of data."""
+
+    sources: str  # of which rows are made
+    metrics: dict[str, str]  # and what follows their names
+    unigram: str
+
+
+# By `data.modality`. A value of an image is a dimension, and has no perplexity.
+WORDINGS = {
+    "text": Wording(
+        "documents", {"nll": "", "bpd": "", "ppl": ""}, "val/ppl of a unigram model"
+    ),
+    "image": Wording(
+        "images",
+        {"nll": ", nats per dimension", "bpd": ", bits per dimension"},
+        "val/bpd of a histogram of values",
+    ),
+}
 
 
 def ppl_eval(config: DictConfig) -> dict[str, Any]:
@@ -65,6 +85,8 @@ def report_likelihood(
     if checkpoint is not None:
         about = origin(config, checkpoint, is_averaged)
         results |= {name: about[name] for name in ("step", "weights")}
+    if "ppl" not in WORDINGS[config.data.modality].metrics:
+        results = {x: y for x, y in results.items() if not x.startswith("ppl")}
     _report(config, model, data, results, about)
     return results
 
@@ -77,6 +99,7 @@ def _report(
     results: dict[str, Any],
     about: dict[str, Any] | None,
 ) -> None:
+    words = WORDINGS[config.data.modality]
     rows, said = data.load("valid"), results["rows"]
     part = f" of {len(rows)}" if said < len(rows) else ""
     step, weights = results["step"], results["weights"]
@@ -85,20 +108,20 @@ def _report(
     title = f"validation on {config.data.valid}{of_step}: {said}{part} rows, {kind}"
     columns = ("metric", Column("value", overflow="fold"), "standard error")
     table = Table(*columns, title=cell(title), min_width=len(title) + 2)
-    for name in ("nll", "bpd", "ppl"):
+    for name, units in words.metrics.items():
         error = results[f"{name}_stderr"]
-        table.add_row(f"{model.bound}{name}", f"{results[name]:.4f}", f"{error:.4f}")
+        metric = f"{model.bound}{name}{units}"
+        table.add_row(metric, f"{results[name]:.4f}", f"{error:.4f}")
     if config.eval.unigram_baseline:
         counts = (x.valid_counts(model.vocab_size) for x in (data.load("train"), rows))
         nll = unigram_nll(*counts)
-        ppl = torch.tensor(nll).exp()
-        table.add_row("val/ppl of a unigram model", f"{ppl:.4f}", "")
+        value = math.exp(nll) if "ppl" in words.metrics else nll / math.log(2)
+        table.add_row(words.unigram, f"{value:.4f}", "")
     documents, fingerprint = rows.num_documents, rows.fingerprint()
     published = published_documents(config, "valid")
     if documents is not None:
         other = "" if published in (None, documents) else f"; published: {published}"
-        units = "images" if is_image(config) else "documents"
-        table.add_row(f"{units} of the source", f"{documents}{other}", "")
+        table.add_row(f"{words.sources} of the source", f"{documents}{other}", "")
     if part:
         limit = config.trainer.limit_val_batches
         measured = f"{said} of {fingerprint.rows} (trainer.limit_val_batches={limit})"

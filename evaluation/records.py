@@ -76,8 +76,9 @@ def likelihood_record(
 
     Args:
         config: The run's config.
-        results: nll (nats per token), bpd (bits per token), ppl, and the standard
-            error of each under NAME_stderr; rows and tokens that were measured.
+        results: nll (nats per token), bpd (bits per token), ppl (not of images), and
+            the standard error of each under NAME_stderr; rows and tokens that were
+            measured.
         fingerprint: Of all rows of the data set.
         expected: Of the published data set's, where it is known.
         of_checkpoint: From `origin`.
@@ -104,7 +105,7 @@ def likelihood_record(
             "measured_tokens": results["tokens"],
             "expected_sha256": None if expected is None else expected.sha256,
         },
-        **{name: _finite(results[name]) for name in names},
+        **{name: _finite(results.get(name, math.nan)) for name in names},
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 STEPPED = ("gen_ppl", "distillation", "fid")  # tables whose numbers are against steps
 LABELS = {
     "ppl": "perplexity",
+    "bpd": "bits per dimension",
     "entropy": "entropy (nats)",
     "fid": "FID",
     "inception_score": "Inception Score",
@@ -88,7 +89,7 @@ def _dots(axes: Any, records: Sequence[Mapping[str, Any]]) -> None:
             axes.errorbar(value, height - 0.15, xerr=error, fmt="o", color="C0", ms=5)
     axes.set_yticks(range(len(lines)), lines, fontsize="small")
     axes.set_ylim(len(lines) - 0.5, -0.5)
-    axes.set_xlabel("perplexity")
+    axes.set_xlabel(LABELS[records[0]["metric"]])
     axes.plot([], [], "o", color="C0", label="measured")
     axes.plot([], [], "D", color="C1", label="paper")
     axes.legend(fontsize="x-small")

@@ -105,7 +105,7 @@ FIELDS = {
 }
 # By mode: metric -> its name in the file; a standard error is under NAME_stderr.
 METRICS = {
-    "ppl_eval": {"ppl": "ppl"},
+    "ppl_eval": {"ppl": "ppl", "bpd": "bpd"},  # the first that there is
     "sample_eval": {"ppl": "generative_ppl", "entropy": "entropy"},
     "fid_eval": {"fid": "fid", "inception_score": "inception_score"},
 }
@@ -200,6 +200,8 @@ def evaluation(path: str, mode: str, content: Mapping[str, Any]) -> Evaluation:
         value = _number(content, name, path)
         if value is not None:
             numbers[metric] = value, _number(content, f"{name}_stderr", path)
+            if mode == "ppl_eval":
+                break  # images have no perplexity, but bits per dimension
     return Evaluation(path, mode, numbers, settings)
 
 

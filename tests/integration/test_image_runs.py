@@ -1,6 +1,7 @@
 """Runs on images through the real command line, from files of every kind."""
 
 import json
+import re
 from pathlib import Path
 
 import command_line
@@ -82,6 +83,34 @@ def test_a_run_on_images_goes_on_where_it_stopped(tmp_path, compat):
     assert not all(torch.equal(whole[key], plain[key]) for key in whole)
 
 
+def check_likelihood(folder: Path, source: Path, *overrides: str) -> None:
+    """Of a dimension, which has bits and a standard error, and no perplexity; beside a
+    histogram of values. All of it in a file that reports read."""
+    results = f"eval.results_path={folder}/likelihood.json"
+    words = ("mode=ppl_eval", "eval.unigram_baseline=True", results)
+    done = start(folder, source, *overrides, *words)
+    said = json.loads((folder / "likelihood.json").read_text())
+    assert said["bpd"] == pytest.approx(said["nll"] / np.log(2))
+    assert said["bpd_stderr"] > 0
+    assert said["ppl"] is said["ppl_stderr"] is None
+    rows = [x for x in done.stdout.splitlines() if "val/" in x]
+    value, error = (f"{said[x]:.4f}" for x in ("bpd", "bpd_stderr"))
+    (bits,) = (x for x in rows if "bits per dimension" in x)
+    assert value in bits
+    assert error in bits
+    (histogram,) = (x for x in rows if "histogram of values" in x)
+    assert (
+        7.9 < float(re.search(r"\d+\.\d+", histogram)[0]) < 8.4
+    )  # all values are alike
+    assert "nats per dimension" in done.stdout
+    assert "val/ppl" not in done.stdout
+    assert "Validation" in done.stdout + done.stderr  # a progress bar
+    report = ("mode=report", f"report.runs={folder}/likelihood.json")
+    done = command_line.run(*report, f"hydra.run.dir={folder}/report", cwd=folder)
+    assert "no published number for data 'images'" in done.stdout
+    assert "bpd" in done.stdout
+
+
 def test_training_and_sampling_show_images(tmp_path):
     """As pictures beside their numbers; the likelihood is of a value of a pixel."""
     source = write_both("npz", tmp_path, TRAIN, VALID)
@@ -92,6 +121,7 @@ def test_training_and_sampling_show_images(tmp_path):
     assert json.loads((samples / "step_3.json").read_text())["num_images"] == 4
     assert (samples / "step_3.png").read_bytes().startswith(b"\x89PNG")
     path = f"eval.checkpoint_path={tmp_path}/run/checkpoints/last.ckpt"
+    check_likelihood(tmp_path, source, "algo=mdlm", CLASSES, path)
     drawn = ("mode=sample_eval", "sampling.guid_weight=1", "sampling.labels=[2,0]")
     start(tmp_path, source, "algo=mdlm", CLASSES, path, *drawn)
     said = json.loads((tmp_path / "run" / "samples.json").read_text())

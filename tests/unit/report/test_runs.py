@@ -252,3 +252,8 @@ def test_a_process_that_fails_says_why(code, expected, tmp_path):
     assert log.exists()
     said = expected and (expected[0], f"{expected[1]} (log: {log})")
     assert found == said
+
+
+def test_images_have_bits_and_no_perplexity():
+    one = read(likelihood("cifar10", ppl=None, bpd=3.5, bpd_stderr=0.1))
+    assert one.numbers == {"bpd": (3.5, 0.1)}
