@@ -25,7 +25,6 @@ from cli.settle import prepare
 from data.images import ImageRows
 from data.tokenizers import get_tokenizer
 from dataloader import DataModule
-from evaluation.classes import classes_of, labels_at
 from evaluation.extractor import Named, read_extractor
 from evaluation.image_file import (
     Arrays,
@@ -42,6 +41,7 @@ from metrics.inception import tried
 from models.device import device_of
 from report.console import report_images
 from report.grid import write_grid
+from sampling.classes import classes_of, labels_at
 from trainer_base import TrainerBase
 from training.holding import holding
 from training.processes import is_first

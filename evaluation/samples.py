@@ -23,7 +23,6 @@ from data.images import ImageRows
 from data.readers import Files
 from data.tokenizers import get_tokenizer
 from dataloader import DataModule
-from evaluation.classes import classes_of, labels_at
 from evaluation.image_file import write_arrays
 from evaluation.parts import Parts, refuse_finished
 from evaluation.records import origin
@@ -34,6 +33,7 @@ from metrics.samples import distinct_n, sample_entropy
 from models.device import device_of
 from report.console import report_lines, report_samples, report_sampling
 from report.grid import write_grid
+from sampling.classes import classes_of, labels_at
 from sampling.prompts import Prompt, given_tokens, read_prompts
 from sampling.registry import build_sampler
 from trainer_base import TrainerBase

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metrics.judge import GenerativePerplexity
 from metrics.samples import sample_entropy
+from sampling.classes import classes_of, labels_at
 from sampling.reverse_process import Samples
 from utils import NotFinite, write_json
 
@@ -35,7 +36,11 @@ class Sampled(Protocol):
     def generator(self, purpose: str, *position: int) -> torch.Generator: ...
 
     def generate_samples(
-        self, num_samples: int, generator: torch.Generator | None = None
+        self,
+        num_samples: int,
+        generator: torch.Generator | None = None,
+        *,
+        labels: Tensor | None = None,
     ) -> Samples: ...
 
     def answer(self, step: int, what: str) -> None: ...
@@ -51,17 +56,19 @@ class SampleLogging(lightning.Callback):
     They go to samples/step_N.json of `checkpointing.save_dir` and to loggers that have
     tables; their entropy, and their generative perplexity where there is a judge, are
     logged as val/sample_entropy (nats) and val/gen_ppl. Images are a picture,
-    samples/step_N.png.
+    samples/step_N.png; with guidance they are of the classes of `sampling.labels`.
 
     Args:
         judge: Scores samples, or None.
-        write_picture: Writes images (N, H, W, 3) of bytes to a path.
+        write_picture: Writes images (N, H, W, 3) of bytes to a path, and their classes,
+            (N,) or None.
     """
 
     def __init__(
         self,
         judge: GenerativePerplexity | None = None,
-        write_picture: Callable[[str, np.ndarray], object] | None = None,
+        write_picture: Callable[[str, np.ndarray, np.ndarray | None], object]
+        | None = None,
     ) -> None:
         self.judge = judge
         self.write_picture = write_picture
@@ -75,14 +82,14 @@ class SampleLogging(lightning.Callback):
         if not self._are_wanted(trainer, model):
             return
         try:
-            drawn = self._draw(model)
+            drawn = self._draw(trainer, model)
         except NotFinite:
             drawn = None
         if not trainer.strategy.reduce_boolean_decision(drawn is not None):
             model.answer(model.global_step, "logits of samples are not finite")
         if drawn is None:
             return
-        samples, results = drawn
+        samples, labels, results = drawn
         model.log_dict({f"val/{k}": x for k, x in results.items()}, sync_dist=True)
         texts = [x for x in samples if isinstance(x, str)]
         if not trainer.sanity_checking:
@@ -91,25 +98,35 @@ class SampleLogging(lightning.Callback):
         images = [x for x in samples if isinstance(x, Tensor)]
         if images:
             pixels = torch.stack(images).permute(0, 2, 3, 1).cpu().numpy()
-            self._save_images(trainer, model, pixels, numbers)
+            self._save_images(trainer, model, pixels, labels, numbers)
         else:
             self._save(trainer, model, texts, numbers)
 
-    def _draw(self, model: Sampled) -> tuple[list[str | Tensor], dict[str, Tensor]]:
-        """Samples as texts or as images (3, H, W) of bytes, and their numbers."""
+    def _draw(
+        self, trainer: lightning.Trainer, model: Sampled
+    ) -> tuple[list[str | Tensor], np.ndarray | None, dict[str, Tensor]]:
+        """Samples as texts or as images (3, H, W) of bytes, their classes (N,) if they
+        are of some, and their numbers."""
         config, samples, entropies = model.config, [], []
+        batch_size = config.loader.eval_batch_size
+        is_of_data = config.sampling.labels == "data"
+        rows = cast(Any, trainer).datamodule.load("train") if is_of_data else None
+        classes, told = classes_of(config, rows), []
         for index in range(config.sampling.num_sample_batches):
             position = (model.global_step, index, model.global_rank)
+            number = index * trainer.world_size + model.global_rank
+            labels = labels_at(classes, number * batch_size, batch_size)
             x = model.generate_samples(
-                config.loader.eval_batch_size, model.generator("samples", *position)
+                batch_size, model.generator("samples", *position), labels=labels
             )
             samples += list(model.tokenizer.batch_decode(x.tokens))
             entropies.append(sample_entropy(x.tokens))
+            told += [] if labels is None else [labels.numpy()]
         results = {"sample_entropy": torch.cat(entropies).mean()}
         if self.judge is not None:
             texts = [text for text in samples if isinstance(text, str)]
             results["gen_ppl"] = torch.tensor(self._judged(texts))
-        return samples, results
+        return samples, np.concatenate(told) if told else None, results
 
     def _judged(self, texts: list[str]) -> float:
         """NaN where the judge has no number; that says nothing against the model."""
@@ -139,13 +156,14 @@ class SampleLogging(lightning.Callback):
         trainer: lightning.Trainer,
         model: Sampled,
         images: np.ndarray,
+        labels: np.ndarray | None,
         numbers: dict[str, float],
     ) -> None:
-        """Images (N, H, W, 3) of bytes as a picture."""
+        """Images (N, H, W, 3) of bytes as a picture, by their classes (N,) if any."""
         path = f"{model.config.checkpointing.save_dir}/samples/step_{model.global_step}"
         write_json(f"{path}.json", numbers | {"num_images": len(images)})
         if self.write_picture is not None:
-            self.write_picture(f"{path}.png", images)
+            self.write_picture(f"{path}.png", images, labels)
         shown = list(images[: model.config.sampling.num_sample_log])
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):  # wandb

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import run
+from image_files import images_of, labels_of, write_both
 from ports import free_port
 from refusals import refused
 from resumed import (
@@ -336,6 +337,20 @@ ALGORITHMS = {
         "algo.curriculum.start=4",
         "algo.curriculum.end=11",
     ],
+    "images": [
+        "data=images",
+        "data.size=16",
+        "data.num_classes=3",
+        "data.flip=True",
+        "model=unet",
+        "model.ch=4",
+        "model.num_scales=2",
+        "model.ch_mult=[1,2]",
+        "model.num_res_blocks=1",
+        "algo.backbone=unet",
+        "training.class_dropout_p=0.5",
+        "sampling.guid_weight=2",
+    ],
 }
 SHORT = (
     "trainer.max_steps=12",
@@ -346,9 +361,14 @@ SHORT = (
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_algorithms(train, name):
-    """Stopped in the curriculum, and in a validation, with accumulation."""
+def test_algorithms(train, name, tmp_path):
+    """Stopped in the curriculum, and in a validation, with accumulation; of images
+    with classes that are hidden at random, flips and dropout."""
     own = [*ALGORITHMS[name], *SHORT]
+    if name == "images":
+        sets = [(images_of(n, seed=n), labels_of(n)) for n in (72, 32)]
+        source = write_both("npz", tmp_path / "set", *sets)
+        own += [f"data.source={source}", f"data.cache_dir={tmp_path}/cache"]
     whole = train("whole", *own)
     train("stopped", *own, stop="5:train:15")
     train("stopped", *own, stop="6:valid:15")

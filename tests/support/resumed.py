@@ -47,6 +47,16 @@ DUO_BASE = ("algo=duo_base", "algo._target_=stopper.DuoBase")
 TWO = ("trainer.devices=2", "loader.batch_size=2", "loader.num_workers=2")
 
 
+def with_base(*overrides: str) -> list[str]:
+    """The run's settings with some in the place of its own, as on the command line;
+    another data set or network has none of the sizes of the usual one."""
+    given = {x.split("=")[0]: x for x in overrides}
+    others = tuple(f"{key}." for key in ("data", "model") if key in given)
+    base = {x.split("=")[0]: x for x in (*BASE, *DUO_BASE)}
+    kept = {key: x for key, x in base.items() if not key.startswith(others or "-")}
+    return list((kept | given).values())
+
+
 # ---------------------------------------------------------------- processes
 
 
@@ -75,15 +85,11 @@ class Life:
 
         Args:
             folder: Of the run.
-            overrides: As on the command line; another data set has no sizes.
+            overrides: As for `with_base`.
             env: NAME=value of the environment.
         """
         folder.mkdir(exist_ok=True, parents=True)
-        keys = {x.split("=")[0] for x in overrides}
-        base = [x for x in (*BASE, *DUO_BASE) if x.split("=")[0] not in keys]
-        if "data" in keys:
-            base = [x for x in base if not x.startswith("data.num_")]
-        return cls(folder, [*base, *overrides], env)
+        return cls(folder, with_base(*overrides), env)
 
     def num_batches(self) -> int:
         return self.log.read_text().count("\n") if self.log.exists() else 0
@@ -214,9 +220,8 @@ def train_here(
     raises: type[BaseException] | None = None,
 ) -> None:
     """Trains in this process, as main.run does."""
-    every = {x.split("=")[0]: x for x in (*BASE, *DUO_BASE, *overrides)}
     save = f"checkpointing.save_dir={save_dir}"
-    config = compose(*every.values(), save, tiny=False)
+    config = compose(*with_base(*overrides), save, tiny=False)
     lightning.seed_everything(config.seed, verbose=False)
     with pytest.raises(raises) if raises else nullcontext():
         main.train(config)

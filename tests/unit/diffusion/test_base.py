@@ -42,9 +42,9 @@ def test_time_conditioning(make_model, diffusion_name, monkeypatch, conditioning
     given = []
     trunk = model.backbone.trunk
 
-    def spy(xt, condition):
+    def spy(xt, condition, **others):
         given.append(condition)
-        return trunk(xt, condition)
+        return trunk(xt, condition, **others)
 
     monkeypatch.setattr(model.backbone, "trunk", spy)
     alpha_t = torch.tensor([[0.25], [0.5]], dtype=torch.float64)

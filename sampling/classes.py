@@ -16,7 +16,7 @@ def classes_of(config: DictConfig, rows: ImageRows | None) -> np.ndarray | None:
         rows: Whose classes are taken with `sampling.labels=data`, and where no list is
             given; without them every class takes its turn.
     """
-    sampling, num_classes = config.sampling, config.data.num_classes
+    sampling, num_classes = config.sampling, config.data.get("num_classes")
     if num_classes is None or not sampling.guid_weight:
         return None
     if sampling.labels not in (None, "data"):

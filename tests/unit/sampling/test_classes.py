@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from data.images import ImageRows
-from evaluation.classes import classes_of, labels_at
 from evaluation.sample_file import settings_of
+from sampling.classes import classes_of, labels_at
 
 ROWS = ImageRows(np.zeros((5, 12), np.uint8), np.array([2, 0, 2, 1, 1]))
 
