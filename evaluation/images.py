@@ -175,7 +175,7 @@ class Measuring(lightning.LightningModule):
 
     def labels(self, first: int, count: int) -> Tensor | None:
         """Classes of the images `first`, `first` + 1, ..., (count,); None without."""
-        classes = classes_of(self.model.config, self.rows)
+        classes = classes_of(self.model.config, self.rows.labels)
         return labels_at(classes, first, count)
 
     def measure(self, index: int) -> Arrays:

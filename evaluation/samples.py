@@ -65,7 +65,7 @@ def _sample_eval(
     order = config.eval.ngram_order
     refuse_finished(config.eval.generated_samples_path)
     tokenizer = get_tokenizer(config)
-    classes = classes_of(config, _rows_of_classes(config, tokenizer))
+    classes = classes_of(config, _classes_of_data(config, tokenizer))
     settings = settings_of(config, classes)
     file = SampleFile(config.eval.generated_samples_path, settings)
     if num_done := file.check():
@@ -97,11 +97,11 @@ def _sample_eval(
     return finish_samples(drawing, references, about)
 
 
-def _rows_of_classes(config: DictConfig, tokenizer: Any) -> ImageRows | None:
-    """The training images, where samples have their classes."""
+def _classes_of_data(config: DictConfig, tokenizer: Any) -> np.ndarray | None:
+    """Those of the training images, where samples have the same."""
     if config.sampling.labels != "data":
         return None
-    return cast(ImageRows, DataModule(config, tokenizer, None).load("train"))
+    return cast(ImageRows, DataModule(config, tokenizer, None).load("train")).labels
 
 
 def stopped(error: KeyboardInterrupt | SystemExit, file: Parts[Any]) -> RunStopped:

@@ -110,8 +110,9 @@ class SampleLogging(lightning.Callback):
         config, samples, entropies = model.config, [], []
         batch_size = config.loader.eval_batch_size
         is_of_data = config.sampling.labels == "data"
-        rows = cast(Any, trainer).datamodule.load("train") if is_of_data else None
-        classes, told = classes_of(config, rows), []
+        data = cast(Any, trainer).datamodule
+        classes = classes_of(config, data.load("train").labels if is_of_data else None)
+        told: list[np.ndarray] = []
         for index in range(config.sampling.num_sample_batches):
             position = (model.global_step, index, model.global_rank)
             number = index * trainer.world_size + model.global_rank

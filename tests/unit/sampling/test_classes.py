@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from data.images import ImageRows
 from evaluation.sample_file import settings_of
 from sampling.classes import classes_of, labels_at
 
-ROWS = ImageRows(np.zeros((5, 12), np.uint8), np.array([2, 0, 2, 1, 1]))
+OF_DATA = np.array([2, 0, 2, 1, 1])
 
 
 @pytest.fixture
@@ -22,17 +21,17 @@ def config(compose):
 
 
 @pytest.mark.parametrize(
-    ("override", "rows", "expected"),
+    ("override", "of_data", "expected"),
     [
         ("sampling.labels=null", None, [0, 1, 2]),
-        ("sampling.labels=null", ROWS, [2, 0, 2, 1, 1]),
-        ("sampling.labels=data", ROWS, [2, 0, 2, 1, 1]),
-        ("sampling.labels=[2,0]", ROWS, [2, 0]),
+        ("sampling.labels=null", OF_DATA, [2, 0, 2, 1, 1]),
+        ("sampling.labels=data", OF_DATA, [2, 0, 2, 1, 1]),
+        ("sampling.labels=[2,0]", OF_DATA, [2, 0]),
         ("sampling.labels=[1]", None, [1]),
     ],
 )
-def test_classes_take_turns(config, override, rows, expected):
-    classes = classes_of(config(override), rows)
+def test_classes_take_turns(config, override, of_data, expected):
+    classes = classes_of(config(override), of_data)
     assert classes.tolist() == expected
     turns = (expected * 20)[:20]
     assert labels_at(classes, 0, 20).tolist() == turns
@@ -45,7 +44,7 @@ def test_classes_take_turns(config, override, rows, expected):
     ["sampling.guid_weight=null", "sampling.guid_weight=0", "data.num_classes=null"],
 )
 def test_without_guidance_or_classes_there_are_none(config, override):
-    assert classes_of(config(override), ROWS) is None
+    assert classes_of(config(override), OF_DATA) is None
     assert labels_at(None, 0, 4) is None
 
 
