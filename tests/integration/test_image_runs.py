@@ -83,6 +83,46 @@ def test_a_run_on_images_goes_on_where_it_stopped(tmp_path, compat):
     assert not all(torch.equal(whole[key], plain[key]) for key in whole)
 
 
+UNET = (
+    *("data=images", "data.size=16", CLASSES, "data.flip=True"),
+    *("algo=duo_base", "algo.backbone=unet", "noise=cosine"),
+    *("model=unet", "model.ch=8", "model.num_scales=2", "model.ch_mult=[1,2]"),
+    *("model.num_res_blocks=1", "optim.lr=3e-3", "lr_scheduler.num_warmup_steps=5"),
+    *("loader.global_batch_size=8", "loader.eval_global_batch_size=8"),
+    *("trainer.accelerator=cpu", "trainer.max_steps=40", "sampling.steps=4"),
+    *("trainer.val_check_interval=20", "trainer.log_every_n_steps=1"),
+    *("trainer.num_sanity_val_steps=0", "sampling.num_sample_batches=1"),
+    *("sampling.guid_weight=2", "training.class_dropout_p=0.3"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", ["algo=duo_base", "algo=mdlm"])
+def test_two_processes_train_as_one_with_twice_the_batch(tmp_path, process):
+    """A U-Net with classes. Noise and hidden labels are drawn by each process, so the
+    validation after training agrees within 4 standard errors; the curves of training
+    lie as close, and both are far below the first one."""
+    dark = [(images_of(n, seed=n) // 8, labels_of(n)) for n in (64, 64)]
+    source = write_both("npz", tmp_path / "set", *dark)
+    own = (*UNET, process, f"data.source={source}", f"data.cache_dir={tmp_path}/cache")
+    folders = {"one": 1, "two": 2}
+    for name, devices in folders.items():
+        given = (f"trainer.devices={devices}", f"hydra.run.dir={tmp_path}/{name}")
+        command_line.run(*own, *given, cwd=tmp_path)
+    one, two = (tmp_path / name for name in folders)
+    spread = [command_line.logged(x, "val/nll_stderr")[-1] for x in (one, two)]
+    last = [command_line.logged(x, "val/nll")[-1] for x in (one, two)]
+    assert abs(last[0] - last[1]) <= 4 * np.hypot(*spread)
+    curves = [command_line.logged(x, "train/nll") for x in (one, two)]
+    assert [len(curve) for curve in curves] == [40, 40]
+    means = [np.mean(curve[-10:]) for curve in curves]
+    scatter = [np.std(curve[-10:]) / 10**0.5 for curve in curves]
+    assert abs(means[0] - means[1]) <= 4 * np.hypot(*scatter)
+    assert max(means) < 0.9 * min(curve[0] for curve in curves)
+    for folder in (one, two):
+        assert (folder / "samples" / "step_40.png").read_bytes().startswith(b"\x89PNG")
+
+
 def check_likelihood(folder: Path, source: Path, *overrides: str) -> None:
     """Of a dimension, which has bits and a standard error, and no perplexity; beside a
     histogram of values. All of it in a file that reports read."""
