@@ -37,6 +37,7 @@ from data.tokenizers import get_tokenizer
 from evaluation import harness
 from evaluation.samples import sample_eval
 from integral.__main__ import main as make_table
+from models.registry import validate_backbone
 from report.mode import jobs_of
 
 README = PAGES["README.md"]
@@ -49,7 +50,8 @@ RELEASED = [
 QUICK_START = [x for x in RELEASED if "runs/mine" in x]
 EVALUATING = [x for x in COMMANDS if "+report.checkpoints." in x]
 RANKS = [x for x in COMMANDS if "trainer.devices=2" in x]
-IMAGES = [x for x in COMMANDS if "mode=fid_eval" in x]  # run by test_fid_eval.py
+# Run by test_fid_eval.py and test_script_runs.py.
+IMAGES = [x for x in COMMANDS if re.search(r"data=(cifar10|images)\b", x)]
 OTHERS = [x for x in COMMANDS if x not in {*RELEASED, *EVALUATING, *RANKS, *IMAGES}]
 SAYS = {  # what a mode leaves on the screen
     "inspect": "mdlm",
@@ -188,7 +190,9 @@ def run_here(line, folder, released, compose, monkeypatch):
 
 @pytest.mark.parametrize("line", IMAGES)
 def test_commands_of_images_compose(line, compose):
-    assert compose(*overrides_of(line), tiny=False).mode == "fid_eval"
+    config = compose(*overrides_of(line), tiny=False)
+    assert config.mode == mode_of(line)
+    validate_backbone(config)
 
 
 @pytest.mark.parametrize("line", EVALUATING)

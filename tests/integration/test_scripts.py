@@ -142,6 +142,12 @@ def test_no_site_is_named():
     assert found == {}
 
 
+def test_each_script_of_images_has_its_line():
+    lines = (FOLDER / "README.md").read_text().splitlines()
+    rows = [x.split("|") for x in lines if "composes to the published settings" in x]
+    assert sorted(row[1].strip(" `") for row in rows) == IMAGES
+
+
 # ---------------------------------------------------------------- what they run
 
 
