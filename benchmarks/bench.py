@@ -49,6 +49,10 @@ SETTINGS = {  # of the two make targets
         "sampling_rounds": 2,
         "sample_batch": 2,
         "curriculum_batch": 4,
+        "channels": 32,
+        "image_levels": 3,
+        "res_blocks": 1,
+        "image_batch": 4,
         "precision": "32",
     },
     "cuda": {
@@ -63,6 +67,10 @@ SETTINGS = {  # of the two make targets
         "sampling_rounds": 3,
         "sample_batch": 8,
         "curriculum_batch": 32,
+        "channels": 128,
+        "image_levels": 4,
+        "res_blocks": 2,
+        "image_batch": 128,
         "precision": "bf16",
     },
 }
@@ -177,6 +185,33 @@ def run_curriculum(
     return rows
 
 
+def run_images(args: argparse.Namespace) -> list[dict]:
+    """A U-Net: its train step, its head and loss alone, samples."""
+    rows = []
+    for name in tqdm(cases.IMAGE_ALGORITHMS, "images"):
+        for what, make in IMAGES.items():
+            row = {"algorithm": name, "what": what, "batch": args.image_batch}
+            times = compare(make, name, args)
+            for variant in VARIANTS:
+                row[f"{variant}_ms"] = 1000 * times[variant] / args.image_batch
+                memory = in_own_process(f"images-{what}", name, variant, args)
+                row |= {f"{variant}_{key}_mb": value for key, value in memory.items()}
+                if args.device == "cuda" and what == "train step":
+                    row[f"{variant}_largest_batch"] = in_own_process(
+                        "images-largest-batch", name, variant, args
+                    )
+            row["speed"] = times["plain"] / times["ours"]
+            rows.append(row)
+    return rows
+
+
+IMAGES: dict[str, Maker] = {
+    "train step": cases.image_step,
+    "head and loss": cases.image_loss,
+    "samples": cases.image_samples,
+}
+
+
 def run_integral(args: argparse.Namespace) -> list[dict]:
     """The operator at 1e5 gammas; adaptive quadrature at few of them, extrapolated."""
     rows, gammas, num_points = [], GammaRange(-5, -1), 100_000
@@ -287,6 +322,7 @@ SECTIONS = {
     "sampling": run_sampling,
     "curriculum": run_curriculum,
     "distillation": functools.partial(run_curriculum, chosen=cases.DISTILLATION),
+    "images": run_images,
     "integral": run_integral,
     "scaling": run_scaling,
     "processes": run_processes,
@@ -384,6 +420,11 @@ TASKS = {
     "curriculum-largest-batch": functools.partial(
         own_largest_batch, make=cases.curriculum_step
     ),
+    **{
+        f"images-{what}": functools.partial(own_memory, make=make)
+        for what, make in IMAGES.items()
+    },
+    "images-largest-batch": functools.partial(own_largest_batch, make=cases.image_step),
     "processes-1": lambda name, variant, args: own_processes(1, name, args),
     "processes-2": lambda name, variant, args: own_processes(2, name, args),
 }

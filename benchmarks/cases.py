@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from benchmarks import plain, plain_curriculum, plain_distillation, plain_sampling
 from cli.settle import algorithm_class
+from data.pixels import PixelTokenizer
 from sampling import psi
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -180,7 +181,14 @@ def loss_alone(name: str, variant: str, args, **sizes) -> Callable[[], object]:
     model, x0 = build(name, args, **sizes)
     width = model.backbone.output_embedding.weight.shape[1]
     hidden = torch.randn(*x0.shape, width, device=args.device, requires_grad=True)
-    model.backbone.trunk = lambda x, *_: hidden[:, : x.shape[1]]
+    return _loss_of(model, x0, hidden, variant, plain.NLL[name])
+
+
+def _loss_of(
+    model, x0: Tensor, hidden: Tensor, variant: str, nll: Callable[..., Tensor]
+) -> Callable[[], object]:
+    """A loss of hidden states (B, L, D), with gradients, as of any trunk."""
+    model.backbone.trunk = lambda x, *_, **__: hidden[:, : x.shape[1]]
 
     def step() -> None:
         model.zero_grad()
@@ -189,10 +197,69 @@ def loss_alone(name: str, variant: str, args, **sizes) -> Callable[[], object]:
             if variant == "ours":
                 loss = model.nll(x0).total
             else:
-                loss = plain.NLL[name](model, x0).sum()
+                loss = nll(model, x0).sum()
         loss.backward()
 
     return step
+
+
+IMAGE_ALGORITHMS = ("duo_base", "mdlm")
+
+
+def build_images(name: str, args: argparse.Namespace, batch_size: int | None = None):
+    """A U-Net without classes, and images of 32 x 32 random pixels."""
+    batch_size = args.image_batch if batch_size is None else batch_size
+    levels = args.image_levels
+    config = compose(
+        f"algo={name}",
+        "algo.backbone=unet",
+        "data=cifar10",
+        "data.num_classes=null",
+        "model=unet",
+        f"model.ch={args.channels}",
+        f"model.ch_mult={[1] + [2] * (levels - 1)}",
+        f"model.num_scales={levels}",
+        f"model.num_res_blocks={args.res_blocks}",
+        "model.dropout=0",
+        f"loader.global_batch_size={batch_size}",
+        f"trainer.accelerator={args.device}",
+        f"trainer.precision={args.precision}",
+        f"training.compile={args.compile}",
+        f"training.loss_chunk={args.loss_chunk}",
+    )
+    torch.manual_seed(0)
+    model = algorithm_class(config)(config, PixelTokenizer()).to(args.device)
+    shape = (batch_size, config.model.length)
+    return model, torch.randint(256, shape, device=args.device)
+
+
+def image_step(name: str, variant: str, args, **sizes: int) -> Callable[[], object]:
+    """A train step of a U-Net."""
+    model, x0 = build_images(name, args, **sizes)
+    model.train()
+    step = (
+        OurStep(model) if variant == "ours" else plain.PlainStep(plain.NLL[name], model)
+    )
+    return lambda: step(x0)
+
+
+def image_loss(name: str, variant: str, args, **sizes: int) -> Callable[[], object]:
+    """Corruption, head and loss with their gradients, without the U-Net's trunk."""
+    model, x0 = build_images(name, args, **sizes)
+    hidden = torch.rand(*x0.shape, 2, device=args.device, requires_grad=True)
+    return _loss_of(model, x0, hidden, variant, plain.NLL[name])
+
+
+def image_samples(
+    name: str, variant: str, args, num_steps: int | None = None
+) -> Callable[[], object]:
+    """A batch of images."""
+    model, _ = build_images(name, args)
+    model.eval()
+    batch, steps = args.image_batch, num_steps or max(1, args.sampling_steps // 2)
+    if variant == "ours":
+        return lambda: model.generate_samples(batch, num_steps=steps)
+    return lambda: plain_sampling.sample("ancestral", model, batch, steps)
 
 
 class CurriculumCase(NamedTuple):

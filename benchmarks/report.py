@@ -106,6 +106,15 @@ TABLES = {
         "distillation",
         STEP_COSTS,
     ),
+    "images": (
+        "images of 32 x 32 pixels, U-Net without classes, per image",
+        "images",
+        [
+            ("algorithm", "algorithm", "{}"),
+            ("what", "what", "{}"),
+            *STEP_COSTS[1:],
+        ],
+    ),
     "integral": (
         "the operator at 100 000 gammas (plain: adaptive quadrature, extrapolated "
         "from 40 points)",
@@ -160,7 +169,7 @@ weights, optimiser state and EMA included; `step` the tensors that a step adds t
 SIZES = (
     *("model", "length", "batch_size", "hidden_size", "blocks", "vocab_size"),
     *("precision", "compile", "loss_chunk", "sampling_steps", "rounds"),
-    "curriculum_batch",
+    *("curriculum_batch", "image_batch", "channels", "image_levels", "res_blocks"),
 )
 
 
