@@ -13,6 +13,7 @@ is given to every command of the table.
 import argparse
 import csv
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -76,8 +77,9 @@ class Model(NamedTuple):
     """A model of the table."""
 
     label: str
-    training: tuple[str, ...]  # overrides
+    training: tuple[str, ...] = ()  # overrides
     sampling: tuple[str, ...] = ()  # overrides
+    weights: str | None = None  # the model whose they are; None: it is trained
     parent: str | None = None
     target: int | None = None  # steps in which it is to be better than its parent
     sweeps: Callable[[Path | None], list[Sweep]] = by_steps
@@ -91,18 +93,27 @@ MODELS = {
         ("algo=mdlm", NO_TAIL),
     ),
     "sdtt": Model(
-        "MDLM, SDTT", ("experiment=demo_sdtt",), ("algo=sdtt", NO_TAIL), "mdlm", 4
+        "MDLM, SDTT",
+        ("experiment=demo_sdtt",),
+        ("algo=sdtt", NO_TAIL),
+        None,
+        "mdlm",
+        4,
     ),
     "dimo": Model(
         "MDLM, DI[M]O",
         ("experiment=demo_dimo",),
         ("algo=dimo", NO_TAIL),
+        None,
         "mdlm",
         1,
         by_refinement,
     ),
     "duo": Model("DUO", ("experiment=demo_duo",)),
-    "dcd": Model("DUO, DCD", ("experiment=demo_distill",), (), "duo", 8),
+    "dcd": Model("DUO, DCD", ("experiment=demo_distill",), (), None, "duo", 8),
+    # The same two without the greedy tail of the above.
+    "duo_drawn": Model("DUO, no tail", (), (NO_TAIL,), "duo"),
+    "dcd_drawn": Model("DUO, DCD, no tail", (), (NO_TAIL,), "dcd", "duo_drawn", 8),
 }
 
 
@@ -147,12 +158,15 @@ def run(folder: Path, *overrides: str) -> None:
 
 
 def checkpoint(folder: Path, name: str) -> Path:
-    return folder / name / "checkpoints" / "last.ckpt"
+    trained = MODELS[name].weights or name
+    return folder / trained / "checkpoints" / "last.ckpt"
 
 
 def train(folder: Path, name: str, overrides: list[str]) -> None:
-    """A model, from its parent if it has one."""
+    """A model, from its parent if it has one; nothing if its weights are another's."""
     model, own = MODELS[name], [f"hydra.run.dir={folder / name}"]
+    if model.weights:
+        return
     if model.parent:
         own += [f"training.finetune_path={checkpoint(folder, model.parent)}"]
     run(folder / name, *model.training, *own, *overrides)
@@ -201,12 +215,15 @@ def verdict(results: list[Result], text: HeldOut, name: str) -> str:
     model = MODELS[name]
     by = {(x.model, x.steps): x for x in results}
     ours, theirs = by[name, model.target], by[model.parent, model.target]
-    is_better = "better" if ours.ppl < theirs.ppl else "not better"
+    gain, error = theirs.ppl - ours.ppl, math.hypot(ours.ppl_error, theirs.ppl_error)
+    is_better = "better" if gain > 0 else "not better"
+    is_seen = "" if abs(gain) > 2 * error else ", within two standard errors"
     is_allowed = "is" if ours.entropy >= text.entropy - LEAST else "is not"
     return (
         f"- {model.label}, {steps_of(model.target)}: perplexity {ours.ppl:.1f}, its "
-        f"teacher's {theirs.ppl:.1f} ({is_better}); entropy {ours.entropy:.2f} nats, "
-        f"which {is_allowed} above that of held-out text less {LEAST}."
+        f"teacher's {theirs.ppl:.1f} ({is_better}{is_seen}); entropy "
+        f"{ours.entropy:.2f} nats, which {is_allowed} above that of held-out text less "
+        f"{LEAST}."
     )
 
 
