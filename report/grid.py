@@ -35,8 +35,9 @@ def write_grid(
     times = max(1, -(-SMALLEST // max(height, width)))  # whole, so that pixels stay
     high, wide = height * times, width * times
     heading = LINE if labels is not None else 0
+    across = max((len(indices) for _, indices in rows), default=1)
     size = (
-        GAP + ACROSS * (wide + GAP),
+        GAP + across * (wide + GAP),
         GAP + len(rows) * (heading + high + GAP),
     )
     picture: Any = Image.new("RGB", size, "white")
