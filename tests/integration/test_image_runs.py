@@ -186,3 +186,26 @@ def test_mistakes_are_one_line(tmp_path, overrides, parts):
     (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
     assert all(part in line for part in parts)
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_demo_of_images(tmp_path):
+    """Cut to two updates of a small network on small images: it says the bound and the
+    histogram's, and draws every class."""
+    source = write_both("npz", tmp_path, TRAIN, VALID)
+    small = (
+        *(
+            "data.size=16",
+            "data.length=48",
+            CLASSES,
+            "model.ch=4",
+            "model.num_scales=2",
+        ),
+        *("model.ch_mult=[1,1]", "loader.global_batch_size=4"),
+        *("loader.eval_global_batch_size=4", "trainer.accelerator=cpu"),
+        *("trainer.max_steps=2", "trainer.val_check_interval=2", "sampling.steps=2"),
+    )
+    places = (f"data.cache_dir={tmp_path}/cache", f"hydra.run.dir={tmp_path}/run")
+    given = ("experiment=demo_images", f"data.source={source}", *small, *places)
+    done = command_line.run(*given, cwd=tmp_path)
+    assert "val/bpd of a histogram of values" in done.stdout
+    assert (tmp_path / "run" / "samples" / "step_2.png").stat().st_size > 0

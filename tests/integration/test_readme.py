@@ -51,7 +51,7 @@ QUICK_START = [x for x in RELEASED if "runs/mine" in x]
 EVALUATING = [x for x in COMMANDS if "+report.checkpoints." in x]
 RANKS = [x for x in COMMANDS if "trainer.devices=2" in x]
 # Run by test_fid_eval.py and test_script_runs.py.
-IMAGES = [x for x in COMMANDS if re.search(r"data=(cifar10|images)\b", x)]
+IMAGES = [x for x in COMMANDS if re.search(r"(data=(cifar10|images)|demo_images)\b", x)]
 OTHERS = [x for x in COMMANDS if x not in {*RELEASED, *EVALUATING, *RANKS, *IMAGES}]
 SAYS = {  # what a mode leaves on the screen
     "inspect": "mdlm",
