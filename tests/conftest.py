@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import hypothesis
 import pytest
@@ -207,12 +208,15 @@ def laws() -> SimpleNamespace:
 def give_logits(monkeypatch) -> Callable[[TrainerBase, Callable], None]:
     """Puts a function in place of a model's network: give_logits(model, function).
 
-    It gets what `model.hidden` gets, the rows of a subset of the sequences, and
-    returns raw logits (B, L, K).
+    It gets what `model.hidden` gets, the rows of a subset of the sequences, with their
+    labels if there are any, and returns raw logits (B, L, K).
     """
 
     def give(model: TrainerBase, logits: Callable[..., Tensor]) -> None:
-        monkeypatch.setattr(model, "hidden", logits)
+        def hidden(x: Tensor, other: Any = None, labels: Tensor | None = None):
+            return logits(x, other, *(() if labels is None else (labels,)))
+
+        monkeypatch.setattr(model, "hidden", hidden)
         monkeypatch.setattr(model, "logits_for_loss", lambda hidden: hidden)
 
     return give
