@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from omegaconf import DictConfig, ListConfig
 
-from utils import ConfigError, choose, imported, require
+from utils import ConfigError, choose, imported
 
 if TYPE_CHECKING:  # names can be checked without torch, which takes a second
     from torch import Tensor
@@ -108,8 +108,15 @@ def validate_backbone(config: DictConfig) -> Backbone:
         ConfigError: If there is none, or `model` describes another kind of network.
     """
     backbone = choose(BACKBONES, config.algo.backbone, "algo.backbone")
-    where = f"model={config.model.name}, algo.backbone={config.algo.backbone}"
-    require(config.model.type, [backbone.model_type], "model.type", where)
+    kind, needed = config.model.type, backbone.model_type
+    if kind != needed:
+        others = [name for name, x in BACKBONES.items() if x.model_type == kind]
+        cure = f" or algo.backbone={others[0]}" if others else ""
+        raise ConfigError(
+            f"model={config.model.name} (model.type={kind!r}) is not for algo.backbone="
+            f"{config.algo.backbone}, which needs {needed!r}: choose another model"
+            f"{cure}."
+        )
     backbone.check(config)
     return backbone
 

@@ -130,6 +130,20 @@ def test_what_the_unet_cannot_do(images, compose, overrides, parts):
     refused(lambda: check(config), *parts)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (("model=unet",), ("model=unet", "algo.backbone=dit", "algo.backbone=unet")),
+        (("model=unet", "data=synthetic"), ("model=unet", "or algo.backbone=unet")),
+        (("algo.backbone=unet",), ("model=small", "'unet'", "or algo.backbone=dit")),
+        (("model.type=mamba",), ("model.type='mamba'", "'ddit'", "another model.")),
+    ],
+)
+def test_network_and_sizes_belong_together(compose, overrides, parts):
+    config = compose("data=cifar10", "model.length=3072", *overrides, tiny=False)
+    refused(lambda: check(config), *parts)
+
+
 @pytest.mark.parametrize("weight", ["1", "2.5", "1e-3"])
 def test_texts_have_no_guidance(compose, weight):
     """A weight of 0 asks for none."""
