@@ -28,7 +28,8 @@ class KeyReport(NamedTuple):
         if parts:
             raise ConfigError(
                 f"{where} does not fit this model: {', '.join(parts)}. "
-                "Check algo, model, model.length and data.tokenizer_name_or_path."
+                "Check algo, model, model.length, data.tokenizer_name_or_path and, of "
+                "images, data.num_classes."
             )
 
 
