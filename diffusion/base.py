@@ -312,7 +312,12 @@ class Diffusion(TrainerBase):
         self, xt: Tensor | SoftTokens, sigma: Tensor, labels: Tensor | None = None
     ) -> Tensor:
         """The backbone's hidden states, (B, L), (B, 1) and (B,) -> (B, L, D)."""
-        return self.network.trunk(xt, self.condition(sigma), labels=labels)
+        trunk, condition = self.network.trunk, self.condition(sigma)
+        return (
+            trunk(xt, condition)
+            if labels is None
+            else trunk(xt, condition, labels=labels)
+        )
 
     def condition(self, sigma: Tensor) -> Tensor:
         """What the backbone is told of the noise, (B, 1) -> (B,)."""

@@ -129,4 +129,11 @@ def build_backbone(config: DictConfig, vocab_size: int) -> Network:
         vocab_size: K, a mask entry included where there is one.
     """
     backbone = imported(validate_backbone(config).target)
-    return backbone.from_config(config, vocab_size)
+    network: Network = backbone.from_config(config, vocab_size)
+    num_classes = config.data.get("num_classes")
+    if network.num_classes != num_classes:
+        raise ConfigError(
+            f"data.num_classes={num_classes}: algo.backbone={config.algo.backbone} "
+            "takes no classes; the only value is null."
+        )
+    return network

@@ -35,7 +35,9 @@ class Beliefs:
     def __init__(self, is_timed: bool, shift: float) -> None:
         self.each = [Belief(is_timed, shift, seed) for seed in range(3)]
 
-    def __call__(self, xt: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, xt: Tensor, sigma: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
         if labels is None:
             return self.each[NONE](xt, sigma)
         logits = torch.stack([belief(xt, sigma) for belief in self.each])

@@ -78,7 +78,7 @@ def test_a_perfect_denoiser_has_no_nelbo(model, laws, monkeypatch):
     monkeypatch.setattr(model.backbone.output_layer, "linear", identity)
     for right in (True, False):
         hidden = logits if right else logits.roll(1, dims=0)
-        monkeypatch.setattr(model, "hidden", lambda xt, sigma, h=hidden: h)
+        monkeypatch.setattr(model, "hidden", lambda xt, sigma, labels=None, h=hidden: h)
         for training in (True, False):
             model.train(training)
             total, nll = model.nll(x0)
