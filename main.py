@@ -299,12 +299,14 @@ def main() -> Any:
     share_cores()
     tell_nobody()
     print_plainly()
-    sys.argv[1:] = arguments(sys.argv[1:])
     register_resolvers()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us
     try:
+        sys.argv[1:] = arguments(sys.argv[1:])
         with ending_on_signals():
             return run()
+    except ConfigError as error:  # of the words, before there was a config
+        return fail(str(error))
     except SignalReceived as error:  # before there was a config
         end = stopped_by(error, "nothing was begun")
         return fail(str(end), end.status)

@@ -16,6 +16,7 @@ from checkpoints.archive import read_archive
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.huggingface import own_name, read_hub
 from checkpoints.locating import check_checkpoint_path, is_folder_or_hub_id
+from checkpoints.mdlm import own_config
 from checkpoints.schema import check_content
 from data.pickles import MAX_DEPTH, Budget, Named, check_extent
 from utils import ConfigError, first_line, open_file
@@ -95,7 +96,7 @@ def read_checkpoint(path: str, key: str, trusted: Collection[str] = ()) -> Check
             raise ValueError(f"it holds a {type(content).__name__}")
         settings = content.get("hyper_parameters")
         if isinstance(settings, dict) and "config" in settings:
-            settings["config"] = plain(settings["config"])
+            settings["config"] = _own(plain(settings["config"]))
         check_extent(content)
         check_content(content)
     except Exception as error:  # a broken file may raise anything
@@ -202,6 +203,12 @@ def plain(node: Any) -> Any:
         return known[id(node)]
 
     return value_of(node, 0)
+
+
+def _own(config: Any) -> Any:
+    """A run's config, in the keys of this code if it is one of MDLM's."""
+    own = own_config(config) if isinstance(config, dict) else None
+    return config if own is None else own
 
 
 def _content_of(node: Record, value_of: Callable[[Any], Any]) -> Any:

@@ -11,6 +11,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cli.known_keys import unknown_key
+from cli.mdlm import from_mdlm
 from cli.older_keys import translated
 from cli.paths import PATHS
 from data.tokenizers import PIXELS, TOKENIZERS
@@ -98,10 +99,14 @@ def _is_read(argument: str, is_sweep: bool) -> bool:
 
 def arguments(argv: list[str]) -> list[str]:
     """The command line as Hydra wants it: a sweep's flag in front, prompts and paths
-    quoted, and keys in their newer spelling."""
+    quoted, and keys in their newer spelling.
+
+    Raises:
+        ConfigError: If it says two things at once, in MDLM's words and in these.
+    """
     flags = [argument for argument in argv if argument in ("-m", "--multirun")]
     rest = [argument for argument in argv if argument not in flags]
-    words = translated(rest)
+    words = from_mdlm(translated(rest), bool(flags))
     return flags[:1] + [quoted(argument, bool(flags)) for argument in words]
 
 
