@@ -1,8 +1,8 @@
 """The dialect of MDLM's code: its keys and names, and what they are called here.
 
 There the keys of an algorithm are at the top of the config, and one name,
-`parameterization`, chooses it. `cli.mdlm` translates command lines, `own_config` what is
-in checkpoints.
+`parameterization`, chooses it. `cli.mdlm` translates command lines, `own_config` what
+is in checkpoints.
 """
 
 from collections.abc import Mapping
@@ -31,6 +31,8 @@ UNREAD: Mapping[str, str] = {"diffusion": "absorbing_state"}
 BACKBONES: Mapping[str, str] = {"ar": "dit"}  # causal by the algorithm
 MODELS: Mapping[str, str] = {"small-ar": "small", "tiny-ar": "tiny"}
 NOISES: Mapping[str, str] = {"loglinear": "log-linear"}
+# Names of schedules that are those of others here.
+OTHER_NOISES: Mapping[str, str] = {"cosine": "cosine-mdlm"}
 
 
 def own_config(config: Mapping[Any, Any]) -> dict[Any, Any] | None:
@@ -60,7 +62,8 @@ def own_config(config: Mapping[Any, Any]) -> dict[Any, Any] | None:
         own["algo"] |= more
     noise = own.get("noise")
     if isinstance(noise, dict) and "type" in noise:
-        own["noise"] = {**noise, "type": renamed(NOISES, noise["type"])}
+        names = {**NOISES, **OTHER_NOISES}
+        own["noise"] = {**noise, "type": renamed(names, noise["type"])}
     return own
 
 

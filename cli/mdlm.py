@@ -19,6 +19,7 @@ from checkpoints.mdlm import (
     MODELS,
     MOVED,
     NOISES,
+    OTHER_NOISES,
     OWN_PARAMETERIZATIONS,
     PARAMETERIZATION,
     UNREAD,
@@ -45,6 +46,11 @@ VALUES: Mapping[str, Mapping[str, str]] = {
 }
 # Algorithms that are told the time here if nothing else is said.
 CONDITIONED = {"d3pm", "sedd"}
+# The same, of names that have another meaning here: only where all is MDLM's.
+OTHERS: Mapping[str, Mapping[str, str]] = {
+    "noise": OTHER_NOISES,
+    "noise.type": OTHER_NOISES,
+}
 TOP = (PARAMETERIZATION, *MOVED, *UNREAD)
 
 
@@ -70,6 +76,8 @@ class Given:
         self.values = {override.key: override.values for override in found}
         self.has_experiment = "experiment" in self.values
         self.algo = self.values.get("algo")
+        # Whether nothing in it is of this dialect alone.
+        self.is_all_theirs = self.algo is None and not self.has_experiment
 
     def get(self, key: str) -> tuple[str, ...]:
         return self.values.get(key, ())
@@ -84,6 +92,10 @@ class Given:
                 yield key
         if self.has_flag_of_removal():
             yield REMOVAL
+
+    def others(self, key: str) -> Mapping[str, str]:
+        """Names of values of a key that have another meaning here."""
+        return OTHERS.get(key, {}) if self.is_all_theirs else {}
 
     def has_flag_of_removal(self) -> bool:
         """Whether noise removal is True or False, and the predictor is known."""
@@ -148,7 +160,7 @@ def _own_word(override: Override, given: Given) -> str:
         return _joined(f"algo.{key}", (BACKBONES.get(x, x) for x in values))
     if key == REMOVAL and given.has_flag_of_removal():
         return _joined(key, map(partial(_removal, given.get(PREDICTOR)), values))
-    names = VALUES.get(key, {})
+    names = {**VALUES.get(key, {}), **given.others(key)}
     if any(value in names for value in values):
         return _joined(key, (names.get(x, x) for x in values))
     return override.word
@@ -175,7 +187,7 @@ def _removal(predictor: tuple[str, ...], value: str) -> str:
 def _meant(given: Given) -> Iterator[str]:
     """What a command in MDLM's dialect means that does not say it, as far as it makes
     another model; nothing, if it names an algorithm or an experiment of ours."""
-    if given.algo is not None or given.has_experiment:
+    if not given.is_all_theirs:
         return
     algorithms = _algorithms(given)
     if PARAMETERIZATION not in given.values:

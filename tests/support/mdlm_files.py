@@ -1,4 +1,4 @@
-"""Lightning files of MDLM's code, at small size: its config dialect, pickled as there."""
+"""Lightning files of MDLM's code, small: its config dialect, pickled as there."""
 
 from pathlib import Path
 

@@ -12,6 +12,7 @@ from checkpoints.about import describe, disagreements
 from checkpoints.mdlm import ALGORITHMS, MOVED, OWN_PARAMETERIZATIONS, own_config
 from checkpoints.reading import read_checkpoint
 from cli.settle import adopt_network
+from utils import ConfigError
 
 KEY = "eval.checkpoint_path"
 
@@ -109,20 +110,30 @@ ODD = [[], {}, None, 3, "mine", "${x}", ["subs"], {"a": 1}, float("nan")]
 @pytest.mark.parametrize("odd", ODD, ids=map(str, ODD))
 @pytest.mark.parametrize("key", ["parameterization", *MOVED, "noise", "diffusion"])
 def test_odd_values(tmp_path, key, odd):
-    """What has no meaning is kept as text or refused in one line; nothing else fails."""
+    """What has no meaning is kept, or refused in one line; nothing else fails."""
     assert own_config({"parameterization": "subs"} | {key: odd}) is not None
     config = OmegaConf.create(CONFIG | {key: odd})
     path = str(tmp_path / "a.ckpt")
     torch.save({"hyper_parameters": {"config": config}}, path)
     try:
         found = read_checkpoint(path, KEY)
-    except Exception as error:
-        assert type(error).__name__ == "ConfigError"
-        assert KEY in str(error) and f"algo.{key}" in str(error).replace(
-            "algo.name", "algo.parameterization"
-        )
+    except ConfigError as error:
+        said = str(error)
     else:
         assert "parameterization" not in found.config
+        return
+    own = {"parameterization": "algo.name", "noise": "noise.type"}
+    assert f"{KEY}={path!r} cannot be read safely: its config's " in said
+    assert own.get(key, f"algo.{key}") in said
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("loglinear", "log-linear"), ("cosine", "cosine-mdlm"), ("linear", "linear")],
+)
+def test_names_of_schedules(theirs, ours):
+    config = {"parameterization": "subs", "noise": {"type": theirs, "eps": 1e-3}}
+    assert own_config(config)["noise"] == {"type": ours, "eps": 1e-3}
 
 
 class Runs:

@@ -102,6 +102,19 @@ def test_the_tables_name_what_is_there():
         ),
         (["model=tiny", "algo=mdlm"], ["model=tiny", "algo=mdlm"]),
         (["model=tiny"], ["model=tiny"]),
+        (
+            ["noise=cosine", SUBS],
+            ["noise=cosine-mdlm", "algo=mdlm"],
+        ),
+        (
+            ["noise.type=cosine", "T=0"],
+            ["noise.type=cosine-mdlm", "algo.T=0", "algo=mdlm"],
+        ),
+        (
+            ["noise=cosine", "algo=mdlm", "T=0"],
+            ["noise=cosine", "algo=mdlm", "algo.T=0"],
+        ),
+        (["noise=cosine"], ["noise=cosine"]),
         (["experiment=demo", "T=4"], ["experiment=demo", "algo.T=4"]),
         (["experiment=demo", SUBS], ["experiment=demo", "algo=mdlm"]),
         (["algo=mdlm", SUBS], ["algo=mdlm"]),
@@ -165,11 +178,11 @@ def test_contradictions_are_refused(words, named):
 
 def test_sweeps(caplog):
     """A word may have the values of several jobs."""
-    words = ["-m", "parameterization=subs,sedd", "noise=loglinear,cosine", "T=0,5"]
+    words = ["-m", "parameterization=subs,sedd", "noise=loglinear,linear", "T=0,5"]
     assert arguments(words) == [
         "-m",
         "algo=mdlm,sedd",
-        "noise=log-linear,cosine",
+        "noise=log-linear,linear",
         "algo.T=0,5",
         "algo.time_conditioning=False",
     ]
