@@ -158,6 +158,8 @@ def _own_word(override: Override, given: Given) -> str:
         if f"algo.{key}" in given.values:
             return ""  # which says the same
         return _joined(f"algo.{key}", (BACKBONES.get(x, x) for x in values))
+    if key == PREDICTOR and given.is_all_theirs and _algorithms(given) == (CAUSAL,):
+        return f"{key}=ancestral"  # there, AR never reads it
     if key == REMOVAL and given.has_flag_of_removal():
         return _joined(key, map(partial(_removal, given.get(PREDICTOR)), values))
     names = {**VALUES.get(key, {}), **given.others(key)}
@@ -186,12 +188,13 @@ def _removal(predictor: tuple[str, ...], value: str) -> str:
 
 def _meant(given: Given) -> Iterator[str]:
     """What a command in MDLM's dialect means that does not say it, as far as it makes
-    another model; nothing, if it names an algorithm or an experiment of ours."""
+    another model; of one that names an experiment of ours, a causal model alone."""
+    algorithms = _algorithms(given)
+    is_said = given.algo is not None or PARAMETERIZATION in given.values
+    if not is_said and (given.is_all_theirs or _causal(given)):
+        yield _joined("algo", algorithms)
     if not given.is_all_theirs:
         return
-    algorithms = _algorithms(given)
-    if PARAMETERIZATION not in given.values:
-        yield _joined("algo", algorithms)
     conditions = {"time_conditioning", "algo.time_conditioning"}
     if conditions.isdisjoint(given.values) and CONDITIONED & {*algorithms}:
         yield "algo.time_conditioning=False"

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from benchmarks import plot_demo
 from cli.known_keys import known_keys
+from cli.older_keys import OLDER_KEYS
 from data.published import Corpus, Source
 
 CONFIGS = ROOT / "configs"
@@ -43,7 +44,7 @@ def test_the_index_and_the_readme_list_every_page():
 
 
 # Older names, which are translated and need not be in a config.
-OLDER = {"algo.gamma_min", "algo.curriculum_start"}
+OLDER = set(OLDER_KEYS)
 GROUPS = {"algo", "checkpointing", "data", "eval", "export", "loader", "lr_scheduler"}
 GROUPS |= {"callbacks", "model", "noise", "optim", "report", "sampling", "strategy"}
 GROUPS |= {"trainer", "training"}

@@ -303,3 +303,20 @@ def test_it_is_fine_tuned(source, workplace, smaller, tmp_path, monkeypatch):
     content = torch.load(workplace / "mdlm.ckpt", weights_only=False)
     for name, value in content["state_dict"].items():
         assert torch.equal(value, last["state_dict"][name])
+
+
+def test_it_is_exported(workplace, smaller, tmp_path, monkeypatch):
+    """To a folder that says the same of itself, and evaluates to the same number."""
+    monkeypatch.chdir(workplace)
+    content = torch.load(workplace / "mdlm.ckpt", weights_only=False)
+    vocab = len(content["state_dict"]["backbone.vocab_embed.embedding"])
+    own = {"tokenizer_name_or_path": "bytes"}
+    write_file(tmp_path / "own.ckpt", vocab, data=own)
+    file = f"eval.checkpoint_path={tmp_path}/own.ckpt"
+    in_process(["mode=export", file, f"export.path={tmp_path}/folder", *SMALL])
+    fields = json.loads((tmp_path / "folder" / "config.json").read_text())
+    assert (fields["algorithm"], fields["noise"]) == ("mdlm", "log-linear")
+    words = words_of("eval")
+    base = [*words, *smaller(words), "logger=none"]
+    folder = f"eval.checkpoint_path={tmp_path}/folder"
+    assert in_process([*base, file])["nll"] == in_process([*base, folder])["nll"]

@@ -116,6 +116,18 @@ def test_the_tables_name_what_is_there():
         ),
         (["noise=cosine"], ["noise=cosine"]),
         (["experiment=demo", "T=4"], ["experiment=demo", "algo.T=4"]),
+        (
+            ["parameterization=ar", "sampling.predictor=ddpm_cache"],
+            ["algo=ar", "sampling.predictor=ancestral"],
+        ),
+        (
+            ["sampling.predictor=analytic", "model=small-ar"],
+            ["sampling.predictor=ancestral", "model=small", "algo=ar"],
+        ),
+        (
+            ["experiment=eval_owt_mdlm", "model=small-ar"],
+            ["experiment=eval_owt_mdlm", "model=small", "algo=ar"],
+        ),
         (["experiment=demo", SUBS], ["experiment=demo", "algo=mdlm"]),
         (["algo=mdlm", SUBS], ["algo=mdlm"]),
         (["algo=mdlm", "T=3", "algo.T=3"], ["algo=mdlm", "algo.T=3"]),
