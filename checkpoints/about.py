@@ -71,14 +71,21 @@ NETWORK = (
     "model.dropout",
 )
 
+# Names of the rows of tokens, (K, D), by the kind of network.
+EMBEDDINGS = (
+    "backbone.vocab_embed.embedding",
+    "backbone.model.bimamba.backbone.embeddings.word_embeddings.weight",
+)
+# Ends of names of what is no parameter, or one that has another name, too.
+UNCOUNTED = ("inv_freq", "mamba_rev.in_proj.weight", "mamba_rev.out_proj.weight")
+
 
 def describe(checkpoint: Checkpoint) -> dict[str, str]:
     """What a checkpoint is, as lines of a table."""
     weights = checkpoint.weights or {}
-    embedding = weights.get("backbone.vocab_embed.embedding")
+    embedding = next((weights[name] for name in EMBEDDINGS if name in weights), None)
     shape = () if embedding is None else embedding.shape
-    buffers = ("inv_freq",)
-    sizes = [x.numel() for name, x in weights.items() if not name.endswith(buffers)]
+    sizes = [x.numel() for name, x in weights.items() if not name.endswith(UNCOUNTED)]
     has_optimizer = checkpoint.optimizer_states not in (None, [])
     ema, teacher = checkpoint.ema, checkpoint.teacher
     algo = checkpoint.setting("algo.name")

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from cli.known_keys import nodes
 from data.readers import ON_BAD_ROW
+from models.registry import SCANS
 from utils import ConfigError, require
 
 WIDE = 2**20  # more than any network is wide or deep
@@ -176,6 +177,7 @@ CHOICES: dict[str, Collection[Any]] = {
     "training.loss_compile": ("auto", True, False),
     "data.special_tokens_in_text": ("keep", "split"),
     "model.attention": ("auto", "flash", "sdpa"),
+    "model.scan": SCANS,
     # True and False are of MDLM's configs.
     "sampling.noise_removal": ("ancestral", "greedy", "none", True, False),
     "trainer.precision": (*PRECISIONS, 32, 16),

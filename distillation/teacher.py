@@ -188,14 +188,16 @@ class Teacher:
         }
         key_report(self._student, weights).raise_if_any(where)
         if self.use_ema:
-            names = [name for name, _ in self._student.named_parameters()]
+            parameters = list(self._student.parameters())
             shadow = (checkpoint.ema or {}).get("shadow_params", ())
-            if len(names) != len(shadow):
+            if len(parameters) != len(shadow):
                 raise ConfigError(
                     f"{where} has no EMA weights of this network, which its teacher "
                     "takes; give a checkpoint that has them."
                 )
-            weights |= dict(zip(names, shadow, strict=True))
+            averages = dict(zip(parameters, shadow, strict=True))
+            every = self._student.named_parameters(remove_duplicate=False)
+            weights |= {name: averages[parameter] for name, parameter in every}
             key_report(self._student, weights).raise_if_any(where)
         self.take(weights, number)
         if self._expected_sha256 not in ("", self._sha256):

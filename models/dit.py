@@ -201,11 +201,16 @@ class Embedding(nn.Module):
         nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
 
     def forward(self, x: Tensor | SoftInput) -> Tensor:
-        if not isinstance(x, Tensor):
-            return x.embed(self.embedding)
-        if x.is_floating_point():
-            return x.to(self.embedding.dtype).softmax(dim=-1) @ self.embedding
-        return F.embedding(x, self.embedding)
+        return embedded(x, self.embedding)
+
+
+def embedded(x: Tensor | SoftInput, embedding: Tensor) -> Tensor:
+    """Rows of (K, D) for ids (B, L), or the averages that x means, (B, L, D)."""
+    if not isinstance(x, Tensor):
+        return x.embed(embedding)
+    if x.is_floating_point():
+        return x.to(embedding.dtype).softmax(dim=-1) @ embedding
+    return F.embedding(x, embedding)
 
 
 class NoiseEmbedding(nn.Module):
@@ -224,15 +229,17 @@ class NoiseEmbedding(nn.Module):
 
     def forward(self, sigma: Tensor) -> Tensor:
         first = cast(nn.Linear, self.mlp[0])  # a Sequential does not know its parts
-        return self.mlp(self.features(sigma).to(first.weight.dtype))
+        dtype = first.weight.dtype
+        wide = torch.promote_types(dtype, torch.float32)
+        return self.mlp(self.features(sigma, wide).to(dtype))
 
     @classmethod
-    def features(cls, sigma: Tensor) -> Tensor:
+    def features(cls, sigma: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """cos and sin of sigma at geometrically spaced frequencies, (B, 256)."""
         half = cls.num_features // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=sigma.device) / half
+        exponent = torch.arange(half, dtype=dtype, device=sigma.device) / half
         frequency = torch.exp(-math.log(cls.max_period) * exponent)
-        angle = sigma.float()[:, None] * frequency
+        angle = sigma.to(dtype)[:, None] * frequency
         return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 

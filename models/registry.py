@@ -5,6 +5,7 @@ To add one: a module with a subclass of `models.network.Network`, and an entry h
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -86,6 +87,32 @@ def check_unet(config: DictConfig) -> None:
             )
 
 
+SCANS = ("auto", "torch", "mamba_ssm")  # of `models.scan`
+
+
+def check_dimamba(config: DictConfig) -> None:
+    """Refuses what DiMamba cannot be asked for."""
+    model = config.model
+    if config.algo.causal_attention:
+        raise ConfigError(
+            f"algo.backbone=dimamba sees both directions, and algo={config.algo.name} "
+            "needs a causal network; choose another algorithm."
+        )
+    require(model.scan, SCANS, "model.scan")
+    if model.scan != "mamba_ssm":
+        return
+    if importlib.util.find_spec("mamba_ssm") is None:
+        raise ConfigError(
+            "model.scan='mamba_ssm' needs the mamba-ssm package, which is not "
+            "installed; choose auto or torch."
+        )
+    if config.trainer.accelerator == "cpu":
+        raise ConfigError(
+            "model.scan='mamba_ssm' runs on CUDA only, and trainer.accelerator='cpu'; "
+            "choose auto or torch."
+        )
+
+
 class Backbone(NamedTuple):
     """Where a backbone's class is, and which `model.type` describes it."""
 
@@ -98,6 +125,7 @@ BACKBONES = {
     "dit": Backbone("models.dit.DIT", "ddit"),
     "hf_dit": Backbone("models.dit.DIT", "ddit"),  # sizes are those of a checkpoint
     "unet": Backbone("models.unet.UNet", "unet", check_unet),
+    "dimamba": Backbone("models.dimamba.DiMamba", "dimamba", check_dimamba),
 }
 
 

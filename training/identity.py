@@ -31,7 +31,8 @@ COURSE = (
 )
 # Of neither: names, places, and what computes the same in another way.
 OF_NEITHER = (
-    *("model.name", "model.attention", "algo.backbone", "training.finetune_path"),
+    *("model.name", "model.attention", "model.scan", "algo.backbone"),
+    "training.finetune_path",
     *("algo.curriculum.cache_dir", "algo.curriculum.integral_cache_path"),
 )
 # Of which a line of its own says what holds (`training.resume.adapt`).

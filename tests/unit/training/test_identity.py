@@ -128,6 +128,7 @@ def test_what_may_change_is_said_in_one_line(run, said, change, part):
     "change",
     [
         *("model.attention=sdpa", "model.name=mine", "algo.backbone=hf_dit"),
+        "+model.scan=torch",
         *("loader.num_workers=3", "trainer.log_every_n_steps=7", "optim.lr=1e-5"),
         *("training.finetune_path=/x", "logger=none", "sampling.steps=3", "seed=1"),
     ],
