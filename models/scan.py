@@ -1,4 +1,4 @@
-"""The selective scan of Mamba, in plain PyTorch: chunk by chunk, in parallel within one.
+"""The selective scan of Mamba in plain PyTorch: chunk by chunk, parallel within one.
 
     h_t = exp(dt_t A) h_(t-1) + dt_t x_t B_t,    y_t = sum over states of C_t h_t
 
@@ -90,7 +90,7 @@ class _Scan(torch.autograd.Function):
         y, starts = torch.empty_like(x), []
         with torch.autocast(x.device.type, enabled=False):
             for where, part in _parts((x, dt, B, C), chunk):
-                piece = _Piece(*part, rates, len(x))
+                piece = _Piece(len(x), rates, *part)
                 start = piece.starts(state)
                 out, state = piece.outputs(start)
                 _put(out, y, where)
@@ -111,7 +111,7 @@ class _Scan(torch.autograd.Function):
             parts = list(_parts((x, dt, B, C, d_y), ctx.chunk))
             for (where, part), start in zip(parts[::-1], starts[::-1], strict=True):
                 *inputs, d_out = part
-                piece = _Piece(*inputs, rates, len(x))
+                piece = _Piece(len(x), rates, *inputs)
                 d_state, found = piece.gradients(start, d_state, d_out, d_rates)
                 for grad, new in zip(grads, found, strict=True):
                     _put(new, grad, where)
@@ -123,14 +123,14 @@ class _Piece:
     """A chunk of the sequence, its positions as steps of blocks.
 
     Args:
+        batch: B.
+        rates: A transposed, (N, E).
         x, dt: (T, M, E).
         B, C: (T, M, N).
-        rates: A transposed, (N, E).
-        batch: B.
     """
 
     def __init__(
-        self, x: Tensor, dt: Tensor, B: Tensor, C: Tensor, rates: Tensor, batch: int
+        self, batch: int, rates: Tensor, x: Tensor, dt: Tensor, B: Tensor, C: Tensor
     ) -> None:
         self.x, self.dt, self.rates, self.batch = x, dt, rates, batch
         self.u = (dt * x)[:, :, None]  # (T, M, 1, E)
@@ -140,7 +140,7 @@ class _Piece:
         self.blocks = range(dt.shape[1] // batch)
 
     def starts(self, state: Tensor) -> Tensor:
-        """States before each block, (M, N, E), from that before the chunk, (B, N, E)."""
+        """States before each block, (M, N, E), of that before the chunk, (B, N, E)."""
         if len(self.blocks) == 1:
             return state
         local = torch.zeros_like(self.decay[0])
@@ -278,7 +278,7 @@ def _auto(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
     return (_mamba_ssm if usable else selective_scan)(x, dt, A, B, C)
 
 
-# By `model.scan` (`models.registry.SCANS`): x, dt, A, B, C as for `selective_scan` -> y.
+# By `model.scan`, as in `models.registry`; each takes what `selective_scan` takes.
 SCANS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "auto": _auto,
     "torch": selective_scan,
