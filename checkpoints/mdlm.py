@@ -30,7 +30,10 @@ MOVED = ("backbone", "time_conditioning", "T", "subs_masking")
 UNREAD: Mapping[str, str] = {"diffusion": "absorbing_state"}
 BACKBONES: Mapping[str, str] = {"ar": "dit"}  # causal by the algorithm
 MODELS: Mapping[str, str] = {"small-ar": "small", "tiny-ar": "tiny"}
-NOISES: Mapping[str, str] = {"loglinear": "log-linear"}
+LOGLINEAR = "loglinear"
+NOISES: Mapping[str, str] = {LOGLINEAR: "log-linear"}
+# Keys of its file that nothing reads.
+UNREAD_OF_LOGLINEAR = ("sigma_min", "sigma_max")
 # Names of schedules that are those of others here.
 OTHER_NOISES: Mapping[str, str] = {"cosine": "cosine-mdlm"}
 
@@ -62,9 +65,15 @@ def own_config(config: Mapping[Any, Any]) -> dict[Any, Any] | None:
         own["algo"] |= more
     noise = own.get("noise")
     if isinstance(noise, dict) and "type" in noise:
-        names = {**NOISES, **OTHER_NOISES}
-        own["noise"] = {**noise, "type": renamed(names, noise["type"])}
+        own["noise"] = _own_noise(noise)
     return own
+
+
+def _own_noise(noise: dict[Any, Any]) -> dict[Any, Any]:
+    kind = renamed({**NOISES, **OTHER_NOISES}, noise["type"])
+    unread = UNREAD_OF_LOGLINEAR if noise["type"] == LOGLINEAR else ()
+    read = {key: value for key, value in noise.items() if key not in unread}
+    return {**read, "type": kind}
 
 
 def renamed(names: Mapping[str, str], value: Any) -> Any:

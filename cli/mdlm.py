@@ -23,6 +23,7 @@ from checkpoints.mdlm import (
     OWN_PARAMETERIZATIONS,
     PARAMETERIZATION,
     UNREAD,
+    UNREAD_OF_LOGLINEAR,
 )
 from sampling.registry import ALIASES
 from utils import ConfigError, require
@@ -97,6 +98,12 @@ class Given:
         """Names of values of a key that have another meaning here."""
         return OTHERS.get(key, {}) if self.is_all_theirs else {}
 
+    def is_unread(self, key: str) -> bool:
+        """Whether a key of MDLM's default schedule is given that it never reads."""
+        is_key = key.partition("noise.")[2] in UNREAD_OF_LOGLINEAR
+        is_loglinear = {*self.get("noise"), *self.get("noise.type")} <= NOISES.keys()
+        return is_key and is_loglinear and self.is_all_theirs
+
     def has_flag_of_removal(self) -> bool:
         """Whether noise removal is True or False, and the predictor is known."""
         flags = {value.lower() for value in self.get(REMOVAL)} & {"true", "false"}
@@ -151,6 +158,8 @@ def _own_word(override: Override, given: Given) -> str:
     key, values = override.key, override.values
     if key in UNREAD:
         return ""
+    if given.is_unread(key):
+        return ""
     if key == PARAMETERIZATION:
         is_said = given.algo is not None
         return "" if is_said else _joined("algo", map(ALGORITHMS.__getitem__, values))
@@ -170,7 +179,7 @@ def _own_word(override: Override, given: Given) -> str:
 
 def _instead(key: str, given: Given) -> str:
     """What is said of a word that is left out."""
-    if key in UNREAD:
+    if key in UNREAD or given.is_unread(key):
         return "nothing here reads it"
     own = "algo" if key == PARAMETERIZATION else f"algo.{key}"
     return f"{given.shown(own)}, which is given as well"

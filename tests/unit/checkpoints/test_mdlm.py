@@ -134,6 +134,9 @@ def test_odd_values(tmp_path, key, odd):
 def test_names_of_schedules(theirs, ours):
     config = {"parameterization": "subs", "noise": {"type": theirs, "eps": 1e-3}}
     assert own_config(config)["noise"] == {"type": ours, "eps": 1e-3}
+    config["noise"]["sigma_max"] = 20  # which the first never reads
+    is_read = theirs != "loglinear"
+    assert ("sigma_max" in own_config(config)["noise"]) is is_read
 
 
 class Runs:

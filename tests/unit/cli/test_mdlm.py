@@ -115,6 +115,11 @@ def test_the_tables_name_what_is_there():
             ["noise=cosine", "algo=mdlm", "algo.T=0"],
         ),
         (["noise=cosine"], ["noise=cosine"]),
+        (["noise=loglinear", "noise.sigma_max=20"], ["noise=log-linear", "algo=mdlm"]),
+        (
+            ["noise=linear", "noise.sigma_max=20", SUBS],
+            ["noise=linear", "noise.sigma_max=20", "algo=mdlm"],
+        ),
         (["experiment=demo", "T=4"], ["experiment=demo", "algo.T=4"]),
         (
             ["parameterization=ar", "sampling.predictor=ddpm_cache"],
