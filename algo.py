@@ -109,6 +109,7 @@ class MDLM(AbsorbingState):
 
     parameterization = "subs"
     is_discrete_time = True
+    has_estimators = True
 
     def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
         return without_mask(logits, self.mask_index).log_softmax(dim=-1)
@@ -331,7 +332,9 @@ class DUO_BASE(UniformState):
         float32 logits are enough at both ends of the schedule.
         """
         K = log_x_theta.shape[-1]
-        c = K * alpha_t / (1 - alpha_t)  # (B, 1)
+        # Above 0 where alpha_t rounds to 1: the loss, times dalpha_t, tends to 0 there.
+        noise = (1 - alpha_t).clamp(min=torch.finfo(alpha_t.dtype).eps)  # (B, 1)
+        c = K * alpha_t / noise
         log_c = c.log()
         # u = softplus(log c + log p); past the threshold softplus(z) = z to rounding.
         shifted = log_x_theta + log_c[..., None].to(log_x_theta.dtype)
@@ -340,14 +343,11 @@ class DUO_BASE(UniformState):
         u_x0 = F.softplus(log_c + pick(log_x_theta, x0), threshold=40)
         D = u_sum - K * u_xt
         log1p_c = torch.log1p(c)
-        same = K / (1 - alpha_t) * (1 / (1 + c) - torch.exp(-u_xt)) + (
+        same = K / noise * (1 / (1 + c) - torch.exp(-u_xt)) + (
             D + (K - 1) * log1p_c
         ) / (1 + c)
         other = (
-            -K / (1 - alpha_t) * torch.expm1(-u_xt)
-            + D
-            + c * (u_x0 - u_xt)
-            - (1 + c) * log1p_c
+            -K / noise * torch.expm1(-u_xt) + D + c * (u_x0 - u_xt) - (1 + c) * log1p_c
         )
         return dalpha_t / (K * alpha_t) * torch.where(x0 == xt, same, other)
 

@@ -36,6 +36,9 @@ from training.scorable import Scorable
 from training.weights import Weights
 from utils import ConfigError, require
 
+# Keys of `training`: other ways to draw the times of a bound, of which masked diffusion
+# knows.
+ESTIMATORS = ("importance_sampling", "change_of_variables")
 COUNTS = ("rows", "tokens")  # that a validation has measured
 
 
@@ -59,6 +62,7 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
     has_score = False
     has_mask = False
     is_discrete_time = False  # whether algo.T > 0 has a meaning
+    has_estimators = False  # whether those of `diffusion.estimators` have one
     has_subs_masking = False  # whether algo.subs_masking=True has one
     needs_weights = False  # whether training starts from a checkpoint only
     takes_labels = False  # whether data.num_classes has a meaning
@@ -113,6 +117,12 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
                 f"algo.subs_masking=True is for algo=d3pm, not {algo.name}; "
                 "the only value is False."
             )
+        for key in ESTIMATORS:
+            if config.training.get(key) and not cls.has_estimators:
+                raise ConfigError(
+                    f"training.{key}=True: the loss of algo={algo.name} has no form "
+                    "for it, which algo=mdlm has; the only value is False."
+                )
         num_classes = config.data.get("num_classes")
         if num_classes is not None and not cls.takes_labels:
             raise ConfigError(

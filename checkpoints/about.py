@@ -17,10 +17,13 @@ from utils import CONFIGS
 # Algorithms whose networks mean the same; a distilled one has its own line.
 ALIKE = ({"duo", "duo_base", "distillation"}, {"mdlm", "sdtt", "dimo"})
 DISTILLED = ("distillation", "sdtt", "dimo")
+# By which the network is told another time.
+TOLD = "training.change_of_variables"
 # Keys in which a run should be as the one that made its checkpoint.
 COMPARED = (
     "algo.name",
     "algo.time_conditioning",
+    TOLD,
     "data.tokenizer_name_or_path",
     "model.length",
 )
@@ -142,6 +145,8 @@ def disagreements(checkpoint: Checkpoint, config: DictConfig) -> list[str]:
     """
     lines = []
     for key in COMPARED:
+        if key == TOLD and not config.algo.time_conditioning:
+            continue  # the network is told nothing
         theirs, ours = checkpoint.setting(key), OmegaConf.select(config, key)
         alike = theirs == ours or any({theirs, ours} <= names for names in ALIKE)
         alike |= ours == checkpoint.source  # the tokenizer in its folder

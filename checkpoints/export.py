@@ -19,7 +19,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from checkpoints.about import NETWORK, TRANSFORMERS, adopt, likelihood, own_algorithms
+from checkpoints.about import (
+    NETWORK,
+    TOLD,
+    TRANSFORMERS,
+    adopt,
+    likelihood,
+    own_algorithms,
+)
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.huggingface import (
     CONFIG,
@@ -34,7 +41,7 @@ from checkpoints.keys import key_report
 from checkpoints.locating import is_hub_id
 from checkpoints.reading import read_checkpoint
 from data.tokenizers import PIXELS, get_tokenizer
-from models.noise import SCHEDULES
+from models.noise import SCHEDULES, settings_of
 from models.registry import build_backbone
 from utils import CONFIGS, ConfigError, first_line, hub_answers, printable
 
@@ -173,11 +180,20 @@ def _as_stated(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
         config.algo = _algo_config(name)
     keys = set(STATED)
     if checkpoint.setting("noise.type") not in SCHEDULES:
-        keys -= {"noise.type", "noise.eps"}
+        keys -= {x for x in keys if x.startswith("noise.")}
     tokenizer = checkpoint.setting(TOKENIZER)
     if tokenizer and os.path.isabs(tokenizer) and not os.path.exists(tokenizer):
         keys.remove(TOKENIZER)  # a folder on the machine of the training
     adopt(config, checkpoint, keys)
+    if (name := config.noise.type) in SCHEDULES:  # of the command line's schedule
+        kept = ("type", *settings_of(SCHEDULES[name]))
+        config.noise = {key: x for key, x in config.noise.items() if key in kept}
+    if checkpoint.setting(TOLD) and config.algo.time_conditioning:
+        raise ConfigError(
+            f"{CHECKPOINT}={config.eval.checkpoint_path!r} was trained with "
+            f"{TOLD}=True and algo.time_conditioning=True: its network is told another time than "
+            "models of a folder are; modes of main.py take the checkpoint itself."
+        )
     return config
 
 

@@ -57,6 +57,8 @@ OWN_VALUES = {
     "ignore_bos": "algo.ignore_bos",
     "noise": "noise.type",
     "noise_eps": "noise.eps",
+    "noise_sigma_min": "noise.sigma_min",
+    "noise_sigma_max": "noise.sigma_max",
     "tokenizer": "data.tokenizer_name_or_path",
     "training_data": "data.train",
 }
@@ -191,7 +193,7 @@ def _sizes(fields: dict[str, Any], where: str) -> dict[str, int]:
 # Types of values that are not text.
 _TYPES = {
     "dropout": (int, float),
-    "noise_eps": (float,),
+    **dict.fromkeys(("noise_eps", "noise_sigma_min", "noise_sigma_max"), (int, float)),
     "T": (int,),
     **dict.fromkeys(
         ("causal", "time_conditioning", "subs_masking", "ignore_bos"), (bool,)

@@ -239,6 +239,8 @@ CONFIG: dict[str, Rule] = {
     "model.dropout": share,
     "noise.type": name,
     "noise.eps": share,
+    "noise.sigma_min": number,
+    "noise.sigma_max": number,
     "loader.batch_size": size,
     "trainer.devices": size,
     "trainer.num_nodes": size,

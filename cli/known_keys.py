@@ -18,8 +18,6 @@ from utils import CONFIGS, ConfigError, did_you_mean, first_line
 # Keys that exist in published configs and change nothing in the published code. They
 # are accepted at the published value; any other value is refused, not ignored.
 INERT_KEYS = {
-    "training.importance_sampling": False,
-    "training.change_of_variables": False,
     "model.tie_word_embeddings": False,
     "model.vocab_lookup": True,
     "model.scale_by_sigma": True,
@@ -34,7 +32,10 @@ INERT_KEYS = {
     "algo.posterior_loss_weight": 0.0,
     "data.insert_train_spacial": False,
 }
-OPTIONAL = ("algo.loss_type", *INERT_KEYS)  # no file needs them
+OPTIONAL = (
+    *("algo.loss_type", "training.importance_sampling", "training.change_of_variables"),
+    *INERT_KEYS,
+)  # no file needs them
 # Nodes whose keys the user names, or that are for others.
 FREE = ("hydra", "wandb", "report.checkpoints")
 # By group: the keys by which two of its files are of one kind.

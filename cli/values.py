@@ -58,6 +58,8 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "algo.aux_label_smoothing": (float, 0, 1 - 1e-9),
     "algo.aux_soft_weight": (float, 0, 1),
     "noise.eps": (float, 1e-9, 0.5),
+    "noise.sigma_min": (float, 1e-9, 1),
+    "noise.sigma_max": (float, 0.1, 80),
     "seed": (int, 0, 2**32 - 1),
     "data.num_proc": (int, 1, WIDE),
     "data.valid_documents": (int, 1, MANY),
@@ -167,7 +169,9 @@ FLAGS = (
     "strategy.find_unused_parameters",
     "training.activation_checkpointing",
     "training.antithetic_sampling",
+    "training.change_of_variables",
     "training.compile",
+    "training.importance_sampling",
 )
 PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed", "bf16-true")
 # Keys with a few values.

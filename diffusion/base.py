@@ -13,14 +13,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from diffusion.estimators import check_estimator, estimator_of
 from diffusion.gaussian import SoftTokens
 from models.device import to_device, widened
 from models.head import TokenNLL
-from models.noise import SCHEDULES
+from models.noise import build_noise
 from sampling.prompts import Given
 from trainer_base import TrainerBase
 from training.scorable import Stratum, regret
-from utils import require
 
 NEG_INFINITY = -1e6  # finite, so that 0 * log 0 stays 0
 # By `algo.compat`: whether labels are dropped in validation, too.
@@ -60,13 +60,16 @@ class Diffusion(TrainerBase):
         self.ignore_bos: bool = config.algo.ignore_bos
         self.sampling_eps: float = config.training.sampling_eps
         self.antithetic_sampling: bool = config.training.antithetic_sampling
-        self.noise = SCHEDULES[config.noise.type](config.noise.eps)
+        self.noise = build_noise(config.noise)  # of the reverse process, too
+        estimator = estimator_of(config)
+        self.levels = self.noise.log_uniform() if estimator else self.noise
+        self.is_told_the_time = estimator == "change_of_variables"
         self.drops_labels_always: bool = DROPS_LABELS_ALWAYS[config.algo.compat]
 
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:
         super().validate_config(config)
-        require(config.noise.type, SCHEDULES, "noise.type")
+        check_estimator(config, build_noise(config.noise))
 
     def nll(
         self,
@@ -225,6 +228,7 @@ class Diffusion(TrainerBase):
 
         With T > 0, dalpha_t is the backward difference T (alpha_t - alpha_s), s =
         t - 1/T, which turns the continuous-time weight into the discrete-time one.
+        With an estimator of `diffusion.estimators` t is its uniform number.
 
         Args:
             x0: Clean ids, (B, L).
@@ -233,9 +237,9 @@ class Diffusion(TrainerBase):
             known: Tokens that stay clean, (B, L) bool on the host.
             generators: Of each row's draws, on the host; none: one of the batch.
         """
-        alpha_t, dalpha_t = self.noise(t[:, None])
+        alpha_t, dalpha_t = self.levels(t[:, None])
         if self.T > 0:
-            alpha_s = self.noise((t[:, None] - 1 / self.T).clamp(min=0)).alpha_t
+            alpha_s = self.levels((t[:, None] - 1 / self.T).clamp(min=0)).alpha_t
             dalpha_t = self.T * (alpha_t - alpha_s)
         if not generators:
             generators = [self._batch_generator("noise", batch_idx, device="cpu")]
@@ -320,7 +324,13 @@ class Diffusion(TrainerBase):
         )
 
     def condition(self, sigma: Tensor) -> Tensor:
-        """What the backbone is told of the noise, (B, 1) -> (B,)."""
+        """What the backbone is told of the noise, (B, 1) -> (B,).
+
+        sigma; the time of its level with `training.change_of_variables`; zeros
+        without `algo.time_conditioning`.
+        """
+        if self.is_told_the_time:
+            sigma = self.levels.inverse(torch.exp(-sigma))
         condition = sigma.mean(dim=-1).float()
         return condition if self.time_conditioning else torch.zeros_like(condition)
 

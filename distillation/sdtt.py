@@ -149,6 +149,7 @@ class SDTT(Student, MDLM):
     checkpoint, checkpoints/round_N.ckpt.
     """
 
+    has_estimators = False
     rounds: GrowingSteps
     is_discrete_time = False
     counts_vary = True  # of masked tokens

@@ -20,7 +20,10 @@ warn = rank_zero_only(log.warning)
 
 NAME = "identity"  # of the record in a checkpoint
 # What may not change: algorithm and loss, network, noise. A group stands for its keys.
-SETTINGS = ("algo", "model", "noise", "training.sampling_eps")
+SETTINGS = (
+    *("algo", "model", "noise", "training.sampling_eps"),
+    "training.change_of_variables",  # what the network is told of the noise
+)
 # What may: how the same model is trained.
 COURSE = (
     *("seed", "optim", "lr_scheduler", "training", "model.dropout", "algo._target_"),

@@ -22,8 +22,10 @@ class DiscreteDiffusionConfig(PretrainedConfig):
         process: absorbing, uniform or autoregressive.
         time_conditioning: Whether the network is told the noise level.
         ignore_bos: Whether the first token is never noised.
-        noise: Schedule, log-linear or cosine.
-        noise_eps: Keeps alpha_1 above 0.
+        noise: Schedule, such as log-linear or cosine.
+        noise_eps: Keeps alpha_1 above 0; None for schedules without.
+        noise_sigma_min, noise_sigma_max: Total noise -log(alpha_t) at t = 0 and t = 1,
+            of the schedules linear and geometric; None for others.
         mask_index: Id of the mask; None without one.
         kwargs: As for every config; ids of special tokens among them.
     """
@@ -46,7 +48,9 @@ class DiscreteDiffusionConfig(PretrainedConfig):
         time_conditioning: bool = False,
         ignore_bos: bool = False,
         noise: str = "log-linear",
-        noise_eps: float = 1e-3,
+        noise_eps: float | None = 1e-3,
+        noise_sigma_min: float | None = None,
+        noise_sigma_max: float | None = None,
         mask_index: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -65,6 +69,14 @@ class DiscreteDiffusionConfig(PretrainedConfig):
         self.ignore_bos = ignore_bos
         self.noise = noise
         self.noise_eps = noise_eps
+        self.noise_sigma_min = noise_sigma_min
+        self.noise_sigma_max = noise_sigma_max
         self.mask_index = mask_index
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
+
+    @property
+    def noise_settings(self) -> tuple[float, ...]:
+        """What the schedule's levels are made of: sigma_min and sigma_max, or eps."""
+        ends = (self.noise_sigma_min, self.noise_sigma_max)
+        return (self.noise_eps,) if None in ends else ends  # type: ignore[return-value]

@@ -222,9 +222,14 @@ class Backbone(nn.Module):
 
 # ---------------------------------------------------------------- sampling
 
-ALPHAS: dict[str, Callable[[Tensor, float], Tensor]] = {
+# Signal levels at times t from settings: eps, or -log(alpha_t) at t = 0 and t = 1.
+ALPHAS: dict[str, Callable[..., Tensor]] = {
     "log-linear": lambda t, eps: 1 - (1 - eps) * t,
     "cosine": lambda t, eps: 1 - torch.cos(math.pi / 2 * (1 - (1 - eps) * t)),
+    "cosine-mdlm": lambda t, eps: eps + (1 - eps) * torch.cos(math.pi / 2 * t),
+    "cosinesqr": lambda t, eps: eps + (1 - eps) * torch.cos(math.pi / 2 * t) ** 2,
+    "linear": lambda t, low, high: torch.exp(-low - t * (high - low)),
+    "geometric": lambda t, low, high: torch.exp(-low * (high / low) ** t),
 }
 
 
@@ -378,7 +383,7 @@ class Draw:
         """
         process = PROCESSES[self.config.process](self.config)
         t = torch.linspace(1, TIME_EPS, num_steps + 1, dtype=torch.float64)
-        alphas = ALPHAS[self.config.noise](t, self.config.noise_eps)
+        alphas = ALPHAS[self.config.noise](t, *self.config.noise_settings)
         alphas = torch.cat([alphas, alphas.new_ones(1)]).to(self.dtype).to(x.device)
         xt = torch.where(free, process.prior(x, self.generator), x)
         for alpha_t, alpha_s in pairwise(alphas):

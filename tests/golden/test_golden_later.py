@@ -17,6 +17,8 @@ TESTED = (
     "image",
     "integral",
     "loss",
+    "mdlm_discrete",
+    "mdlm_noise",
     "metrics",
     "noise",
     "nucleus",

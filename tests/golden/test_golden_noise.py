@@ -21,8 +21,8 @@ def schedule_of(case: Case) -> str:
     if "noise" in case.config:
         return case.config.noise.type
     text = f"{case.name} {case.info['description']}"
-    (name,) = [name for name in SCHEDULES if name.replace("-", "") in text]
-    return name
+    found = [name for name in SCHEDULES if name.replace("-", "") in text]
+    return max(found, key=len)  # "linear" is a part of "loglinear"
 
 
 def schedules(case: Case) -> list[tuple[int, Noise]]:

@@ -28,6 +28,7 @@ CASES = {
         if not algorithm.is_one_step  # which is refused
     },
     "cosine": ("algo=mdlm", "noise=cosine", "noise.eps=0.01", *TEXT8),
+    "linear": ("algo=mdlm", "noise=linear", "noise.sigma_max=5.0", *TEXT8),
     "told the time": ("algo=mdlm", "algo.time_conditioning=True", *TEXT8),
     "not told the time": ("algo=duo_base", "algo.time_conditioning=False", *TEXT8),
     "bos": ("algo=sedd", "algo.ignore_bos=True", *TEXT8),

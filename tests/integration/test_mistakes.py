@@ -41,8 +41,20 @@ MISTAKES = {
     "fsdp on a cpu": (["strategy=fsdp"], ["strategy=fsdp", "ddp"]),
     "number": (["model.length=ten"], ["model.length='ten'"]),
     "inert key": (
-        ["training.importance_sampling=True"],
-        ["training.importance_sampling=True", "False"],
+        ["model.tie_word_embeddings=True"],
+        ["model.tie_word_embeddings=True", "False"],
+    ),
+    "estimator": (
+        ["algo=mdlm", "noise=cosine", "training.importance_sampling=True"],
+        ["training.importance_sampling=True", "noise=cosine", "log-linear"],
+    ),
+    "ends of the noise": (
+        ["algo=mdlm", "noise=linear", "noise.sigma_min=0.5", "noise.sigma_max=0.2"],
+        ["noise.sigma_min=0.5", "noise.sigma_max=0.2"],
+    ),
+    "setting of another noise": (
+        ["algo=mdlm", "noise=linear", "noise.eps=1e-3"],
+        ["noise.eps"],
     ),
     "hub out of reach": (
         ["data.tokenizer_name_or_path=no-such-tokenizer"],

@@ -48,7 +48,7 @@ CASES = {
     "backbone": (["algo.backbone=dti"], 2, "Did you mean 'dit'?"),
     "number": (["trainer.max_steps=0"], 2, "trainer.max_steps=0"),
     "flag": (["data.wrap=maybe"], 2, "data.wrap='maybe'"),
-    "inert key": (["training.importance_sampling=True"], 2, "not implemented"),
+    "inert key": (["model.tie_word_embeddings=True"], 2, "not implemented"),
     "checkpoint": (
         ["mode=ppl_eval", "eval.checkpoint_path=none.ckpt"],
         2,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cli.settle import algorithm_class
 from diffusion.base import Diffusion
+from models.noise import SCHEDULES, SigmaRange
 from sampling.registry import SAMPLERS, samplers_of
 from utils import register_resolvers
 
@@ -121,6 +122,13 @@ def tiny_model(*overrides: str, tokenizer: StubTokenizer | None = None):
             weights[name] = x + 0.1 * torch.randn(x.shape, generator=scale)
         model.teacher.take(weights, 0)
     return model.eval()
+
+
+def nearly_whole(noise: str) -> tuple[str, ...]:
+    """Settings under which next to nothing is clean at t = 1, or noise at t = 0."""
+    if issubclass(SCHEDULES[noise], SigmaRange):
+        return ("noise.sigma_min=1e-7", "noise.sigma_max=12")
+    return ("noise.eps=1e-5",)
 
 
 def available_algorithms() -> dict[str, type]:

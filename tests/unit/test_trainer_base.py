@@ -37,7 +37,7 @@ def test_every_shipped_algorithm_accepts_its_defaults(make_model, algo_name):
         ("ar", "algo.time_conditioning=True", ["algo.time_conditioning=True"]),
         ("ar", "algo.causal_attention=False", ["algo.causal_attention=False"]),
         ("mdlm", "algo.parameterization=mean", ["algo.parameterization='mean'"]),
-        ("mdlm", "noise.type=linear", ["noise.type='linear'", "log-linear"]),
+        ("mdlm", "noise.type=log", ["noise.type='log'", "log-linear"]),
         (
             "mdlm",
             "sampling.predictor=ancestrl",

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from checkpoints import export as exporter
 from checkpoints.reading import read_checkpoint
+from models.noise import SCHEDULES, settings_of
 
 FOREIGN = Path(exporter.__file__).parent / "modeling"
 MODELLING = sorted(FOREIGN.glob("*_discrete_diffusion.py"))
@@ -307,3 +308,38 @@ def test_modelling_files_need_torch_and_transformers_alone(path):
             assert node.module.split(".")[0] in allowed
         elif isinstance(node, ast.ImportFrom):
             assert node.module == "configuration_discrete_diffusion"
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_models_of_a_folder_know_every_schedule(name):
+    """Their signal levels are those of the schedule, at any of its settings."""
+    from checkpoints.modeling import modeling_discrete_diffusion as modeling
+
+    schedule = SCHEDULES[name]
+    keys = settings_of(schedule)
+    values = {"eps": 0.02, "sigma_min": 0.01, "sigma_max": 5.0}
+    config = SimpleNamespace(
+        noise=name,
+        **{f"noise_{key}": x if key in keys else None for key, x in values.items()},
+    )
+    t = torch.linspace(0, 1, 9, dtype=torch.float64)
+    ours = schedule(**{key: values[key] for key in keys})(t).alpha_t
+    torch.testing.assert_close(modeling.alphas_of(config, t), ours)
+
+
+def test_the_schedule_of_the_checkpoint_is_stated(tmp_path):
+    settings = ("noise=linear", "noise.sigma_min=0.01", "noise.sigma_max=5.0")
+    save_tiny(tmp_path / "a.ckpt", "algo=mdlm", *settings, BYTES)
+    export(tmp_path / "a.ckpt", tmp_path / "out")
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    names = ("noise", "noise_eps", "noise_sigma_min", "noise_sigma_max")
+    assert [fields[name] for name in names] == ["linear", None, 0.01, 5.0]
+    export(tmp_path / "out", tmp_path / "again")
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "out")
+
+
+def test_a_network_that_is_told_another_time_is_refused(capsys, tmp_path):
+    settings = ("training.change_of_variables=True", "algo.time_conditioning=True")
+    save_tiny(tmp_path / "a.ckpt", "algo=mdlm", *settings, BYTES)
+    line = refused(capsys, tmp_path / "a.ckpt", tmp_path / "out")
+    assert "training.change_of_variables=True" in line

@@ -1,11 +1,14 @@
 """Closed forms of the noise schedules at chosen points."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from omegaconf import OmegaConf
+from refusals import refused
 
-from models.noise import SCHEDULES, Cosine, LogLinear
+from models.noise import SCHEDULES, Cosine, LogLinear, build_noise, settings_of
 
 
 def test_registry_names():
@@ -34,3 +37,51 @@ def test_inverses_include_eps():
     for schedule in (LogLinear(0.5), Cosine(0.5)):
         t = torch.tensor([0.8]).double()
         assert float(schedule.inverse(schedule(t).alpha_t)) == pytest.approx(0.8)
+
+
+def test_mdlm_values():
+    """sigma of its cosines, of the linear and of the geometric schedule at t = 0.5."""
+    half, eps = torch.tensor([0.5]).double(), 0.1
+    cosine = math.cos(math.pi / 4)
+    alphas = {
+        "cosine-mdlm": (eps + 0.9 * cosine, {"eps": eps}),
+        "cosinesqr": (eps + 0.9 * 0.5, {"eps": eps}),
+        "linear": (math.exp(-1.55), {"sigma_min": 0.1, "sigma_max": 3.0}),
+        "geometric": (math.exp(-(0.3**0.5)), {"sigma_min": 0.1, "sigma_max": 3.0}),
+    }
+    for name, (expected, settings) in alphas.items():
+        noise = build_noise(OmegaConf.create({"type": name, **settings}))
+        assert float(noise(half).alpha_t) == pytest.approx(expected), name
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_schedule_has_a_file_with_its_settings(compose, name):
+    node = compose(f"noise={name}").noise
+    assert set(node) == {"type", *settings_of(SCHEDULES[name])}
+    assert isinstance(build_noise(node), SCHEDULES[name])
+    assert SCHEDULES[name]().state_dict() == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        ({"type": "liner"}, ["noise.type='liner'", "linear"]),
+        ({"type": "linear", "eps": 1e-3}, ["noise.sigma_min", "noise=linear"]),
+        ({"type": "cosinesqr", "sigma_min": 1e-3}, ["noise.eps", "noise=cosinesqr"]),
+        (
+            {"type": "geometric", "sigma_min": 2.0, "sigma_max": 2.0},
+            ["noise.sigma_min=2.0", "noise.sigma_max=2.0"],
+        ),
+    ],
+)
+def test_settings_that_make_no_schedule_are_refused(settings, parts):
+    refused(partial(build_noise, OmegaConf.create(settings)), *parts)
+
+
+def test_settings_of_another_schedule_are_left_alone():
+    """A checkpoint's schedule replaces that of the command line, key by key."""
+    node = OmegaConf.create(
+        {"type": "linear", "eps": 0.1, "sigma_min": 0.5, "sigma_max": 3}
+    )
+    noise = build_noise(node)
+    assert (noise.sigma_min, noise.sigma_max) == (0.5, 3)
