@@ -191,8 +191,9 @@ def _as_stated(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
     if checkpoint.setting(TOLD) and config.algo.time_conditioning:
         raise ConfigError(
             f"{CHECKPOINT}={config.eval.checkpoint_path!r} was trained with "
-            f"{TOLD}=True and algo.time_conditioning=True: its network is told another time than "
-            "models of a folder are; modes of main.py take the checkpoint itself."
+            f"{TOLD}=True and algo.time_conditioning=True: its network is told another "
+            "time than models of a folder are; modes of main.py take the checkpoint "
+            "itself."
         )
     return config
 

@@ -4,9 +4,10 @@ In continuous time the negative ELBO of a token is
 
     int_0^1 w(t) E_{x_t} [-log p(x_0 | x_t), at a mask] dt
 
-with w = -dalpha_t / (1 - alpha_t) = df / dt, f = log(1 - alpha_t). By default t is uniform and each term has the
-weight w(t), which is large near t = 0. The two others have terms of equal weights,
-because f is uniform between its ends f_0 and f_1 (`models.noise.LogUniform`):
+with w = -dalpha_t / (1 - alpha_t) = df / dt, f = log(1 - alpha_t). By default t is
+uniform and each term has the weight w(t), which is large near t = 0. The two others
+have terms of equal weights, because f is uniform between its ends f_0 and f_1
+(`models.noise.LogUniform`):
 
     (f_1 - f_0) E_u E_{x_t} [-log p(x_0 | x_t), at a mask],   f = f_0 + u (f_1 - f_0)
 

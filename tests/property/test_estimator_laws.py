@@ -103,7 +103,7 @@ def test_their_means_are_one_number(make_model, noise):
 
 @pytest.mark.parametrize("is_told", [False, True])
 def test_draws_have_the_mean_of_the_quadrature(make_model, way, is_told, monkeypatch):
-    """Of 20 000 rows, within 4.5 standard errors: 1e-4 for all twelve tests together."""
+    """Of 20 000 rows, within 4.5 standard errors: 1e-4 for all twelve tests."""
     noise, name = way
     settings = (*WAYS[name], f"algo.time_conditioning={is_told}")
     rows = ("training.sampling_eps=1e-6", "training.antithetic_sampling=False")

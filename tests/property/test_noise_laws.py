@@ -104,7 +104,7 @@ def test_the_logarithm_of_the_masked_part_is_linear(timed):
 
 
 def test_times_by_weight_have_the_density_of_the_weight(timed):
-    """du / dt = w(t) / (f_1 - f_0), w(t) = -dalpha_t / (1 - alpha_t) of the schedule."""
+    """du / dt = w(t) / (f_1 - f_0), w = -dalpha_t / (1 - alpha_t)."""
     levels = timed.log_uniform()
     u = GRID[1:-1].clone().requires_grad_()
     t = timed.inverse(levels(u).alpha_t)

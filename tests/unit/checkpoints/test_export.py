@@ -313,18 +313,19 @@ def test_modelling_files_need_torch_and_transformers_alone(path):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_models_of_a_folder_know_every_schedule(name):
     """Their signal levels are those of the schedule, at any of its settings."""
-    from checkpoints.modeling import modeling_discrete_diffusion as modeling
+    from checkpoints.modeling.configuration_discrete_diffusion import (
+        DiscreteDiffusionConfig,
+    )
+    from checkpoints.modeling.modeling_discrete_diffusion import ALPHAS
 
     schedule = SCHEDULES[name]
     keys = settings_of(schedule)
     values = {"eps": 0.02, "sigma_min": 0.01, "sigma_max": 5.0}
-    config = SimpleNamespace(
-        noise=name,
-        **{f"noise_{key}": x if key in keys else None for key, x in values.items()},
-    )
+    own = {f"noise_{key}": x if key in keys else None for key, x in values.items()}
+    config = DiscreteDiffusionConfig(noise=name, **own)
     t = torch.linspace(0, 1, 9, dtype=torch.float64)
     ours = schedule(**{key: values[key] for key in keys})(t).alpha_t
-    torch.testing.assert_close(modeling.alphas_of(config, t), ours)
+    torch.testing.assert_close(ALPHAS[name](t, *config.noise_settings), ours)
 
 
 def test_the_schedule_of_the_checkpoint_is_stated(tmp_path):
