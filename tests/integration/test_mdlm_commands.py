@@ -7,7 +7,7 @@ import shlex
 import pytest
 import torch
 from command_line import run
-from mdlm_files import write_file
+from mdlm_files import CONFIG, write_file
 from omegaconf import OmegaConf
 from released import write_released
 from stand_ins import write_documents
@@ -303,6 +303,36 @@ def test_it_is_fine_tuned(source, workplace, smaller, tmp_path, monkeypatch):
     content = torch.load(workplace / "mdlm.ckpt", weights_only=False)
     for name, value in content["state_dict"].items():
         assert torch.equal(value, last["state_dict"][name])
+
+
+def test_a_file_of_a_mamba(workplace, smaller, tmp_path, monkeypatch):
+    """Tied tensors are there twice in the weights, and once in the EMA."""
+    monkeypatch.chdir(workplace)
+    mamba = ["backbone=dimamba", "model=tiny-dimamba"]
+    words = [
+        x for x in words_of("eval") if x.split("=")[0] not in ("backbone", "model")
+    ]
+    words += mamba
+    sizes = [*smaller(words), "model.hidden_size=16", "logger=none"]
+    config = compose(*arguments([*words, *sizes]), tiny=False)
+    torch.manual_seed(0)
+    model = algorithm_class(config)(config, bytes_tokenizer())
+    saved = {f"backbone.{k}": x for k, x in model.backbone.state_dict().items()}
+    theirs = CONFIG | {"backbone": "dimamba"}
+    shadow = [x.detach() for x in model.backbone.parameters()]
+    content = {
+        "state_dict": saved,
+        "global_step": 3,
+        "epoch": 0,
+        "hyper_parameters": {"config": OmegaConf.create(theirs)},
+        "ema": {"decay": 0.9999, "num_updates": 3, "shadow_params": shadow},
+    }
+    torch.save(content, tmp_path / "mamba.ckpt")
+    file = f"eval.checkpoint_path={tmp_path}/mamba.ckpt"
+    lines = main.run.__wrapped__(compose("mode=inspect", file, tiny=False))
+    assert lines["algorithm"] == "mdlm"
+    assert lines["parameters"] == f"{sum(x.numel() for x in shadow):,}"
+    assert in_process([*words, *sizes, file])["ppl"] > 1
 
 
 def test_it_is_exported(workplace, smaller, tmp_path, monkeypatch):
