@@ -191,6 +191,17 @@ def test_disagreements_with_the_command_line(compose, algo, overrides, named):
         assert "\n" not in line
 
 
+def test_what_a_network_was_told_of_the_noise_is_compared(compose):
+    """The time after a change of variables; not where it was told nothing."""
+    key = "training.change_of_variables"
+    checkpoint = Checkpoint(weights={}, config={"training": {key.split(".")[1]: True}})
+    timed = ("algo=mdlm", "algo.time_conditioning=True")
+    (line,) = disagreements(checkpoint, compose(*timed))
+    assert f"{key}=True, not False" in line
+    assert disagreements(checkpoint, compose(*timed, f"{key}=True")) == []
+    assert disagreements(checkpoint, compose("algo=mdlm")) == []
+
+
 def test_loading_warns(make_model, compose):
     model = make_model("algo=mdlm")
     checkpoint = of("sedd", state_dict=model.state_dict())

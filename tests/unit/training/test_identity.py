@@ -67,6 +67,10 @@ OTHERS = [
     ("noise=cosine", "noise.type='cosine' here, 'log-linear' there"),
     ("noise.eps=1e-2", "noise.eps="),
     ("training.sampling_eps=1e-2", "training.sampling_eps="),
+    (
+        "training.change_of_variables=True",
+        "training.change_of_variables=True here, False there",
+    ),
 ]
 
 
@@ -106,6 +110,7 @@ CHANGES = [
     ("trainer.max_steps=9", "trainer.max_steps=9 holds, 1000000 does not"),
     ("optim.beta1=0.5", "optim.beta1=0.5 holds, 0.9 does not"),
     ("training.ema=0.5", "training.ema=0.5 holds"),
+    ("training.importance_sampling=True", "training.importance_sampling=True holds"),
     ("model.dropout=0.2", "model.dropout=0.2 holds"),
     ("training.antithetic_sampling=False", "training.antithetic_sampling=False"),
     ("lr_scheduler.num_warmup_steps=3", "lr_scheduler.num_warmup_steps=3 holds"),
