@@ -14,6 +14,8 @@ import torch
 from golden_cases import Case, approx, close, for_cases
 from golden_mdlm import build, our_schedule, ran
 
+from models.noise import SCHEDULES, settings_of
+
 
 def runs(case: Case) -> list[dict]:
     assert case.values["runs"]
@@ -21,9 +23,11 @@ def runs(case: Case) -> list[dict]:
 
 
 def settings(case: Case, run: dict) -> dict:
+    name, given = our_schedule(run["noise"]), case.config.noise
+    own = [key for key in settings_of(SCHEDULES[name]) if key in given]
     return {
-        "noise.type": our_schedule(run["noise"]),
-        "noise.eps": case.config.noise.eps,
+        "noise.type": name,
+        **{f"noise.{key}": given[key] for key in own},
         "algo.T": run["T"],
         "algo.time_conditioning": case.config.time_conditioning,
         "training.sampling_eps": run["sampling_eps"],
