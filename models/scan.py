@@ -20,7 +20,7 @@ Reference: Mamba (arXiv:2312.00752).
 import functools
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -87,10 +87,10 @@ class _Scan(torch.autograd.Function):
     ) -> Tensor:
         rates = A.T.contiguous()
         state = x.new_zeros(len(x), *rates.shape)  # (B, N, E)
-        y, starts = torch.empty_like(x), []
+        y, starts = x.new_empty(x.shape), []
         with torch.autocast(x.device.type, enabled=False):
-            for where, part in _parts((x, dt, B, C), chunk):
-                piece = _Piece(len(x), rates, *part)
+            for where in _places(x.shape[1], chunk):
+                piece = _Piece(len(x), rates, *_cut((x, dt, B, C), where, chunk))
                 start = piece.starts(state)
                 out, state = piece.outputs(start)
                 _put(out, y, where)
@@ -108,9 +108,9 @@ class _Scan(torch.autograd.Function):
         d_rates = torch.zeros_like(rates)
         d_state = x.new_zeros(len(x), *rates.shape)
         with torch.autocast(x.device.type, enabled=False):
-            parts = list(_parts((x, dt, B, C, d_y), ctx.chunk))
-            for (where, part), start in zip(parts[::-1], starts[::-1], strict=True):
-                *inputs, d_out = part
+            places = _places(x.shape[1], ctx.chunk)
+            for where, start in zip(places[::-1], starts[::-1], strict=True):
+                *inputs, d_out = _cut((x, dt, B, C, d_y), where, ctx.chunk)
                 piece = _Piece(len(x), rates, *inputs)
                 d_state, found = piece.gradients(start, d_state, d_out, d_rates)
                 for grad, new in zip(grads, found, strict=True):
@@ -220,29 +220,25 @@ class _Piece:
         return begun.flatten(0, 1)
 
 
-def _parts(
-    tensors: tuple[Tensor, ...], chunk: Chunk
-) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Where each chunk is, and the tensors (B, L, F) there as (T, M, F).
+def _places(length: int, chunk: Chunk) -> list[slice]:
+    """Where the chunks of a sequence are."""
+    width = chunk.steps * chunk.blocks
+    starts = range(0, length, width)
+    return [slice(start, min(start + width, length)) for start in starts]
+
+
+def _cut(tensors: tuple[Tensor, ...], where: slice, chunk: Chunk) -> list[Tensor]:
+    """A chunk of tensors (B, L, F), as (T, M, F).
 
     Blocks are filled up with zeros: steps of size 0 leave a state as it is.
     """
-    length, width = tensors[0].shape[1], chunk.steps * chunk.blocks
-    for start in range(0, length, width):
-        where = slice(start, min(start + width, length))
-        size = where.stop - start
-        blocks = min(chunk.blocks, math.ceil(size / chunk.steps))
-        steps = math.ceil(size / blocks)
-        padding = (0, 0, 0, steps * blocks - size)
-        yield (
-            where,
-            [
-                rearrange(
-                    F.pad(tensor[:, where], padding), "b (k t) f -> t (b k) f", k=blocks
-                ).contiguous()
-                for tensor in tensors
-            ],
-        )
+    size = where.stop - where.start
+    blocks = min(chunk.blocks, math.ceil(size / chunk.steps))
+    steps = math.ceil(size / blocks)
+    padding = (0, 0, 0, steps * blocks - size)
+    padded = (F.pad(tensor[:, where], padding) for tensor in tensors)
+    form = "b (k t) f -> t (b k) f"
+    return [rearrange(tensor, form, k=blocks).contiguous() for tensor in padded]
 
 
 def _put(part: Tensor, whole: Tensor, where: slice) -> None:

@@ -298,6 +298,17 @@ def test_every_diffusion_algorithm_has_a_loss(make_model, diffusion_name, genera
     assert all(grad is not None and grad.isfinite().all() for grad in grads)
 
 
+@pytest.mark.parametrize("name", ["distillation", "sdtt", "dimo"])
+def test_every_distillation_has_a_loss(make_model, name, generator):
+    """Student and teacher are both of it."""
+    model = make_model(f"algo={name}", *TINY).train()
+    ids = torch.randint(5, (4, 8), generator=generator)
+    model.loss({"input_ids": ids, "attention_mask": torch.ones(4, 8)}).loss.backward()
+    trained = [p for p in model.backbone.parameters() if p.requires_grad]
+    assert trained
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in trained)
+
+
 def test_every_sampler_samples(make_model, sampling_pair):
     predictor, name = sampling_pair
     if name == "ar":

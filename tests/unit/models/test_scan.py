@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models.scan
+from benchmarks.measure import LiveTensors
 from models.scan import SCANS, STEPS, Chunk, selective_scan
 from utils import ConfigError
 
@@ -177,6 +178,19 @@ def test_no_tensor_of_all_states(chunk):
         assert largest.numel <= max(8 * 2 * 16, length * 16)
     # What is left that grows are B and C themselves, (B, L, N).
     assert found == [64 * 16, 256 * 16]
+
+
+def test_memory_grows_by_less_than_the_states():
+    """A forward and a backward pass, all tensors counted: what each further position
+    takes is a part of its states, E N numbers."""
+    channels, states, peaks = 16, 16, []
+    for length in (256, 1024):
+        tensors = inputs(1, length, channels, states, dtype=torch.float32)
+        with LiveTensors() as live:
+            selective_scan(*tensors, chunk=Chunk(8, 2)).sum().backward()
+        peaks.append(live.peak)
+    growth = (peaks[1] - peaks[0]) / (1024 - 256) / 4  # numbers of float32
+    assert 0 < growth < 0.75 * channels * states
 
 
 def test_what_is_kept_for_backward():
