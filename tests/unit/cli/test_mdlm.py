@@ -6,7 +6,14 @@ import pytest
 from omegaconf import OmegaConf
 from refusals import refused
 
-from checkpoints.mdlm import ALGORITHMS, MODELS, MOVED, OWN_PARAMETERIZATIONS
+from checkpoints.mdlm import (
+    ALGORITHMS,
+    MODELS,
+    MOVED,
+    NOISES,
+    OTHER_NOISES,
+    OWN_PARAMETERIZATIONS,
+)
 from cli.commandline import arguments
 from cli.known_keys import known_keys
 from cli.mdlm import from_mdlm
@@ -66,6 +73,8 @@ def test_the_tables_name_what_is_there():
         assert config.parameterization == OWN_PARAMETERIZATIONS[name]
     for name in MODELS.values():
         assert (CONFIGS / "model" / f"{name}.yaml").exists()
+    for name in {*NOISES.values(), *OTHER_NOISES.values()}:
+        assert (CONFIGS / "noise" / f"{name}.yaml").exists()
 
 
 @pytest.mark.parametrize(
