@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from omegaconf import DictConfig, ListConfig
 
-from utils import ConfigError, choose, imported
+from utils import ConfigError, choose, imported, require
 
 if TYPE_CHECKING:  # names can be checked without torch, which takes a second
     from torch import Tensor
