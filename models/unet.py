@@ -185,6 +185,13 @@ class UNet(Network):
         centred = self.centred(x)  # (B, 3, H, W)
         with torch.autocast(centred.device.type, enabled=False):
             temb = self.embedded(sigma, labels)  # (B, E)
+        out = self.body(centred, temb).to(centred.dtype)
+        shift, log_scale = out.chunk(2, dim=1)
+        mu = torch.tanh(centred + shift)
+        return torch.stack([mu.flatten(1), log_scale.flatten(1)], dim=-1)
+
+    def body(self, centred: Tensor, temb: Tensor) -> Tensor:
+        """Everything with convolutions, (B, 3, H, W) and (B, E) -> (B, 6, H, W)."""
         h = self._layer(self.input_conv, centred, None)
         skips = [h]
         for module, following in _followed(self.downsampling_modules):
@@ -198,11 +205,7 @@ class UNet(Network):
                 h = torch.cat([h, skips.pop()], dim=1)
             h = self._layer(module, h, temb)
         norm, conv = self.output_modules
-        out = conv(F.silu(norm(h)))  # (B, 6, H, W)
-        out = out.to(centred.dtype)
-        shift, log_scale = out.chunk(2, dim=1)
-        mu = torch.tanh(centred + shift)
-        return torch.stack([mu.flatten(1), log_scale.flatten(1)], dim=-1)
+        return conv(F.silu(norm(h)))
 
     def centred(self, x: Tensor | SoftInput) -> Tensor:
         """Ids as numbers in [-1, 1), channels last in memory, (B, 3, H, W).
@@ -249,15 +252,12 @@ class UNet(Network):
         return self.input_conv.weight
 
     def compile_blocks(self) -> None:
-        """Compiles each block in place; parameter names stay as they are."""
-        parts = (
-            self.downsampling_modules,
-            self.middle_modules,
-            self.upsampling_modules,
-        )
-        for part in parts:
-            for block in part:
-                block.compile()
+        """Compiles the body as one graph for each batch size, and no name changes.
+
+        Blocks of a U-Net differ in their shapes: compiled one by one they would be too
+        many kinds of one piece of code, and dynamic shapes fail on CPUs.
+        """
+        self.body = torch.compile(self.body, dynamic=False)  # type: ignore[method-assign]
 
     def _layer(self, module: nn.Module, h: Tensor, temb: Tensor | None) -> Tensor:
         """A module of one of the lists; residual blocks take the embedding, too."""
@@ -387,7 +387,9 @@ class Upsample(nn.Module):
         self.conv = _conv3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        # Compiled for CPUs, torch's own doubling has a gradient of 0.
+        rows = torch.stack([x, x], dim=3).flatten(2, 3)
+        return self.conv(torch.stack([rows, rows], dim=4).flatten(3, 4))
 
 
 def _conv3(inputs: int, outputs: int) -> nn.Conv2d:

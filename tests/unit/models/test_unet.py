@@ -196,6 +196,22 @@ def test_recomputing_in_backward_changes_no_gradient(x, sigma, num_classes):
     assert all(grad is not None for grad in grads[0])
 
 
+@pytest.mark.slow
+def test_a_compiled_network_is_the_same(x, sigma):
+    """Logits, the gradient of every parameter, and names."""
+    results, names = [], []
+    for is_compiled in (False, True):
+        network = build(num_classes=3).double()
+        if is_compiled:
+            network.compile_blocks()
+        logits = network(x, sigma.double(), torch.tensor([0, 3]))
+        logits.logsumexp(dim=-1).sum().backward()
+        results.append((logits.detach(), [p.grad for p in network.parameters()]))
+        names.append(list(network.state_dict()))
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
+    assert names[0] == names[1]
+
+
 def test_half_precision_keeps_the_head_wide(x, sigma):
     network = build()
     with torch.autocast("cpu", torch.bfloat16):
