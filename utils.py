@@ -35,6 +35,7 @@ from omegaconf import OmegaConf
 
 T = TypeVar("T")
 
+CHANNELS = 3  # of images: red, green, blue
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
 

@@ -102,13 +102,16 @@ class OurStep:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
 
 
+def _update_of(
+    model, x0: Tensor, variant: str, nll: Callable[..., Tensor]
+) -> Callable[[], object]:
+    step = OurStep(model) if variant == "ours" else plain.PlainStep(nll, model)
+    return lambda: step(x0)
+
+
 def train_step(name: str, variant: str, args, **sizes) -> Callable[[], object]:
     model, x0 = build(name, args, **sizes)
-    model.train()
-    step = (
-        OurStep(model) if variant == "ours" else plain.PlainStep(plain.NLL[name], model)
-    )
-    return lambda: step(x0)
+    return _update_of(model.train(), x0, variant, plain.NLL[name])
 
 
 def evaluation(name: str, variant: str, args) -> Callable[[], object]:
@@ -236,11 +239,7 @@ def build_images(name: str, args: argparse.Namespace, batch_size: int | None = N
 def image_step(name: str, variant: str, args, **sizes: int) -> Callable[[], object]:
     """A train step of a U-Net."""
     model, x0 = build_images(name, args, **sizes)
-    model.train()
-    step = (
-        OurStep(model) if variant == "ours" else plain.PlainStep(plain.NLL[name], model)
-    )
-    return lambda: step(x0)
+    return _update_of(model.train(), x0, variant, plain.NLL[name])
 
 
 def image_loss(name: str, variant: str, args, **sizes: int) -> Callable[[], object]:
@@ -312,11 +311,7 @@ def curriculum_step(
     """A train step of `TRAINING[index]`."""
     case = TRAINING[int(index)]
     model, x0 = curriculum_model(case, args, **sizes)
-    if variant == "ours":
-        step = OurStep(model)
-    else:
-        step = plain.PlainStep(case.nll, model)
-    return lambda: step(x0)
+    return _update_of(model, x0, variant, case.nll)
 
 
 def scored_tokens(name: str, model, x0: Tensor) -> int:

@@ -25,8 +25,8 @@ from data.image_sources import (
 )
 from data.packing import Block
 from data.pickled_arrays import load
-from data.pixels import CHANNELS, pixel_ids
-from utils import ConfigError, one_line, open_file
+from data.pixels import pixel_ids
+from utils import CHANNELS, ConfigError, one_line, open_file
 
 AT_A_TIME = 512  # images of a block
 OPENED = ("PNG", "JPEG")  # by Pillow, which knows many more

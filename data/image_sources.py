@@ -13,9 +13,8 @@ from omegaconf import DictConfig
 from data.files import by_number, check_apart, state_of
 from data.published import IMAGE_SETS
 from data.sources import SPLIT_NAMES, is_hub, is_of_split, topmost
-from utils import ConfigError, files_named
+from utils import CHANNELS, ConfigError, files_named
 
-CHANNELS = 3
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 ARCHIVE_FOLDER = "cifar-10-batches-py"

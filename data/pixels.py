@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils import ConfigError
+from utils import CHANNELS, ConfigError
 
-CHANNELS = 3
 VALUES = 256  # of a pixel's channel
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from evaluation.parts import DAMAGES, Parts, settings_under
+from evaluation.parts import DAMAGES, OF_SAMPLES, Parts, settings_under
 from metrics.fid import FeatureSums
 from utils import open_file, path_exists, whole_file
 
@@ -28,23 +28,7 @@ DIGEST = "sha256"  # name of the hash among the arrays of a file
 
 # What a run's images and their features depend on; a run goes on only where all of it
 # is the same.
-SETTINGS = (
-    "algo",
-    "model",
-    "noise",
-    "seed",
-    "sampling",
-    "loader.eval_batch_size",
-    "trainer.precision",
-    "training.ema",
-    "training.loss_precision",
-    "data.train",
-    "data.num_classes",
-    "data.tokenizer_name_or_path",
-    "eval.checkpoint_path",
-    "eval.disable_ema",
-    "eval.fid_features",
-)
+SETTINGS = (*OF_SAMPLES, "data.train", "data.num_classes", "eval.fid_features")
 FILES = ("eval.checkpoint_path", "eval.fid_features", "sampling.refine_path")
 _OF_TEXTS = ("num_sample_log", "num_sample_batches")
 

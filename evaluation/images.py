@@ -35,17 +35,15 @@ from evaluation.image_file import (
 )
 from evaluation.parts import refuse_finished
 from evaluation.records import check_path, images_record, origin
-from evaluation.samples import stopped
+from evaluation.samples import draw_all
 from metrics.fid import FeatureSums, check_finite, frechet_distance, inception_score
 from metrics.inception import tried
-from models.device import device_of
 from report.console import report_images
 from report.grid import write_grid
 from sampling.classes import classes_of, labels_at
 from trainer_base import TrainerBase
 from training.holding import holding
 from training.processes import is_first
-from training.trainer import build_trainer
 from utils import write_json
 
 log = logging.getLogger(__name__)
@@ -94,20 +92,7 @@ def _fid_eval(
     real = ImageFile(f"{path}.real", key | size, math.ceil(len(rows) / batch_size))
     measuring = Measuring(model, extractor, file, real, rows, num_images)
     measuring.has_real = sums.read() is not None
-    trainer = build_trainer(config, callbacks=[], logger=[])
-    log.info("categorical draws in %s", model.sampler.draw_dtype(device_of(config)))
-    file.begin()
-    real.begin()
-    try:
-        with model.eval_weights():
-            trainer.predict(measuring, return_predictions=False)
-    except BaseException as error:
-        file.interrupt()
-        real.interrupt()
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):  # after a signal
-            raise stopped(error, file) from None
-        raise
-    trainer.strategy.barrier()  # every rank's batches are there
+    draw_all(model, measuring, file, real)
     about = origin(config, checkpoint, model.ema is not None)
     return finish(measuring, sums, about, started)
 
@@ -194,7 +179,7 @@ class Measuring(lightning.LightningModule):
         samples = model.generate_samples(
             count,
             model.generator("fid_eval", index),
-            labels=None if labels is None else labels.to(self.device),
+            labels=labels,
             show_progress=self.global_rank == 0,
         )
         images = model.tokenizer.batch_decode(samples.tokens.cpu())

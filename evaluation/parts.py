@@ -41,6 +41,22 @@ DAMAGES = (
 
 # ---------------------------------------------------------------- settings
 
+# What every sample of a checkpoint depends on.
+OF_SAMPLES = (
+    "algo",
+    "model",
+    "noise",
+    "seed",
+    "sampling",
+    "loader.eval_batch_size",
+    "trainer.precision",
+    "training.ema",
+    "training.loss_precision",
+    "data.tokenizer_name_or_path",
+    "eval.checkpoint_path",
+    "eval.disable_ema",
+)
+
 
 def settings_under(
     config: DictConfig, keys: Iterable[str], files: Iterable[str]

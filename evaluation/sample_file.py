@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
-from evaluation.parts import Parts, settings_under
+from evaluation.parts import OF_SAMPLES, Parts, settings_under
 from metrics.judge import TextScores
 from metrics.samples import mean_and_error
 from utils import write_json
@@ -25,20 +25,9 @@ PER_SAMPLE = ("entropy", *(f"distinct_{n}" for n in DISTINCT), "evaluations")
 
 # What a run's samples depend on; a run goes on only where all of it is the same.
 SETTINGS = (
-    "algo",
-    "model",
-    "noise",
-    "seed",
-    "sampling",
-    "loader.eval_batch_size",
-    "trainer.precision",
-    "training.ema",
-    "training.loss_precision",
-    "data.tokenizer_name_or_path",
+    *OF_SAMPLES,
     "data.vocab_size",
     "data.bos_token",
-    "eval.checkpoint_path",
-    "eval.disable_ema",
     "eval.gen_ppl_eval_model_name_or_path",
     "eval.perplexity_batch_size",
     "eval.mauve_references",

@@ -81,18 +81,7 @@ def _sample_eval(
         rows = DataModule(config, tokenizer, model.mask_index).load("train").ids
         ngrams = NGramModel(rows, order, model.vocab_size)
     drawing = Drawing(model, file, judge, prompts, ngrams, classes)
-    trainer = build_trainer(config, callbacks=[], logger=[])
-    log.info("categorical draws in %s", model.sampler.draw_dtype(device_of(config)))
-    file.begin()
-    try:
-        with model.eval_weights():
-            trainer.predict(drawing, return_predictions=False)
-    except BaseException as error:
-        file.interrupt()
-        if isinstance(error, (KeyboardInterrupt, SystemExit)):  # after a signal
-            raise stopped(error, file) from None
-        raise
-    trainer.strategy.barrier()  # every rank's batches are there
+    draw_all(model, drawing, file)
     about = origin(config, checkpoint, model.ema is not None)
     return finish_samples(drawing, references, about)
 
@@ -102,6 +91,36 @@ def _classes_of_data(config: DictConfig, tokenizer: Any) -> np.ndarray | None:
     if config.sampling.labels != "data":
         return None
     return cast(ImageRows, DataModule(config, tokenizer, None).load("train")).labels
+
+
+def draw_all(
+    model: TrainerBase, drawing: lightning.LightningModule, *files: Parts[Any]
+) -> None:
+    """Has the ranks make all batches that are not there yet; then every one is.
+
+    Args:
+        model: Whose samples they are.
+        drawing: Makes a batch in a prediction step.
+        files: Where batches go, those of samples first.
+
+    Raises:
+        RunStopped: After a signal; what is there stays.
+    """
+    config = model.config
+    trainer = build_trainer(config, callbacks=[], logger=[])
+    log.info("categorical draws in %s", model.sampler.draw_dtype(device_of(config)))
+    for file in files:
+        file.begin()
+    try:
+        with model.eval_weights():
+            trainer.predict(drawing, return_predictions=False)
+    except BaseException as error:
+        for file in files:
+            file.interrupt()
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):  # after a signal
+            raise stopped(error, files[0]) from None
+        raise
+    trainer.strategy.barrier()  # every rank's batches are there
 
 
 def stopped(error: KeyboardInterrupt | SystemExit, file: Parts[Any]) -> RunStopped:
@@ -278,7 +297,7 @@ class Drawing(lightning.LightningModule):
             model.generator("sample_eval", index),
             given=given_tokens(prompts, bos, length) if prompts else None,
             show_progress=self.global_rank == 0,
-            labels=None if labels is None else labels.to(self.device),
+            labels=labels,
         )
         x = samples.tokens.cpu()  # waits for the device
         seconds = time.perf_counter() - start

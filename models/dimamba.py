@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.attention import KVCache
 from models.conditioning import ClassEmbedding
@@ -96,15 +95,6 @@ class DiMamba(Network):
             num_classes=config.data.get("num_classes"),
         )
 
-    def forward(
-        self,
-        x: Tensor | SoftInput,
-        sigma: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> Tensor:
-        """Logits over clean tokens, (B, L, K). Arguments as for `trunk`."""
-        return self.head(self.trunk(x, sigma, labels=labels))
-
     def trunk(
         self,
         x: Tensor | SoftInput,
@@ -126,21 +116,11 @@ class DiMamba(Network):
         trunk = self._trunk
         with torch.autocast(self.input_embedding.device.type, enabled=False):
             h = embedded(x, self.input_embedding)
-            c = self.sigma_map(sigma)
-            if self.num_classes is not None:
-                c = self.cond_map(c, labels)
-            c = F.silu(c)  # (B, C)
+            c = F.silu(self.with_classes(self.sigma_map(sigma), labels))  # (B, C)
         for block in trunk.layers:
-            if self.checkpointing and torch.is_grad_enabled():
-                h = checkpoint(block, h, c, use_reentrant=False)
-            else:
-                h = block(h, c)
+            h = self.run_block(block, h, c)
         shift, scale = trunk.adaLN_modulation_final(c)[:, None].chunk(2, dim=-1)
         return modulate(trunk.norm_f(h), shift, scale)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states, (..., D) -> (..., K)."""
-        return self.output_embedding(hidden)
 
     @property
     def output_embedding(self) -> nn.Linear:  # type: ignore[override]

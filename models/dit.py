@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.attention import KERNELS, KVCache, attend, flash_is_installed
 from models.conditioning import ClassEmbedding
@@ -118,15 +117,6 @@ class DIT(Network):
             num_classes=config.data.get("num_classes"),
         )
 
-    def forward(
-        self,
-        x: Tensor | SoftInput,
-        sigma: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> Tensor:
-        """Logits over clean tokens, (B, L, K). Arguments as for `trunk`."""
-        return self.head(self.trunk(x, sigma, labels=labels))
-
     def trunk(
         self,
         x: Tensor | SoftInput,
@@ -158,22 +148,15 @@ class DIT(Network):
                 past = functools.partial(cache.extend, layer)
                 rows = tuple(table[start:] for table in rotary)
                 h = block.forward(h, c, rows, past)
-            elif self.checkpointing and torch.is_grad_enabled():
-                h = checkpoint(block, h, c, rotary, use_reentrant=False)
             else:
-                h = block(h, c, rotary)
+                h = self.run_block(block, h, c, rotary)
         if cache is not None:
             cache.length += h.shape[1]
         return self.output_layer.modulated_norm(h, c)
 
     def condition(self, sigma: Tensor | None, labels: Tensor | None) -> Tensor:
         """The embedding of noise levels (B,) and of classes (B,), (B, C)."""
-        c = self.sigma_map(sigma)
-        return c if self.num_classes is None else self.cond_map(c, labels)
-
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states, (..., D) -> (..., K)."""
-        return self.output_embedding(hidden)
+        return self.with_classes(self.sigma_map(sigma), labels)
 
     # Not an attribute, which would give the weights a second name in checkpoints.
     @property

@@ -1,11 +1,14 @@
 """What a backbone is to whoever runs it: its hidden states, and its head apart."""
 
-from typing import Self
+from typing import Any, Self
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from models.attention import KVCache
+from models.conditioning import ClassEmbedding
 from models.head import Head
 from models.registry import SoftInput
 
@@ -19,17 +22,29 @@ class Network(nn.Module):
 
     `output_embedding` is the head's weight (K, D) and bias, for losses that apply it
     a few tokens at a time; `input_embedding` has the rows of the tokens, (K, D). A
-    network whose head is a function has neither, and overrides `head_of`.
+    network whose head is a function has neither, and overrides `head`, `head_of` and
+    `head_weight`.
     """
 
     output_embedding: nn.Linear
     input_embedding: nn.Parameter
     num_classes: int | None = None  # of labels; None: the network takes none
+    cond_map: ClassEmbedding  # of a network with classes
+    checkpointing = False  # whether backward computes the inside of blocks again
 
     @classmethod
     def from_config(cls, config: DictConfig, vocab_size: int) -> Self:
         """Builds the network that `config.model` and `config.algo` describe."""
         raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor | SoftInput,
+        sigma: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Logits over clean tokens, (B, L, K). Arguments as for `trunk`."""
+        return self.head(self.trunk(x, sigma, labels=labels))
 
     def trunk(
         self,
@@ -45,9 +60,21 @@ class Network(nn.Module):
         """
         raise NotImplementedError
 
+    def with_classes(self, embedding: Tensor, labels: Tensor | None) -> Tensor:
+        """An embedding of noise levels (B, E) with that of classes (B,), if any."""
+        if self.num_classes is None:
+            return embedding
+        return self.cond_map(embedding, labels)
+
+    def run_block(self, block: nn.Module, *inputs: Any) -> Tensor:
+        """A block, of which backward computes the inside again where that is asked."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of hidden states, (..., D) -> (..., K)."""
-        raise NotImplementedError
+        return self.output_embedding(hidden)
 
     def head_of(self, hidden: Tensor) -> Head:
         """Hidden states (..., D) with what makes logits of them."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from omegaconf import DictConfig, ListConfig
 
-from utils import ConfigError, choose, imported, require
+from utils import CHANNELS, ConfigError, choose, imported, require
 
 if TYPE_CHECKING:  # names can be checked without torch, which takes a second
     from torch import Tensor
@@ -26,9 +26,6 @@ class SoftInput(Protocol):
     def embed(self, embedding: Tensor) -> Tensor:
         """(K, D) -> (B, L, D), differentiable in the embedding."""
         ...
-
-
-CHANNELS = 3  # of images: red, green, blue
 
 
 def num_groups(channels: int) -> int:

@@ -21,15 +21,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from models.attention import KERNELS, KVCache, attend
 from models.conditioning import ClassEmbedding
 from models.head import Head
 from models.logistic import logistic_logits
 from models.network import Network
-from models.registry import CHANNELS, SoftInput, num_groups
-from utils import choose
+from models.registry import SoftInput, num_groups
+from utils import CHANNELS, choose
 
 MAX_PERIOD = 10_000
 
@@ -158,15 +157,6 @@ class UNet(Network):
             checkpointing=config.training.activation_checkpointing,
         )
 
-    def forward(
-        self,
-        x: Tensor | SoftInput,
-        sigma: Tensor | None = None,
-        labels: Tensor | None = None,
-    ) -> Tensor:
-        """Logits over clean values, (B, L, K). Arguments as for `trunk`."""
-        return self.head(self.trunk(x, sigma, labels=labels))
-
     def trunk(
         self,
         x: Tensor | SoftInput,
@@ -236,9 +226,7 @@ class UNet(Network):
             raise ValueError("the U-Net needs a noise level")
         e = sinusoids(self.time_scale_factor * sigma, self.time_embed_dim)
         temb = second(F.silu(first(e.to(self.input_conv.weight.dtype))))
-        if self.num_classes is None:
-            return temb
-        return self.cond_map(temb, labels)
+        return self.with_classes(temb, labels)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits of pixel values, (..., 2) -> (..., K)."""
@@ -262,9 +250,7 @@ class UNet(Network):
     def _layer(self, module: nn.Module, h: Tensor, temb: Tensor | None) -> Tensor:
         """A module of one of the lists; residual blocks take the embedding, too."""
         inputs = (h, temb) if isinstance(module, ResidualBlock) else (h,)
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(module, *inputs, use_reentrant=False)
-        return module(*inputs)
+        return self.run_block(module, *inputs)
 
 
 def sinusoids(x: Tensor, dim: int) -> Tensor:

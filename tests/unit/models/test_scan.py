@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import models.scan
+from benchmarks.bench_scan import loop as recurrence
 from benchmarks.measure import LiveTensors
 from models.scan import SCANS, STEPS, Chunk, selective_scan
 from utils import ConfigError
@@ -25,17 +26,6 @@ CHUNKS = [
     Chunk(99, 99),
 ]
 NAMES = ("x", "dt", "A", "B", "C")
-
-
-def recurrence(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """The equations, one step after the other."""
-    h = x.new_zeros(len(x), *A.shape)
-    ys = []
-    for t in range(x.shape[1]):
-        step = dt[:, t, :, None]
-        h = torch.exp(step * A) * h + step * x[:, t, :, None] * B[:, t, None]
-        ys.append((h * C[:, t, None]).sum(dim=-1))
-    return torch.stack(ys, dim=1)
 
 
 def inputs(batch, length, channels, states, *, scale=1.0, dtype=torch.float64):
