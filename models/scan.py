@@ -34,7 +34,7 @@ from utils import ConfigError
 # Numbers of all states of a step: so many that a step is work rather than overhead, so
 # few that they stay in the cache of a CPU.
 WIDTH = {"cpu": 2**17, "cuda": 2**22, "mps": 2**20}
-STEPS = 32
+STEPS = 16
 
 
 class Chunk(NamedTuple):
@@ -88,9 +88,11 @@ class _Scan(torch.autograd.Function):
         rates = A.T.contiguous()
         state = x.new_zeros(len(x), *rates.shape)  # (B, N, E)
         y, starts = x.new_empty(x.shape), []
+        room = _room(state, x.shape[1], chunk)
         with torch.autocast(x.device.type, enabled=False):
             for where in _places(x.shape[1], chunk):
-                piece = _Piece(len(x), rates, *_cut((x, dt, B, C), where, chunk))
+                inputs = _cut((x, dt, B, C), where, chunk)
+                piece = _Piece(len(x), rates, *inputs, room)
                 start = piece.starts(state)
                 out, state = piece.outputs(start)
                 _put(out, y, where)
@@ -107,12 +109,13 @@ class _Scan(torch.autograd.Function):
         grads = [torch.empty_like(tensor) for tensor in (x, dt, B, C)]
         d_rates = torch.zeros_like(rates)
         d_state = x.new_zeros(len(x), *rates.shape)
+        room, more = (_room(d_state, x.shape[1], ctx.chunk) for _ in range(2))
         with torch.autocast(x.device.type, enabled=False):
             places = _places(x.shape[1], ctx.chunk)
             for where, start in zip(places[::-1], starts[::-1], strict=True):
                 *inputs, d_out = _cut((x, dt, B, C, d_y), where, ctx.chunk)
-                piece = _Piece(len(x), rates, *inputs)
-                d_state, found = piece.gradients(start, d_state, d_out, d_rates)
+                piece = _Piece(len(x), rates, *inputs, room)
+                d_state, found = piece.gradients(start, d_state, d_out, d_rates, more)
                 for grad, new in zip(grads, found, strict=True):
                     _put(new, grad, where)
         d_x, d_dt, d_B, d_C = grads
@@ -127,37 +130,56 @@ class _Piece:
         rates: A transposed, (N, E).
         x, dt: (T, M, E).
         B, C: (T, M, N).
+        room: Where the decays go, (>= T M N E,).
     """
 
     def __init__(
-        self, batch: int, rates: Tensor, x: Tensor, dt: Tensor, B: Tensor, C: Tensor
+        self,
+        batch: int,
+        rates: Tensor,
+        x: Tensor,
+        dt: Tensor,
+        B: Tensor,
+        C: Tensor,
+        room: Tensor,
     ) -> None:
         self.x, self.dt, self.rates, self.batch = x, dt, rates, batch
-        self.u = (dt * x)[:, :, None]  # (T, M, 1, E)
-        self.B, self.C = B[..., None], C[..., None]  # (T, M, N, 1)
-        self.decay = (dt[:, :, None] * rates).exp_()  # (T, M, N, E)
-        self.steps = range(len(dt))
+        self.halvings = rates / math.log(2)  # per unit of dt: exp2 is faster than exp
+        self.shape = (len(dt), dt.shape[1], *rates.shape)  # T, M, N, E
         self.blocks = range(dt.shape[1] // batch)
+        # What follows is cut into steps.
+        self.dt_ = dt[:, :, None].unbind()  # (M, 1, E)
+        self.u = (dt * x)[:, :, None].unbind()  # (M, 1, E)
+        self.B, self.C = B[..., None].unbind(), C[..., None].unbind()  # (M, N, 1)
+        self.decay = _in(room, self.shape).unbind()  # (M, N, E)
+        for step, decay in zip(self.dt_, self.decay, strict=True):
+            torch.mul(step, self.halvings, out=decay).exp2_()
 
     def starts(self, state: Tensor) -> Tensor:
         """States before each block, (M, N, E), of that before the chunk, (B, N, E)."""
         if len(self.blocks) == 1:
             return state
-        local = torch.zeros_like(self.decay[0])
-        for t in self.steps:
-            local.mul_(self.decay[t]).addcmul_(self.u[t], self.B[t])
+        local = state.new_zeros(self.shape[1:])
+        for decay, u, B in zip(self.decay, self.u, self.B, strict=True):
+            local.mul_(decay).addcmul_(u, B)
         return self._handed_on(state, local, self.blocks)
 
     def outputs(self, start: Tensor) -> tuple[Tensor, Tensor]:
         """y, (T, M, E), and the state after the chunk, (B, N, E)."""
-        h, y = start.clone(), torch.empty_like(self.dt)
-        for t in self.steps:
-            h.mul_(self.decay[t]).addcmul_(self.u[t], self.B[t])
-            torch.matmul(self.C[t].mT, h, out=y[t][:, None])
+        h, y = start.clone(), self.dt.new_empty(self.dt.shape)
+        rows = (self.decay, self.u, self.B, self.C, y[:, :, None].unbind())
+        for decay, u, B, C, out in zip(*rows, strict=True):
+            h.mul_(decay).addcmul_(u, B)
+            torch.bmm(C.mT, h, out=out)
         return y, self._by_block(h)[:, -1]
 
     def gradients(
-        self, start: Tensor, d_state: Tensor, d_y: Tensor, d_rates: Tensor
+        self,
+        start: Tensor,
+        d_state: Tensor,
+        d_y: Tensor,
+        d_rates: Tensor,
+        room: Tensor,
     ) -> tuple[Tensor, list[Tensor]]:
         """Those of the state before the chunk, (B, N, E), and of x, dt, B and C.
 
@@ -166,37 +188,44 @@ class _Piece:
             d_state: Gradient of the state after the chunk, (B, N, E).
             d_y: That of the outputs, (T, M, E).
             d_rates: That of the rates is added to this, (N, E).
+            room: Where intermediate values go, (>= T M N E,).
         """
-        d_u, d_dt = torch.empty_like(d_y), torch.empty_like(d_y)
-        d_B, d_C = torch.empty_like(self.B), torch.empty_like(self.C)
-        h, decayed = start.clone(), torch.empty_like(self.decay)
-        for t in self.steps:
-            torch.mul(h, self.decay[t], out=decayed[t])
-            torch.addcmul(decayed[t], self.u[t], self.B[t], out=h)
-            torch.matmul(h, d_y[t][..., None], out=d_C[t])
-        d_h = self._starts_back(d_state, d_y)
+        d_u, d_dt = (self.dt.new_empty(self.dt.shape) for _ in range(2))
+        d_B, d_C = (self.dt.new_empty(*self.shape[:3], 1) for _ in range(2))
+        h, decayed = start.clone(), _in(room, self.shape).unbind()
+        d_ys = d_y[:, :, None].unbind()
+        rows = (self.decay, decayed, self.u, self.B, d_ys, d_C.unbind())
+        for decay, kept, u, B, d_out, out in zip(*rows, strict=True):
+            torch.mul(h, decay, out=kept)
+            torch.addcmul(kept, u, B, out=h)
+            torch.bmm(h, d_out.mT, out=out)
+        d_h = self._starts_back(d_state, d_ys)
         of_rates = torch.zeros_like(d_h)  # (M, N, E)
-        for t in self.steps[::-1]:
-            d_h.addcmul_(d_y[t][:, None], self.C[t])
-            torch.matmul(self.B[t].mT, d_h, out=d_u[t][:, None])
-            torch.matmul(d_h, self.u[t].mT, out=d_B[t])
-            of_exponent = decayed[t].mul_(d_h)  # dt A
-            of_rates.addcmul_(of_exponent, self.dt[t][:, None])
-            torch.sum(of_exponent.mul_(self.rates), dim=1, out=d_dt[t])
-            d_h.mul_(self.decay[t])
+        outs = (d_u[:, :, None].unbind(), d_B.unbind(), d_dt.unbind())
+        rows = (self.decay, decayed, self.u, self.B, self.C, self.dt_, d_ys, *outs)
+        backwards = list(zip(*rows, strict=True))[::-1]
+        for decay, kept, u, B, C, dt, d_out, of_u, of_B, of_dt in backwards:
+            d_h.addcmul_(d_out, C)
+            torch.bmm(B.mT, d_h, out=of_u)
+            torch.bmm(d_h, u.mT, out=of_B)
+            of_exponent = kept.mul_(d_h)  # dt A
+            of_rates.addcmul_(of_exponent, dt)
+            torch.sum(of_exponent.mul_(self.rates), dim=1, out=of_dt)
+            d_h.mul_(decay)
         d_rates += of_rates.sum(dim=0)
         d_dt.addcmul_(d_u, self.x)
         d_x = d_u.mul_(self.dt)
         grads = [d_x, d_dt, d_B.squeeze(-1), d_C.squeeze(-1)]
         return self._by_block(d_h)[:, 0], grads
 
-    def _starts_back(self, d_state: Tensor, d_y: Tensor) -> Tensor:
+    def _starts_back(self, d_state: Tensor, d_ys: tuple[Tensor, ...]) -> Tensor:
         """Gradients of the states after each block, but for its own, (M, N, E)."""
         if len(self.blocks) == 1:
             return d_state.clone()
-        local = torch.zeros_like(self.decay[0])
-        for t in self.steps[::-1]:
-            local.addcmul_(d_y[t][:, None], self.C[t]).mul_(self.decay[t])
+        local = d_state.new_zeros(self.shape[1:])
+        rows = list(zip(self.decay, self.C, d_ys, strict=True))
+        for decay, C, d_out in rows[::-1]:
+            local.addcmul_(d_out, C).mul_(decay)
         return self._handed_on(d_state, local, self.blocks[::-1])
 
     def _by_block(self, h: Tensor) -> Tensor:
@@ -211,7 +240,7 @@ class _Piece:
             local: What each makes of nothing, (M, N, E).
             order: Of the blocks.
         """
-        decay = (self.dt.sum(dim=0)[:, None] * self.rates).exp_()
+        decay = (self.dt.sum(dim=0)[:, None] * self.halvings).exp2_()
         decay, local = self._by_block(decay), self._by_block(local)
         begun = torch.empty_like(local)
         for k in order:
@@ -227,6 +256,20 @@ def _places(length: int, chunk: Chunk) -> list[slice]:
     return [slice(start, min(start + width, length)) for start in starts]
 
 
+def _room(state: Tensor, length: int, chunk: Chunk) -> Tensor:
+    """Memory for the states (B, N, E) of all steps of a chunk, used by one after another.
+
+    Memory that is new costs a CPU more time than the arithmetic in it.
+    """
+    steps = min(length, chunk.steps * chunk.blocks) + chunk.blocks  # some are padding
+    return state.new_empty(steps * state.numel())
+
+
+def _in(room: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor of a shape at the beginning of `room`."""
+    return room[: math.prod(shape)].view(shape)
+
+
 def _cut(tensors: tuple[Tensor, ...], where: slice, chunk: Chunk) -> list[Tensor]:
     """A chunk of tensors (B, L, F), as (T, M, F).
 
@@ -235,10 +278,11 @@ def _cut(tensors: tuple[Tensor, ...], where: slice, chunk: Chunk) -> list[Tensor
     size = where.stop - where.start
     blocks = min(chunk.blocks, math.ceil(size / chunk.steps))
     steps = math.ceil(size / blocks)
-    padding = (0, 0, 0, steps * blocks - size)
-    padded = (F.pad(tensor[:, where], padding) for tensor in tensors)
-    form = "b (k t) f -> t (b k) f"
-    return [rearrange(tensor, form, k=blocks).contiguous() for tensor in padded]
+    padding = steps * blocks - size
+    cut = [tensor[:, where] for tensor in tensors]
+    if padding:
+        cut = [F.pad(tensor, (0, 0, 0, padding)) for tensor in cut]
+    return [rearrange(tensor, "b (k t) f -> t (b k) f", k=blocks) for tensor in cut]
 
 
 def _put(part: Tensor, whole: Tensor, where: slice) -> None:
