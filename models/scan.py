@@ -257,7 +257,7 @@ def _places(length: int, chunk: Chunk) -> list[slice]:
 
 
 def _room(state: Tensor, length: int, chunk: Chunk) -> Tensor:
-    """Memory for the states (B, N, E) of all steps of a chunk, used by one after another.
+    """Memory for states (B, N, E) of all steps of a chunk, in turn.
 
     Memory that is new costs a CPU more time than the arithmetic in it.
     """
