@@ -92,7 +92,7 @@ class _Scan(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             for where in _places(x.shape[1], chunk):
                 inputs = _cut((x, dt, B, C), where, chunk)
-                piece = _Piece(len(x), rates, *inputs, room)
+                piece = _Piece(len(x), rates, room, *inputs)
                 start = piece.starts(state)
                 out, state = piece.outputs(start)
                 _put(out, y, where)
@@ -114,7 +114,7 @@ class _Scan(torch.autograd.Function):
             places = _places(x.shape[1], ctx.chunk)
             for where, start in zip(places[::-1], starts[::-1], strict=True):
                 *inputs, d_out = _cut((x, dt, B, C, d_y), where, ctx.chunk)
-                piece = _Piece(len(x), rates, *inputs, room)
+                piece = _Piece(len(x), rates, room, *inputs)
                 d_state, found = piece.gradients(start, d_state, d_out, d_rates, more)
                 for grad, new in zip(grads, found, strict=True):
                     _put(new, grad, where)
@@ -128,20 +128,20 @@ class _Piece:
     Args:
         batch: B.
         rates: A transposed, (N, E).
+        room: Where the decays go, (>= T M N E,).
         x, dt: (T, M, E).
         B, C: (T, M, N).
-        room: Where the decays go, (>= T M N E,).
     """
 
     def __init__(
         self,
         batch: int,
         rates: Tensor,
+        room: Tensor,
         x: Tensor,
         dt: Tensor,
         B: Tensor,
         C: Tensor,
-        room: Tensor,
     ) -> None:
         self.x, self.dt, self.rates, self.batch = x, dt, rates, batch
         self.halvings = rates / math.log(2)  # per unit of dt: exp2 is faster than exp
@@ -201,9 +201,9 @@ class _Piece:
             torch.bmm(h, d_out.mT, out=out)
         d_h = self._starts_back(d_state, d_ys)
         of_rates = torch.zeros_like(d_h)  # (M, N, E)
+        inputs = (self.decay, decayed, self.u, self.B, self.C, self.dt_, d_ys)
         outs = (d_u[:, :, None].unbind(), d_B.unbind(), d_dt.unbind())
-        rows = (self.decay, decayed, self.u, self.B, self.C, self.dt_, d_ys, *outs)
-        backwards = list(zip(*rows, strict=True))[::-1]
+        backwards = list(zip(*inputs, *outs, strict=True))[::-1]
         for decay, kept, u, B, C, dt, d_out, of_u, of_B, of_dt in backwards:
             d_h.addcmul_(d_out, C)
             torch.bmm(B.mT, d_h, out=of_u)
