@@ -180,6 +180,14 @@ def write_images(drawing: "Drawing", batches: list[dict[str, Any]]) -> dict[str,
     return paths
 
 
+NO_JUDGE = (
+    "no language model judges the samples: eval.compute_generative_perplexity=True has "
+    "gpt2-large do it, which is downloaded once (3 GB), "
+    "eval.gen_ppl_eval_model_name_or_path=FOLDER a model of yours, and "
+    "eval.ngram_order=5 an n-gram model of the training data"
+)
+
+
 def load_judge(
     config: DictConfig, algorithm: type[TrainerBase]
 ) -> GenerativePerplexity | None:
@@ -190,7 +198,11 @@ def load_judge(
             `eval.compute_generative_perplexity` or `eval.mauve_references`.
     """
     name = config.eval.gen_ppl_eval_model_name_or_path
-    if name is None or is_image(config):
+    if is_image(config):
+        return None
+    if name is None:
+        if not config.eval.ngram_order:
+            log.info(NO_JUDGE)
         return None
     try:
         return GenerativePerplexity(
@@ -214,8 +226,8 @@ def mauve_references(config: DictConfig) -> list[str]:
         return []
     if config.eval.gen_ppl_eval_model_name_or_path is None:
         raise ConfigError(
-            f"{key}={path!r} needs eval.gen_ppl_eval_model_name_or_path, whose hidden "
-            "states are compared."
+            f"{key}={path!r} needs a judge, whose hidden states are compared: "
+            "eval.gen_ppl_eval_model_name_or_path=gpt2-large, or a folder."
         )
     require_mauve()
     texts = read_texts(

@@ -89,8 +89,8 @@ def test_sample_eval_writes_samples(trained):
     done = run(*overrides, cwd=folder)
     results = json.loads((folder / "sample" / "samples.json").read_text())
     assert results["generative_ppl"] is None
-    missing_judge = "eval.gen_ppl_eval_model_name_or_path='gpt2-large'"
-    assert missing_judge in done.stderr + done.stdout
+    how_to_judge = "eval.compute_generative_perplexity=True has gpt2-large do it"
+    assert how_to_judge in done.stderr + done.stdout
     assert len(results["generated_seqs"]) == 64
     assert 0 < results["entropy"] <= math.log(32)
 

@@ -121,9 +121,10 @@ def judges(monkeypatch):
 
 def test_the_judge_reads_texts_of_a_samples_length(compose, judges):
     """With windows a sample is longer than the model."""
-    config = compose("eval.perplexity_batch_size=3")
-    assert load_judge(config, MDLM).name == "gpt2-large"
-    windows = ("sampling.semi_ar=True", "sampling.stride_length=2")
+    judge = "eval.gen_ppl_eval_model_name_or_path=mine"
+    config = compose("eval.perplexity_batch_size=3", judge)
+    assert load_judge(config, MDLM).name == "mine"
+    windows = ("sampling.semi_ar=True", "sampling.stride_length=2", judge)
     load_judge(compose(*windows, "sampling.num_strides=5"), MDLM)
     (_, plain), (_, long) = judges
     assert (plain["max_length"], plain["batch_size"]) == (8, 3)
@@ -131,10 +132,17 @@ def test_the_judge_reads_texts_of_a_samples_length(compose, judges):
     assert plain["device"].type == "cpu"
 
 
-def test_without_a_judge_none_is_made(compose, judges):
-    config = compose("eval.gen_ppl_eval_model_name_or_path=null", "algo=ar")
-    assert load_judge(config, AR) is None
+def test_a_judge_is_taken_where_it_is_asked_for(compose, judges, caplog):
+    """A default command downloads none, and says how to have one."""
+    caplog.set_level("INFO")
+    assert load_judge(compose("algo=ar"), AR) is None
+    assert "eval.compute_generative_perplexity=True" in caplog.text
+    caplog.clear()
+    assert load_judge(compose("eval.ngram_order=2"), AR) is None
+    assert not caplog.text
     assert not judges
+    asked = compose("eval.compute_generative_perplexity=True")
+    assert load_judge(asked, AR).name == "gpt2-large"
 
 
 def test_a_judge_out_of_reach_is_missed_only_where_it_is_asked_for(
@@ -144,13 +152,14 @@ def test_a_judge_out_of_reach_is_missed_only_where_it_is_asked_for(
         raise ConfigError("no judge today.")
 
     monkeypatch.setattr(samples, "GenerativePerplexity", judge)
-    assert load_judge(compose(), MDLM) is None
+    config = compose("eval.gen_ppl_eval_model_name_or_path=mine")
+    assert load_judge(config, MDLM) is None
     assert "no judge today. Going on without it." in caplog.text
     for asked in (
-        "eval.compute_generative_perplexity=True",
-        "eval.mauve_references=a.txt",
+        ["eval.compute_generative_perplexity=True"],
+        ["eval.mauve_references=a.txt", "eval.gen_ppl_eval_model_name_or_path=mine"],
     ):
-        refused(partial(load_judge, compose(asked), MDLM), "no judge today.")
+        refused(partial(load_judge, compose(*asked), MDLM), "no judge today.")
 
 
 def test_mauve_references_are_texts_of_a_file(compose, tmp_path, monkeypatch):
@@ -158,7 +167,7 @@ def test_mauve_references_are_texts_of_a_file(compose, tmp_path, monkeypatch):
     assert mauve_references(compose()) == []
     path = tmp_path / "texts.txt"
     path.write_text("one\ntwo\n")
-    config = compose()
+    config = compose("eval.gen_ppl_eval_model_name_or_path=mine")
     config.eval.mauve_references = str(path)
     assert mauve_references(config)
     assert "one" in "".join(mauve_references(config))

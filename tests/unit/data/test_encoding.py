@@ -103,6 +103,22 @@ def test_bytes_are_cut_anywhere(monkeypatch):
     assert max(map(len, pieces)) <= 100
 
 
+def test_bytes_are_looked_up_with_the_same_ids(monkeypatch):
+    """Every byte that occurs in UTF-8, special tokens that are text included; where
+    those are tokens, nothing is looked up."""
+    tokenizer = bytes_tokenizer()
+    tokenizer.split_special_tokens = True
+    texts = ["".join(map(chr, range(0x3000))), "", "[EOS] \U0001f600 \U0010ffff\0"]
+    expected = token_ids(texts, tokenizer)
+    monkeypatch.setattr(encoding, "token_ids", None)  # is not needed
+    flat, lengths = encode_texts(texts, tokenizer)
+    assert flat.dtype == np.int32
+    assert flat.tolist() == [*itertools.chain(*expected)]
+    assert lengths.tolist() == [len(ids) for ids in expected]
+    assert encoding.byte_ids(tokenizer, False) is None
+    assert encoding.byte_ids(text8_tokenizer(), True) is None
+
+
 def test_without_a_seam_a_text_stays_whole(caplog, monkeypatch):
     """Tokens that reach from word to word: nothing is known of where to cut."""
     monkeypatch.setattr(encoding, "PIECE", 50)
