@@ -35,6 +35,7 @@ from cli.paths import (
     refuse_shared,
     unusable,
 )
+from cli.quiet import keep_quiet
 from cli.signals import ending_on_signals, was_left_alone, what_is_kept
 from report.sweep import REFUSED, is_sweep
 from utils import (
@@ -298,6 +299,7 @@ def main() -> Any:
     """The command line: what every job of it shares, then the jobs."""
     share_cores()
     tell_nobody()
+    keep_quiet()
     print_plainly()
     register_resolvers()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us

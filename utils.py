@@ -170,8 +170,9 @@ def printable(text: object, keep: str = "\n\t") -> str:
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
-    """Ends the program with one line on stderr."""
-    sys.stderr.write(f"error: {printable(one_line(message))}\n")
+    """Ends the program with one line on stderr; a signal's status is no error."""
+    kind = "" if status > 128 else "error: "
+    sys.stderr.write(f"{kind}{printable(one_line(message))}\n")
     sys.exit(status)
 
 

@@ -167,14 +167,32 @@ def unknown_key(key: str) -> str:
 
 
 @functools.cache
-def _top() -> dict[str, Any]:
-    """config.yaml as plain data."""
+def top() -> dict[str, Any]:
+    """What config.yaml says outside of groups, as plain data."""
     content: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
     return {key: x for key, x in content.items() if key != "defaults"}
 
 
 @functools.cache
-def _groups() -> dict[str, list[dict[str, Any]]]:
+def chosen_by_default() -> dict[str, str]:
+    """By group: what config.yaml chooses, a list as Hydra writes it."""
+    content: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
+    entries = [entry for entry in content["defaults"] if isinstance(entry, dict)]
+    return {
+        key.strip("/"): f"[{', '.join(x)}]" if isinstance(x, list) else str(x)
+        for entry in entries
+        for key, x in entry.items()
+        if x is not None
+    }
+
+
+def file_of(group: str, name: str) -> dict[str, Any]:
+    """What a file of a group says, and what it extends; empty if there is none."""
+    return _groups().get(group, {}).get(name, {})
+
+
+@functools.cache
+def _groups() -> dict[str, dict[str, dict[str, Any]]]:
     """Every file's content, by group, with that of the files that it extends."""
     groups = {}
     for folder in CONFIGS.iterdir():
@@ -183,7 +201,7 @@ def _groups() -> dict[str, list[dict[str, Any]]]:
                 path.stem: OmegaConf.to_container(OmegaConf.load(path))
                 for path in folder.glob("*.yaml")
             }
-            groups[folder.name] = [_extended(files, name) for name in files]
+            groups[folder.name] = {name: _extended(files, name) for name in files}
     return groups
 
 
@@ -200,8 +218,8 @@ def _extended(files: dict[str, Any], name: str) -> dict[str, Any]:
 @functools.cache
 def known_keys() -> frozenset[str]:
     """Every dotted key of every file; experiments only set what is there."""
-    files = ((group, x) for group, several in _groups().items() for x in several)
-    return frozenset(key for node in (("", _top()), *files) for key in _dotted(*node))
+    files = ((group, x) for group, named in _groups().items() for x in named.values())
+    return frozenset(key for node in (("", top()), *files) for key in _dotted(*node))
 
 
 def _dotted(prefix: str, node: Any) -> Iterator[str]:
@@ -215,7 +233,8 @@ def _dotted(prefix: str, node: Any) -> Iterator[str]:
 def _in_files() -> dict[str, frozenset[str]]:
     """By `_target_`: the arguments that the files give it."""
     found: dict[str, frozenset[str]] = {}
-    nodes: list[Any] = [_top(), *(x for files in _groups().values() for x in files)]
+    files = [x for named in _groups().values() for x in named.values()]
+    nodes: list[Any] = [top(), *files]
     while nodes:
         node = nodes.pop()
         if isinstance(node, dict):
@@ -262,8 +281,8 @@ def _of_group(group: str, node: Any) -> Iterator[Added]:
         yield from _of_built(group, node)
     elif group in KINDS and isinstance(node, dict):
         yield from _beyond(node, _kind(group, node), group)
-    elif group in _top() or group in _groups():
-        yield from _beyond(node, _top().get(group), group)
+    elif group in top() or group in _groups():
+        yield from _beyond(node, top().get(group), group)
     else:
         yield Added("", group)
 
@@ -280,7 +299,7 @@ def _of_built(path: str, node: dict[str, Any]) -> Iterator[Added]:
 def _kind(group: str, node: dict[str, Any]) -> dict[str, Any] | None:
     """What files of a node's kind hold; None for an algorithm of the user's own."""
     kinds = {x for key in KINDS[group] if "${" not in (x := str(node.get(key)))}
-    files = _groups()[group]
+    files = list(_groups()[group].values())
     same = [x for x in files if kinds & {str(x.get(key)) for key in KINDS[group]}]
     if not same and group == "algo":
         return None

@@ -15,8 +15,10 @@ from checkpoints.about import NETWORK, adopt
 from checkpoints.huggingface import read_about
 from checkpoints.locating import is_folder_or_hub_id
 from checkpoints.reading import read_checkpoint
+from cli.differences import differences
 from cli.known_keys import refuse_arguments
 from cli.modality import check_removal
+from cli.quiet import show_once
 from cli.values import check_kinds, check_values
 from models.device import keep_freed_memory
 from report.console import report_config
@@ -40,6 +42,7 @@ def settle(config: DictConfig) -> None:
     """
     keep_freed_memory()
     share_paths()
+    show_once()
     refuse_arguments(config)
     adopt_network(config)
     OmegaConf.resolve(config)
@@ -100,7 +103,7 @@ def prepare(config: DictConfig) -> type[Any]:
     check_batches(config)
     check_prompts(config, algorithm.is_autoregressive)
     logger_names(config)
-    report_config(config)
+    report_config(config, differences(config))
     return algorithm
 
 

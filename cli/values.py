@@ -164,6 +164,7 @@ FLAGS = (
     "lr_scheduler.warmup_prefix",
     "model.fix_logistic",
     "model.skip_rescale",
+    "print_config",
     "sampling.semi_ar",
     "sampling.use_float64",
     "strategy.find_unused_parameters",

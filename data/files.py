@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import ListConfig
-from tqdm.auto import tqdm
 
 from data.documents import Documents, Whole
+from data.progress import progress
 from data.readers import Files, Skipped, Txt, read
 from utils import ConfigError, files_named, local_folder, require
 
@@ -228,7 +228,7 @@ def load_files(files: Files, folder: str) -> Documents:
     os.close(handle)
     skipped = Skipped(files)
     texts = documents_in(files, skipped)
-    bar = tqdm(texts, f"reading {files.key}", unit="", leave=False, mininterval=1)
+    bar = progress(texts, f"reading {files.key}", unit="", mininterval=1)
     store_texts(bar, path)
     return StoredTexts(path, skipped.number)
 

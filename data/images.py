@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from tqdm.auto import tqdm
 
 from data.cache import open_folder, stored_folder
 from data.fingerprints import Fingerprint
@@ -30,6 +29,7 @@ from data.image_sources import (
 from data.marks import rows_mark
 from data.packing import Block, Layout
 from data.pixels import VALUES, flipped, side_of
+from data.progress import progress
 from data.published import IMAGE_SETS, Source, published_documents
 from data.rows import TokenRows, batch_of
 from data.sources import rows_of_hub, sources_at
@@ -118,7 +118,7 @@ def load_images(config: DictConfig, tokenizer: Any, split: str) -> ImageRows:
         read[:] = [
             _of_hub(data, split, asked) if source.kind == "hub" else read_images(asked)
         ]
-        bar = tqdm(desc=f"reading images of {data[split]}", leave=False, unit="")
+        bar = progress(None, f"reading images of {data[split]}", unit="")
         with bar:
             for block in read[0].blocks:
                 num_images += len(block.ids)

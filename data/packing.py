@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from data.detokenizers import Rules, detokenize, in_parts
 from data.documents import Documents
@@ -35,6 +34,7 @@ from data.encoding import (
     encode_texts,
     pieces_of,
 )
+from data.progress import progress
 from data.rows import TokenRows
 from utils import RunStopped
 
@@ -200,7 +200,7 @@ def tokenize(
         tasks = _noting(itertools.chain(first, work), sizes)
         run = functools.partial(_encode_work, tokenizer)
         chunks = _in_order(run, tasks, min(num_proc, len(first)))
-        bar = tqdm(total=len(documents), desc=f"tokenizing {name}", leave=False)
+        bar = progress(None, f"tokenizing {name}", total=len(documents))
         with bar, contextlib.closing(chunks):
             of_one = 0  # tokens of a long document so far
             for chunk in chunks:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
-from rich.table import Column, Table
 
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_evaluated
@@ -18,7 +17,8 @@ from data.tokenizers import get_tokenizer
 from dataloader import DataModule, check_limit
 from evaluation.records import check_path, likelihood_record, origin
 from metrics.likelihood import unigram_nll
-from report.console import cell, console
+from metrics.numbers import measured
+from report.console import report_lines
 from trainer_base import TrainerBase
 from training.loggers import build_loggers
 from training.trainer import build_trainer
@@ -106,40 +106,38 @@ def _report(
     of_step = "" if step is None else f" at step {step}"
     kind = "weights" if weights is None else f"{weights} weights"
     title = f"validation on {config.data.valid}{of_step}: {said}{part} rows, {kind}"
-    columns = ("metric", Column("value", overflow="fold"), "standard error")
-    table = Table(*columns, title=cell(title), min_width=len(title) + 2)
+    lines: dict[str, object] = {}
     for name, units in words.metrics.items():
-        error = results[f"{name}_stderr"]
-        metric = f"{model.bound}{name}{units}"
-        table.add_row(metric, f"{results[name]:.4f}", f"{error:.4f}")
+        number = measured(results[name], results[f"{name}_stderr"])
+        lines[f"{model.bound}{name}{units}"] = number
     if config.eval.unigram_baseline:
         counts = (x.valid_counts(model.vocab_size) for x in (data.load("train"), rows))
         nll = unigram_nll(*counts)
         value = math.exp(nll) if "ppl" in words.metrics else nll / math.log(2)
-        table.add_row(words.unigram, f"{value:.4f}", "")
+        lines[words.unigram] = measured(value)
     documents, fingerprint = rows.num_documents, rows.fingerprint()
     published = published_documents(config, "valid")
     if documents is not None:
         other = "" if published in (None, documents) else f"; published: {published}"
-        table.add_row(f"{words.sources} of the source", f"{documents}{other}", "")
+        lines[f"{words.sources} of the source"] = f"{documents}{other}"
     if part:
         limit = config.trainer.limit_val_batches
-        measured = f"{said} of {fingerprint.rows} (trainer.limit_val_batches={limit})"
-        table.add_row("rows measured", measured, "")
-        table.add_row("tokens measured", f"{results['tokens']}", "")
+        lines["rows measured"] = (
+            f"{said} of {fingerprint.rows} (trainer.limit_val_batches={limit})"
+        )
+        lines["tokens measured"] = f"{results['tokens']}"
     whole = " of all rows" if part else ""
-    table.add_row(f"rows{whole and ' in all'}", str(fingerprint.rows), "")
-    table.add_row(f"tokens{whole}", str(fingerprint.tokens), "")
+    lines[f"rows{whole and ' in all'}"] = str(fingerprint.rows)
+    lines[f"tokens{whole}"] = str(fingerprint.tokens)
     expected = known_fingerprint(config)
     is_known = "" if expected is None else ", as published"
     if expected not in (None, fingerprint):
         is_known = f"; published: {expected.line()}"
-    table.add_row(
-        f"sha256{whole or ' of the rows'}", f"{fingerprint.sha256[:16]}{is_known}", ""
-    )
+    name = f"sha256{whole or ' of the rows'}"
+    lines[name] = f"{fingerprint.sha256[:16]}{is_known}"
     if about is not None:
         found = {"documents": documents, "published_documents": published}
         record = likelihood_record(config, results, fingerprint, expected, about, found)
         write_json(config.eval.results_path, record)
-        table.add_row("file", cell(config.eval.results_path), "")
-    console.print(table)
+        lines["file"] = config.eval.results_path
+    report_lines(lines, title)

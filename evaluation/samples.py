@@ -2,6 +2,7 @@
 kept in a JSON (`sample_file.py`).
 """
 
+import itertools
 import logging
 import time
 from collections.abc import Iterator
@@ -159,7 +160,8 @@ def finish_samples(
         results["mauve"] = mauve_score(features[0], features[1], seed=config.seed)
     file.write(results | {"checkpoint": about, "complete": True})
     file.close()
-    report_samples(texts[: config.sampling.num_sample_log])
+    count = config.sampling.num_sample_log
+    report_samples(texts[:count], [drawing.given_parts(i) for i in range(count)])
     report_sampling(config, results)
     return results
 
@@ -341,6 +343,16 @@ class Drawing(lightning.LightningModule):
         for sample in range(index * self.batch_size, (index + 1) * self.batch_size):
             if self.prompts:
                 yield self.prompts[sample % len(self.prompts)]
+
+    def given_parts(self, sample: int) -> list[str]:
+        """The parts of a sample's text that were given, bos included, in order."""
+        if not self.prompts:
+            return []
+        tokenizer = self.model.tokenizer
+        ids = [tokenizer.bos_token_id, *self.prompts[sample % len(self.prompts)].ids]
+        runs = itertools.groupby(ids, key=lambda x: x is None)
+        known = [list(run) for is_gap, run in runs if not is_gap]
+        return [tokenizer.batch_decode([run])[0] for run in known]
 
     def _judged(self, text: str) -> str:
         """What the judge reads: of long texts of windows, without end marks."""

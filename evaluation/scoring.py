@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from data.progress import progress
 from models.device import to_device
 from sampling.prompts import Prompt, given_tokens
 from trainer_base import TrainerBase
@@ -150,7 +150,7 @@ class Scorer:
         model, texts = self.model, []
         length = model.sampler.length(model.num_tokens)
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        for batch in _batches(tqdm(requests, "writing", leave=False), self.batch_size):
+        for batch in _batches(progress(requests, "writing"), self.batch_size):
             prompts, sizes = [], []
             for request in batch:
                 ids, size = self._fit(request, length - 1)
@@ -273,7 +273,7 @@ class Scorer:
         asked = [row for row in sums if row.num_known < len(row.ids)]
         asked.sort(key=lambda row: len(row.ids), reverse=True)
         pairs = ((row, index) for row in asked for index in range(count))
-        bar = tqdm(total=len(asked) * count, desc=purpose, leave=False)
+        bar = progress(None, purpose, total=len(asked) * count)
         with self._evaluation(), bar:
             for batch in self._batches(pairs):
                 strata = [

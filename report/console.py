@@ -1,6 +1,7 @@
-"""Tables and samples on the screen."""
+"""Results, samples and paths on the screen."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning
@@ -9,9 +10,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
-from rich.tree import Tree
 
+from metrics.numbers import measured
 from utils import path_exists, printable, whole_file
 
 console = Console(emoji=False)
@@ -22,54 +22,106 @@ def cell(value: object) -> str:
     return escape(printable(value))
 
 
+def say(text: str, style: str = "") -> None:
+    """Text as it is: a long line stays one, on a terminal and in a pipe."""
+    console.print(
+        printable(text), soft_wrap=True, markup=False, highlight=False, style=style
+    )
+
+
 @rank_zero_only
-def report_config(config: DictConfig) -> None:
-    """Prints the composed config as a tree and saves it as config_tree.txt."""
-    tree = Tree("config")
-    for key, value in config.items():
-        name = cell(key)
-        if OmegaConf.is_config(value):
-            text = OmegaConf.to_yaml(value, resolve=True).rstrip()
-            tree.add(name).add(cell(text))
-        else:
-            tree.add(f"{name}: {cell(value)}")
-    console.print(tree)
-    with whole_file(f"{config.checkpointing.save_dir}/config_tree.txt", "w") as file:
-        Console(file=file, width=100, emoji=False).print(tree)
+def report_config(config: DictConfig, differences: Sequence[str]) -> None:
+    """Saves the whole config as config_tree.txt, and prints what matters of it.
+
+    Args:
+        config: The run's, resolved.
+        differences: Lines of what is not as it usually is.
+    """
+    path = f"{config.checkpointing.save_dir}/config_tree.txt"
+    whole = list(tree(OmegaConf.to_container(config, resolve=True)))
+    with whole_file(path, "w") as file:
+        file.writelines(f"{line}\n" for line in whole)
+    if config.print_config:
+        for line in whole:
+            say(line)
+    else:
+        say("what differs from the defaults (print_config=True prints all):", "bold")
+        for line in differences:
+            say(f"  {line}")
 
 
-def report_lines(lines: Mapping[str, str]) -> None:
-    table = Table("what", Column("value", overflow="fold"))
+def tree(node: Any, indent: str = "") -> Iterator[str]:
+    """A config as lines: each value whole and on one, below the names of its nodes."""
+    for name, value in node.items():
+        is_node = isinstance(value, dict) and value
+        end = "" if is_node else f" {'null' if value is None else value}"
+        yield printable(f"{indent}{name}:{end}", keep="")
+        if is_node:
+            yield from tree(value, f"{indent}  ")
+
+
+def report_lines(lines: Mapping[str, object], title: str = "") -> None:
+    """Names and what they are, each on one line, under a title if there is one."""
+    if title:
+        say(title, "bold")
+    width = max(len(printable(name, keep="")) for name in lines)
     for name, value in lines.items():
-        table.add_row(cell(name), cell(value))
-    console.print(table)
+        say(f"  {printable(name, keep=''):<{width}}  {printable(value, keep='')}")
+
+
+GIVEN = ("\u27e6", "\u27e7")  # what stands around tokens that were given
 
 
 @rank_zero_only
-def report_samples(texts: list[str]) -> None:
+def report_samples(texts: Sequence[str], given: Sequence[Sequence[str]] = ()) -> None:
+    """Samples as they were drawn.
+
+    Args:
+        texts: The samples.
+        given: Of each, the parts that were not drawn, in their order.
+    """
+    if any(given):
+        say(f"between {GIVEN[0]} and {GIVEN[1]} is what was given; the rest was drawn")
     for index, text in enumerate(texts):
         console.rule(f"sample {index + 1}")
-        console.print(printable(text), markup=False, highlight=False)
+        say(marked(text, given[index]) if given else text)
+
+
+def marked(text: str, given: Sequence[str]) -> str:
+    """A text with signs around the parts that were given.
+
+    Args:
+        text: Begins with the first part.
+        given: The parts, in their order. The text is as it was if they are not in it.
+    """
+    parts = [part for part in given if part]
+    pattern = "(.*?)".join(re.escape(part) for part in parts)
+    found = re.match(f"{pattern}(.*)$", text, re.DOTALL) if parts else None
+    if found is None:
+        return text
+    pieces = zip(parts, found.groups(), strict=True)
+    return "".join(f"{GIVEN[0]}{part}{GIVEN[1]}{drawn}" for part, drawn in pieces)
+
+
+# What stands in the JSON, and is said elsewhere or by the title.
+HIDDEN = ("complete", "num_samples")
 
 
 def report_sampling(config: DictConfig, results: dict[str, Any]) -> None:
-    """A table of what samples are worth and what they cost."""
-    title = f"{results['num_samples']} samples, {config.sampling.predictor}"
-    columns = ("metric", Column("value", overflow="fold"), "standard error")
-    table = Table(*columns, title=title, min_width=len(title) + 2)
-    hidden = ["complete", "num_samples"]
+    """What samples are worth and what they cost."""
+    hidden = list(HIDDEN)
     if results.get("ngram_ppl") is None:
         hidden.append("ngram_ppl")
     elif results["generative_ppl"] is None:
         hidden.append("generative_ppl")
-    for name, value in results.items():
-        if name.endswith("_stderr") or name in hidden:
-            continue
-        cells = (value, results.get(f"{name}_stderr"))
-        table.add_row(name, *("-" if x is None else f"{x:.4f}" for x in cells))
-    path = config.eval.generated_samples_path
-    table.add_row("file", cell(path), "")
-    console.print(table)
+    lines = {
+        name: measured(value, results.get(f"{name}_stderr"))
+        for name, value in results.items()
+        if not name.endswith("_stderr") and name not in hidden
+    }
+    lines["file"] = config.eval.generated_samples_path
+    title = f"{results['num_samples']} samples, {config.sampling.predictor}"
+    report_lines(lines, title)
 
 
 def report_images(record: Mapping[str, Any], path: str) -> None:
@@ -81,16 +133,12 @@ def report_images(record: Mapping[str, Any], path: str) -> None:
     """
     sampling, extractor = record["sampling"], record["extractor"]
     title = f"{record['num_images']} images beside {record['num_real']} real ones"
-    table = Table("what", Column("value", overflow="fold"), title=title)
-    score, deviation = (
-        "-" if record[name] is None else f"{record[name]:.4f}"
-        for name in ("inception_score", "inception_score_std")
-    )
+    score = measured(record["inception_score"], record["inception_score_std"])
     each = f"{sampling['processes']} x {sampling['batch_size']}"
     lines = {
         "FID": f"{record['fid']:.4f} (of few images it is too large: compare with as "
         f"many, {record['num_images']})",
-        "Inception Score": f"{score} ± {deviation} over the splits",
+        "Inception Score": f"{score} over the splits",
         "steps": f"{sampling['steps']}, {sampling['predictor']}",
         "guidance": sampling["guid_weight"],
         "network evaluations": f"{record['evaluations']:.1f} an image",
@@ -101,22 +149,20 @@ def report_images(record: Mapping[str, Any], path: str) -> None:
         "picture": record["picture"],
         "file": path,
     }
-    for name, value in lines.items():
-        table.add_row(name, cell(value))
-    console.print(table)
+    report_lines(lines, title)
 
 
 @rank_zero_only
 def report_files(config: DictConfig, trainer: lightning.Trainer) -> None:
     """Where the run left its files."""
     save_dir = config.checkpointing.save_dir
-    where = Column("where", overflow="fold")  # a cut path is of no use
-    table = Table("what", where, title="files of this run")
-    table.add_row("checkpoints", cell(f"{save_dir}/checkpoints"))
-    table.add_row("config", cell(f"{save_dir}/config_tree.txt"))
+    lines = {
+        "checkpoints": f"{save_dir}/checkpoints",
+        "config": f"{save_dir}/config_tree.txt",
+    }
     for logger in trainer.loggers:
         folder = logger.log_dir if isinstance(logger, CSVLogger) else logger.save_dir
-        table.add_row(f"{type(logger).__name__} log", cell(f"{folder}"))
+        lines[f"{type(logger).__name__.removesuffix('Logger')} log"] = f"{folder}"
     if path_exists(f"{save_dir}/samples"):
-        table.add_row("samples", cell(f"{save_dir}/samples"))
-    console.print(table)
+        lines["samples"] = f"{save_dir}/samples"
+    report_lines(lines, "files of this run")

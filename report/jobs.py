@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm.auto import tqdm
-
+from data.progress import progress
 from report.runs import _mode, _read
 from utils import (
     RunStopped,
@@ -25,6 +24,10 @@ MAIN = Path(__file__).parents[1] / "main.py"
 
 
 # ---------------------------------------------------------------- making
+
+
+# How the last line of a run begins that has not done its work.
+ENDS = ("error: ", "stopped by ")
 
 
 class Job(NamedTuple):
@@ -79,7 +82,7 @@ def make(jobs: Sequence[Job], folder: str) -> tuple[list[str], list[str]]:
     files: list[str] = []
     failed: list[str] = []
     statuses: list[int] = []
-    for job in (bar := tqdm(jobs, "evaluations")):
+    for job in (bar := progress(jobs, "evaluations")):
         bar.set_postfix_str(job.name)
         file = job.file(folder)
         if not is_finished(file):
@@ -119,5 +122,5 @@ def _run(command: list[str], run_dir: Path) -> tuple[int, str] | None:
     if not (status := done.returncode):
         return None
     lines = path.read_text(errors="replace").splitlines()
-    said = next((x for x in lines if x.startswith("error: ")), f"status {status}")
+    said = next((x for x in lines if x.startswith(ENDS)), f"status {status}")
     return status, f"{said.removeprefix('error: ')} (log: {path})"

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from checkpoints.about import DISTILLED
+from metrics.numbers import measured
 from report.console import cell
 from report.jobs import Job, make
 from report.plots import draw
@@ -256,7 +257,7 @@ def _line(row: Row) -> dict[str, str]:
     line = {name: record[name] for name in COLUMNS[1:] if name not in _WORKED_IN}
     if row.measured:
         value, error = row.measured
-        line["measured"] = f"{value:.5g}" + ("" if error is None else f" ± {error:.2g}")
+        line["measured"] = measured(value, error)
     if record["difference"] is not None:
         line["difference"] = f"{record['difference']:+.3g}"
     line["verdict"] += f": {row.reason}" if row.reason else ""
@@ -275,8 +276,7 @@ def _grid(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         if row.measured and row.published and row.verdict != "not comparable":
             value, error = row.measured
-            noise = "" if error is None else f" ± {error:.2g}"
-            text = f"{value:.4g}{noise} ({row.published.value})"
+            text = f"{measured(value, error)} ({row.published.value})"
             model, dataset, *_ = row.cell
             cells.setdefault((model, dataset), text)  # the first source
     if not cells:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from metrics.numbers import measured
 from utils import printable
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _cell(row: dict[str, Any], key: str) -> str:
     value, error = row.get(key), row.get(f"{key}_stderr")
     if not isinstance(value, float):
         return "-" if value is None else escape(printable(value))
-    return f"{value:.4g}" + (f" ± {error:.2g}" if error else "")
+    return measured(value, error)
 
 
 def plot(rows: list[dict[str, Any]], folder: Path) -> list[Path]:

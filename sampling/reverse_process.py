@@ -176,7 +176,8 @@ class Chain:
         return xs
 
     def progress(self, steps: Iterable[T]) -> Iterable[T]:
-        return tqdm(steps, "sampling", leave=False, disable=not self.show_progress)
+        is_off = None if self.show_progress else True  # None: where nobody sees a bar
+        return tqdm(steps, "sampling", leave=False, disable=is_off)
 
     def _hidden(self, xt: Tensor, sigma: Tensor, wanted: Tensor) -> Tensor:
         """Hidden states of the wanted sequences, (b, G, L, D)."""

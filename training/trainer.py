@@ -8,7 +8,6 @@ from typing import Any
 
 import hydra
 import lightning
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -19,6 +18,7 @@ from training.lightning_state import (
     meet_saving_ranks,
     signal_children,
 )
+from training.progress import Progress, ProgressBar, is_watched
 from utils import ConfigError, NotFinite, RunStopped, SignalReceived
 
 
@@ -101,8 +101,11 @@ def build_trainer(
     else:
         strategy = hydra.utils.instantiate(config.strategy)
     precision = str(config.trainer.precision)
-    if config.trainer.get("enable_progress_bar", True):
-        callbacks = [*callbacks, ProgressBar(refresh_rate=10)]
+    is_shown = config.trainer.get("enable_progress_bar", True)
+    has_bar = is_shown and is_watched()
+    callbacks = [*callbacks, Progress(counts=is_shown and not has_bar)]
+    if has_bar:
+        callbacks.append(ProgressBar(refresh_rate=10))
     if SLURMEnvironment.detect():  # RunEnd does what its own handlers would
         plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
     every = config.trainer.val_check_interval
@@ -114,6 +117,8 @@ def build_trainer(
         val_check_interval=every,
         precision={"bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision),
         default_root_dir=os.getcwd(),
+        enable_progress_bar=has_bar,
+        enable_model_summary=config.trainer.get("enable_model_summary", False),
         strategy=strategy,
         callbacks=[*callbacks, Children()],
         logger=logger,
@@ -135,15 +140,3 @@ class Children(lightning.Callback):
             signal_children(trainer, error.number)
         elif not isinstance(error, RunStopped):  # which all ranks raise
             signal_children(trainer, signal.SIGTERM)
-
-
-class ProgressBar(TQDMProgressBar):
-    """Ends where the run does, also where its epoch has no end."""
-
-    @property
-    def total_train_batches(self) -> int | float:
-        trainer = self.trainer
-        if trainer.max_steps < 0:
-            return super().total_train_batches
-        of_run = trainer.max_steps * trainer.accumulate_grad_batches
-        return min(super().total_train_batches, of_run)

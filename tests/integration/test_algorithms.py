@@ -70,7 +70,7 @@ def test_ppl_eval_repeats_the_last_validation(trained):
     (measured,) = logged(folder / "ppl", "val/nll")
     assert measured == pytest.approx(logged(folder / "train", "val/nll")[-1], rel=1e-6)
     assert logged(folder / "ppl", "val/nll_stderr")[0] > 0
-    for name in ("val/nll", "val/bpd", "val/ppl", "standard error", "EMA weights"):
+    for name in ("val/nll", "val/bpd", "val/ppl", " ± ", "EMA weights"):
         assert name in done.stdout
     scored = 31 if algorithm == "ar" else 32
     floor = synthetic_entropy(32, 256) / scored

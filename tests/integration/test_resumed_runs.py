@@ -196,7 +196,7 @@ def check_two(start, folder: Path, stops: list[tuple[str, str]]) -> None:
     for stop, rank in stops:
         lives = start(folder / "stopped", STOP_AT=stop, STOP_RANK=rank)
         end_of_two(lives, 128 + int(stop.split(":")[2]))
-        said = "".join(life.stderr for life in lives).count("error: stopped by")
+        said = "".join(life.stderr for life in lives).count("stopped by")
         assert said == 1
     end_of_two(start(folder / "stopped"), 0)
     check_same(folder / "whole", folder / "stopped")
@@ -297,7 +297,7 @@ def test_the_real_command_of_two_processes(tmp_path):
     options = {"cwd": tmp_path, "pythonpath": HERE}
     stopped = (*own, f"hydra.run.dir={tmp_path}/stopped")
     done = run(*stopped, **options, status=143, env={"STOP_AT": "12:train:15"})
-    assert done.stderr.count("error: stopped by SIGTERM") == 1
+    assert done.stderr.count("stopped by SIGTERM") == 1
     run(*stopped, **options)
     one, two = last(tmp_path / "whole"), last(tmp_path / "stopped")
     assert [d for k in COMPARED for d in differences(one.get(k), two.get(k), k)] == []

@@ -42,9 +42,9 @@ def check_stopped(life: Life, number: int, kept: str) -> str:
     begin = time.monotonic()
     assert life.wait() == 128 + number, life.stderr
     assert time.monotonic() - begin < SOON
-    (line,) = (x for x in life.stderr.splitlines() if x.startswith("error:"))
+    (line,) = (x for x in life.stderr.splitlines() if x.startswith("stopped by"))
     name = signal.Signals(number).name
-    assert line.startswith(f"error: stopped by {name}; {kept}")
+    assert line.startswith(f"stopped by {name}; {kept}")
     assert ". The command that goes on:" in line
     assert f"hydra.run.dir={life.folder}" in line
     assert "Traceback" not in life.stderr

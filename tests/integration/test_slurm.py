@@ -92,8 +92,8 @@ def test_a_requeued_job_ends_as_one_that_was_not(
     state = slurm.wait(job, "COMPLETED", "FAILED", timeout=240)
     text = log.read_text()
     assert state == "COMPLETED", text[-3000:]
-    assert text.count("error: stopped by SIGTERM") == 2
-    assert text.count("error: stopped by SIGUSR1") == 1
+    assert text.count("stopped by SIGTERM") == 2
+    assert text.count("stopped by SIGUSR1") == 1
     assert slurm.show(job)["Restarts"] == "3"
     ours, whole = load(tmp_path / "run"), uninterrupted(devices)
     assert ours["global_step"] == whole["global_step"] == 600

@@ -79,8 +79,8 @@ def test_a_training_script_comes_back_and_ends(slurm, tmp_path):
     state = slurm.wait(job, "COMPLETED", "FAILED", timeout=240)
     text = log.read_text()
     assert state == "COMPLETED", text[-3000:]
-    assert text.count("error: stopped by SIGTERM") == 1
-    assert text.count("error: stopped by SIGUSR1") == 1
+    assert text.count("stopped by SIGTERM") == 1
+    assert text.count("stopped by SIGUSR1") == 1
     assert slurm.show(job)["Restarts"] == "2"
     assert "MEMBER: 2/2" in text  # both tasks are of one training
     folder = tmp_path / "big" / "train_owt_mdlm" / "checkpoints"

@@ -115,14 +115,14 @@ class Life:
 def check_end(life: Life, number: int) -> None:
     """How a process has ended that got a signal."""
     status = life.wait()
-    stopped = [x for x in life.stderr.splitlines() if x.startswith("error:")]
+    stopped = [x for x in life.stderr.splitlines() if x.startswith("stopped by")]
     if number == signal.SIGKILL:
         assert status == -number, life.stderr
         return
     assert status == 128 + number, life.stderr
     name = signal.Signals(number).name
     assert len(stopped) == 1, life.stderr
-    assert stopped[0].startswith(f"error: stopped by {name} after step ")
+    assert stopped[0].startswith(f"stopped by {name} after step ")
     assert "Traceback" not in life.stderr
 
 

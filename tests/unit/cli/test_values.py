@@ -300,7 +300,7 @@ VALUES += ([], ["x"], {"x": 1})
 @pytest.fixture
 def quiet(monkeypatch, tmp_path):
     """No config is printed; a checkpoint is there."""
-    monkeypatch.setattr("cli.settle.report_config", lambda config: None)
+    monkeypatch.setattr("cli.settle.report_config", lambda *_: None)
     monkeypatch.setattr("data.tokenizers.hub_answers", lambda: False, raising=False)
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.chdir(tmp_path)

@@ -56,7 +56,8 @@ def test_the_config(compose, tmp_path, capsys):
     config = compose(f"checkpointing.save_dir={tmp_path}")
     config.sampling.prompt = "[red]x[/red]:heart:\x1b[2J\u202e"
     config.mode = NASTY
-    console.report_config(config)
+    config.print_config = True
+    console.report_config(config, [])
     for out in (capsys.readouterr().out, (tmp_path / "config_tree.txt").read_text()):
         assert "[red]x[/red]:heart:" in out
         assert not OBEYED.search(out)
@@ -137,3 +138,57 @@ def test_nothing_else_prints():
         assert not re.search(r"(?<![.\w])print\(", text), path
         escaped = re.findall(r"(?<![.\w])escape\((.{10})", text)
         assert set(escaped) <= {"printable("}, path
+
+
+# ---------------------------------------------------------------- paths and samples
+
+
+LONG = "/a rather/long" * 30 + "/[x]/last.ckpt"
+
+
+def test_a_path_is_whole_and_on_one_line(monkeypatch, capsys):
+    """However narrow the screen."""
+    monkeypatch.setattr(console, "console", Console(width=40, emoji=False))
+    console.report_lines({"file": LONG, "a longer name": 3}, "title")
+    assert capsys.readouterr().out.splitlines() == [
+        "title",
+        f"  file           {LONG}",
+        "  a longer name  3",
+    ]
+
+
+def test_the_config_is_told_by_its_differences(compose, tmp_path, monkeypatch, capsys):
+    """The file has all of it, each value on its line."""
+    monkeypatch.setattr(console, "console", Console(width=40, emoji=False))
+    config = compose(f"checkpointing.save_dir={tmp_path}")
+    config.data.cache_dir = LONG
+    console.report_config(config, ["mode=train", f"data.cache_dir={LONG}"])
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert "print_config=True" in title
+    assert lines == ["  mode=train", f"  data.cache_dir={LONG}"]
+    whole = (tmp_path / "config_tree.txt").read_text().splitlines()
+    assert f"  cache_dir: {LONG}" in whole
+    assert "optim:" in whole
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "seen"),
+    [
+        ("[BOS]the cat sat", ["[BOS]the cat"], "⟦[BOS]the cat⟧ sat"),
+        ("the x cat y", ["the ", " cat "], "⟦the ⟧x⟦ cat ⟧y"),
+        ("aa.*b", ["a", ".*"], "⟦a⟧a⟦.*⟧b"),
+        ("one\ntwo", ["one"], "⟦one⟧\ntwo"),
+        ("the cat", [], "the cat"),
+        ("the cat", [""], "the cat"),
+        ("the cat", ["a dog"], "the cat"),  # of a decoder that joins across the end
+    ],
+)
+def test_given_and_drawn_are_told_apart(text, given, seen):
+    assert console.marked(text, given) == seen
+
+
+def test_samples_without_prompts_have_no_signs(capsys):
+    console.report_samples(["a b", "c"], [[], []])
+    out = capsys.readouterr().out
+    assert "a b" in out
+    assert "⟦" not in out

@@ -81,7 +81,7 @@ def test_columns_are_what_was_swept_and_what_came_out(tmp_path, capsys):
     assert {row["entropy_stderr"] for row in rows} == {"0.125"}
     out = capsys.readouterr().out
     assert "2 runs" in out
-    assert "30 ± 2" in out
+    assert "30.0 ± 2.0" in out
     assert "4.25 ± 0.12" in out
     assert "distinct_1" not in out
     for name in ("summary.csv", "summary.png"):
@@ -115,7 +115,7 @@ def test_likelihoods_have_a_table_and_no_plot(tmp_path, capsys):
     ]
     write_summary(jobs, tmp_path)
     out = capsys.readouterr().out
-    assert "1.5 ± 0.25" in out
+    assert "1.50 ± 0.25" in out
     assert "ppl" in out
     assert list(rows_of(tmp_path)[0])[:2] == ["job", "seed"]
     assert not (tmp_path / "summary.png").exists()
