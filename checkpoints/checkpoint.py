@@ -1,5 +1,6 @@
 """A checkpoint that has been read: its weights, and what it says of them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ class Checkpoint:
     teacher: Mapping[str, Any] | None = None  # round and sha256 of a distillation's
     optimizer_states: list[Any] | None = None
     lightning_version: str | None = None
+    val_ppl: float | None = None  # the lowest of the run's validations
     # All of a file, for Lightning to restore a run from; empty of a folder.
     lightning: dict[str, Any] = field(default_factory=dict)
 
@@ -56,6 +58,7 @@ class Checkpoint:
             teacher=content.get("teacher"),
             optimizer_states=content.get("optimizer_states"),
             lightning_version=content.get("pytorch-lightning_version"),
+            val_ppl=_lowest_ppl(content.get("callbacks")),
             lightning=content,
         )
 
@@ -77,3 +80,17 @@ class Checkpoint:
     def setting(self, key: str) -> Any:
         """A value of its config by a dotted key; None if it does not say."""
         return setting(self.config, key)
+
+
+def _lowest_ppl(callbacks: Any) -> float | None:
+    """The lowest val/ppl, to six digits: a note of the callback that keeps the best."""
+    states = callbacks.values() if isinstance(callbacks, dict) else ()
+    for state in states:
+        if not isinstance(state, dict) or state.get("monitor") != "val/nll":
+            continue
+        nll = state.get("best_model_score")
+        if isinstance(nll, Tensor) and nll.numel() == 1 and nll.is_floating_point():
+            nll = float(nll)
+        if isinstance(nll, float) and 0 <= nll < 100:
+            return float(f"{math.exp(nll):.6g}")
+    return None

@@ -8,7 +8,6 @@ import copy
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from checkpoints.about import (
     likelihood,
     own_algorithms,
 )
+from checkpoints.card import card
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.huggingface import (
     CONFIG,
@@ -43,13 +43,20 @@ from checkpoints.reading import read_checkpoint
 from data.tokenizers import PIXELS, get_tokenizer
 from models.noise import SCHEDULES, settings_of
 from models.registry import build_backbone
-from utils import CONFIGS, ConfigError, first_line, hub_answers, printable
+from utils import CONFIGS, ConfigError, first_line, hub_answers
 
 log = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 MODELLING = "modeling_discrete_diffusion"
 CONFIGURATION = "configuration_discrete_diffusion"
+# Files of `checkpoints/modeling` that go along.
+CODE = (
+    MODELLING,
+    CONFIGURATION,
+    "network_discrete_diffusion",
+    "sampling_discrete_diffusion",
+)
 TOKENIZER = "data.tokenizer_name_or_path"
 CHECKPOINT = "eval.checkpoint_path"
 # Keys of ours that a checkpoint may state; what it states wins over the command line.
@@ -109,18 +116,22 @@ def export(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "step": checkpoint.step,
+        "val_ppl": None if config.eval.disable_ema else checkpoint.val_ppl,
         "weights": weights,
         "likelihood": checkpoint.likelihood or likelihood(config.algo.name),
     }
     with _whole_folder(folder) as partial:
-        _write_fields(partial / CONFIG, fields)
         _save_weights(model, partial / WEIGHTS)
         _save_tokenizer(tokenizer, tokenizer_folder, partial)
-        for name in (MODELLING, CONFIGURATION):
+        fields["tokenizer_class"] = _tokenizer_class(partial)
+        _write_fields(partial / CONFIG, fields)
+        for name in CODE:
             shutil.copyfile(HERE / "modeling" / f"{name}.py", partial / f"{name}.py")
-        timed = config.algo.time_conditioning
         size = sum(parameter.numel() for parameter in model.parameters())
-        (partial / "README.md").write_text(card(fields, size, timed))
+        has_mask = tokenizer.mask_token_id is not None
+        has_mask &= mask_index == tokenizer.mask_token_id
+        (partial / "README.md").write_text(card(fields, size, has_mask))
+        _open_up(partial)
     if config.export.push_to_hub:
         _push(folder, config.export.push_to_hub)
     return {
@@ -280,6 +291,7 @@ def _hub_fields(algorithm: type[Any]) -> dict[str, Any]:
         "architectures": [f"DiscreteDiffusion{head}"],
         "auto_map": {
             "AutoConfig": f"{CONFIGURATION}.DiscreteDiffusionConfig",
+            "AutoModel": f"{MODELLING}.DiscreteDiffusionModel",
             f"AutoModel{head}": f"{MODELLING}.DiscreteDiffusion{head}",
         },
         "process": "autoregressive" if causal else other,
@@ -293,6 +305,7 @@ def _stated_fields(config: DictConfig, checkpoint: Checkpoint) -> dict[str, Any]
     fields = {name: OmegaConf.select(config, key) for name, key in keys.items() if key}
     # Not what a default says; and a path is of no use elsewhere.
     fields["training_data"] = checkpoint.setting("data.train")
+    fields["validation_data"] = checkpoint.setting("data.valid")
     if checkpoint.folder is not None:
         fields["tokenizer"] = checkpoint.setting(TOKENIZER)
     elif os.path.isabs(fields["tokenizer"]):
@@ -314,6 +327,13 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _open_up(folder: Path) -> None:
+    """Gives all files the mode that the umask says; some are written for us alone."""
+    mode = (folder / "README.md").stat().st_mode
+    for path in folder.iterdir():
+        path.chmod(mode)
 
 
 def _write_fields(path: Path, content: Mapping[str, Any]) -> None:
@@ -342,6 +362,7 @@ def _save_tokenizer(tokenizer: Any, source: Path | None, folder: Path) -> None:
     for name in ("backend", "is_local", "local_files_only", "name_or_path"):
         settings.pop(name, None)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    settings["model_input_names"] = ["input_ids", "attention_mask"]  # no segments
     _write_fields(folder / "tokenizer_config.json", settings)
     content = json.loads(core.read_text(encoding="utf-8"))
     merges = content["model"].get("merges")
@@ -349,6 +370,15 @@ def _save_tokenizer(tokenizer: Any, source: Path | None, folder: Path) -> None:
         content["model"]["merges"] = [" ".join(pair) for pair in merges]  # before 4.45
         text = json.dumps(content, ensure_ascii=False, indent=2)
         core.write_text(text, encoding="utf-8")
+
+
+def _tokenizer_class(folder: Path) -> str | None:
+    """Without it in config.json, pipelines of old versions look for no tokenizer."""
+    path = folder / "tokenizer_config.json"
+    if not path.exists():
+        return None
+    name = json.loads(path.read_text()).get("tokenizer_class")
+    return name if isinstance(name, str) else None
 
 
 def _push(folder: Path, name: str) -> None:
@@ -363,86 +393,3 @@ def _push(folder: Path, name: str) -> None:
             f"export.push_to_hub={name!r} failed ({first_line(error)}); the folder is "
             f"complete: {folder}."
         ) from None
-
-
-# ---------------------------------------------------------------- model card
-
-CARD = """\
----
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- discrete-diffusion
-- {algorithm}
----
-
-# Language model ({algorithm})
-
-| | |
-| --- | --- |
-| algorithm | {algorithm}, {process} process |
-| training data | {training_data} |
-| tokenizer | {tokenizer} |
-| length | {model_length} tokens |
-| vocabulary | {vocab_size} |
-| parameters | {parameters} |
-| training step | {step} |
-| weights | {weights} |
-| likelihood | {likelihood} |
-| licence | to be filled in by who publishes this model |
-
-## With transformers
-
-No other package than torch is needed.
-
-```python
-import torch
-from transformers import AutoTokenizer, {auto_model}
-
-model = {auto_model}.from_pretrained("FOLDER", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("FOLDER", trust_remote_code=True)
-ids = model.generate(num_samples=2, num_steps=128, seed=1)
-print(tokenizer.batch_decode(ids))
-logits = model(ids{timesteps}).logits  # raw, (B, L, K)
-```
-{about_timesteps}
-## With the code it was trained with
-
-```bash
-python main.py mode=sample_eval algo={algorithm} algo.backbone=hf_dit model.length={model_length} {tokenizer_key}={tokenizer_name} eval.checkpoint_path=FOLDER
-```
-"""  # noqa: E501
-
-ABOUT_TIMESTEPS = """
-`timesteps` is the noise level -log(alpha_t) of each sequence, (B,), where alpha_t is
-the share of tokens that are still clean.
-"""
-
-
-def _plain(value: Any) -> Any:
-    """A text that may stand in a cell and between quotes."""
-    if not isinstance(value, str):
-        return value
-    return re.sub(r'["`|<>\\]', " ", printable(value, keep=""))
-
-
-def card(fields: Mapping[str, Any], num_parameters: int, timed: bool) -> str:
-    """The model card of a folder.
-
-    Args:
-        fields: Its config.json.
-        num_parameters: Of the network.
-        timed: Whether the network is told the time.
-    """
-    fields = {name: _plain(x) for name, x in fields.items()}
-    shown = {name: "not stated" if x is None else x for name, x in fields.items()}
-    (auto_model,) = fields["auto_map"].keys() - {"AutoConfig"}
-    return CARD.format(
-        **shown | {"tokenizer": fields["tokenizer"] or "beside this file"},
-        parameters=f"{num_parameters:,}",
-        auto_model=auto_model,
-        timesteps=", timesteps=torch.ones(2)" if timed else "",
-        about_timesteps=ABOUT_TIMESTEPS if timed else "",
-        tokenizer_key=TOKENIZER,
-        tokenizer_name=fields["tokenizer"] or "FOLDER",
-    )

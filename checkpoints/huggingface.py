@@ -15,7 +15,7 @@ import torch
 
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.keys import check_sizes
-from checkpoints.schema import check_config, count, optional, text
+from checkpoints.schema import check_config, count, number, optional, text
 from checkpoints.schema import fields as fields_of
 from utils import ConfigError, first_line, hub_options
 
@@ -61,12 +61,19 @@ OWN_VALUES = {
     "noise_sigma_max": "noise.sigma_max",
     "tokenizer": "data.tokenizer_name_or_path",
     "training_data": "data.train",
+    "validation_data": "data.valid",
 }
 # Field of `Checkpoint` -> field of config.json, likewise.
-OWN_ABOUT = {"step": "step", "weights_kind": "weights", "likelihood": "likelihood"}
+OWN_ABOUT = {
+    "step": "step",
+    "val_ppl": "val_ppl",
+    "weights_kind": "weights",
+    "likelihood": "likelihood",
+}
 
 OWN_RULES = dict.fromkeys(OWN_ABOUT.values(), optional(text)) | {
-    "step": optional(count)
+    "step": optional(count),
+    "val_ppl": optional(number),
 }
 
 

@@ -230,6 +230,7 @@ CONFIG: dict[str, Rule] = {
     "algo.teacher_ema": flag,
     "data.tokenizer_name_or_path": text,
     "data.train": text,
+    "data.valid": text,
     "data.vocab_size": size,
     "model.length": size,
     "model.hidden_size": size,

@@ -1,6 +1,6 @@
 """Configuration of `modeling_discrete_diffusion.py`."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PretrainedConfig
 
@@ -31,6 +31,13 @@ class DiscreteDiffusionConfig(PretrainedConfig):
     """
 
     model_type = "discrete_diffusion"
+    # Names that parts of `transformers` look for.
+    attribute_map: ClassVar[dict[str, str]] = {
+        "hidden_size": "hidden_dim",
+        "num_hidden_layers": "n_blocks",
+        "num_attention_heads": "n_heads",
+        "max_position_embeddings": "model_length",
+    }
 
     def __init__(
         self,

@@ -5,417 +5,44 @@
     logits = model(input_ids, timesteps).logits
     ids = model.generate(num_samples=4, num_steps=128, seed=1)
 
-Needs torch and transformers. Shapes: B batch, L length, K vocabulary, D hidden size,
-H heads, n tokens of a chunk. alpha_t is the probability that a token is still clean at
-time t, from 1 at t = 0 down to next to 0 at t = 1.
+Needs torch and transformers. Shapes: B batch, L length, l tokens in a cache, K
+vocabulary, D hidden size. alpha_t is the probability that a token is still clean at
+time t.
 """
 
-import math
-from collections.abc import Callable
-from itertools import pairwise
-from typing import ClassVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput, MaskedLMOutput
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    MaskedLMOutput,
+)
 
 from .configuration_discrete_diffusion import DiscreteDiffusionConfig
-
-# Keys and values of earlier tokens by layer, (B, l, H, D / H) each.
-Cache = dict[int, tuple[Tensor, Tensor]]
-
-NEG_INFINITY = -1e6
-TIME_EPS = 1e-5  # last time of the grid; the last draw goes from there to 0
-# Bytes of a chunk's probabilities, over two. The order of draws depends on it.
-CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20, "mps": 128 * 2**20}
-
-
-# ---------------------------------------------------------------- network
-
-
-class Embedding(nn.Module):
-    def __init__(self, vocab_size: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.embedding = nn.Parameter(torch.empty(vocab_size, hidden_dim))
-        nn.init.kaiming_uniform_(self.embedding, a=math.sqrt(5))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return F.embedding(ids, self.embedding)
-
-
-class NoiseEmbedding(nn.Module):
-    """Sinusoids of the noise level, then a two-layer MLP: (B,) -> (B, C)."""
-
-    num_features = 256
-
-    def __init__(self, cond_dim: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(self.num_features, cond_dim),
-            nn.SiLU(),
-            nn.Linear(cond_dim, cond_dim),
-        )
-
-    def forward(self, sigma: Tensor) -> Tensor:
-        half = self.num_features // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=sigma.device) / half
-        angle = sigma.float()[:, None] * torch.exp(-math.log(10_000) * exponent)
-        features = torch.cat([angle.cos(), angle.sin()], dim=-1)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
-
-
-class Rotary(nn.Module):
-    """Tables of the rotary position embedding, in float32."""
-
-    def __init__(self, head_dim: int) -> None:
-        super().__init__()
-        self.head_dim = head_dim
-        self.register_buffer("inv_freq", self.frequency())  # in checkpoints
-
-    def frequency(self, device: torch.device | None = None) -> Tensor:
-        """Not `inv_freq`, which a cast of the model rounds, (head_dim / 2,)."""
-        steps = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device)
-        return 1.0 / 10_000.0 ** (steps / self.head_dim)
-
-    def forward(self, length: int) -> tuple[Tensor, Tensor]:
-        """cos and sin, each (L, 1, head_dim)."""
-        device = self.inv_freq.device
-        position = torch.arange(length, dtype=torch.float32, device=device)
-        angle = torch.outer(position, self.frequency(device)).repeat(1, 2)[:, None]
-        return angle.cos(), angle.sin()
-
-
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotates queries or keys by their position, (B, L, H, head_dim)."""
-    cos, sin = rotary
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
-
-
-class LayerNorm(nn.Module):
-    """Layer norm with a weight and no bias, in float32."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.float()
-        normed = F.layer_norm(x.float(), weight.shape, weight, eps=1e-5)
-        return normed.to(self.weight.dtype)
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return x * (1 + scale) + shift
-
-
-class Block(nn.Module):
-    """Pre-norm attention and MLP; with conditioning, adaLN-Zero around both."""
-
-    def __init__(self, config: DiscreteDiffusionConfig, layer: int) -> None:
-        super().__init__()
-        D = config.hidden_dim
-        self.n_heads = config.n_heads
-        self.dropout = config.dropout
-        self.causal = config.causal
-        self.layer = layer
-        self.norm1 = LayerNorm(D)
-        self.attn_qkv = nn.Linear(D, 3 * D, bias=False)
-        self.attn_out = nn.Linear(D, D, bias=False)
-        self.norm2 = LayerNorm(D)
-        self.mlp = nn.Sequential(
-            nn.Linear(D, 4 * D), nn.GELU(approximate="tanh"), nn.Linear(4 * D, D)
-        )
-        if not config.causal:
-            self.adaLN_modulation = zero_linear(config.cond_dim, 6 * D)
-
-    def forward(
-        self,
-        h: Tensor,
-        c: Tensor | None,
-        rotary: tuple[Tensor, Tensor],
-        cache: Cache | None,
-    ) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        if c is None:
-            h = h + self._drop(self._attention(self.norm1(h), rotary, cache))
-            return h + self._drop(self.mlp(self.norm2(h)))
-        modulation = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)  # (B, 1, D)
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
-        x = modulate(self.norm1(h), shift_attn, scale_attn)
-        h = h + gate_attn * self._drop(self._attention(x, rotary, None))
-        x = modulate(self.norm2(h), shift_mlp, scale_mlp)
-        return h + gate_mlp * self._drop(self.mlp(x))
-
-    def _attention(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None
-    ) -> Tensor:
-        q, k, v = self.attn_qkv(x).unflatten(-1, (3, self.n_heads, -1)).unbind(2)
-        q, k = rotate(q, rotary), rotate(k, rotary)
-        if cache is not None:
-            if self.layer in cache:
-                past_k, past_v = cache[self.layer]
-                k, v = torch.cat([past_k, k], dim=1), torch.cat([past_v, v], dim=1)
-            cache[self.layer] = k, v
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, L, D / H)
-        is_causal = self.causal and q.shape[2] > 1  # the last token sees all
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
-        return self.attn_out(out.transpose(1, 2).flatten(2))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
-
-
-class OutputLayer(nn.Module):
-    """Final norm with modulation, and the linear map onto the vocabulary."""
-
-    def __init__(self, config: DiscreteDiffusionConfig) -> None:
-        super().__init__()
-        self.norm_final = LayerNorm(config.hidden_dim)
-        self.linear = zero_linear(config.hidden_dim, config.vocab_size)
-        if not config.causal:
-            self.adaLN_modulation = zero_linear(config.cond_dim, 2 * config.hidden_dim)
-
-    def modulated_norm(self, h: Tensor, c: Tensor | None) -> Tensor:
-        h = self.norm_final(h)
-        if c is None:
-            return h
-        return modulate(h, *self.adaLN_modulation(c)[:, None].chunk(2, dim=-1))
-
-
-def zero_linear(in_features: int, out_features: int) -> nn.Linear:
-    """A linear map that starts at zero."""
-    linear = nn.Linear(in_features, out_features)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
-
-
-class Backbone(nn.Module):
-    """Diffusion transformer; `causal` drops the conditioning and masks the future."""
-
-    def __init__(self, config: DiscreteDiffusionConfig) -> None:
-        super().__init__()
-        self.vocab_embed = Embedding(config.vocab_size, config.hidden_dim)
-        self.sigma_map = None if config.causal else NoiseEmbedding(config.cond_dim)
-        self.rotary_emb = Rotary(config.hidden_dim // config.n_heads)
-        blocks = (Block(config, layer) for layer in range(config.n_blocks))
-        self.blocks = nn.ModuleList(blocks)
-        self.output_layer = OutputLayer(config)
-
-    def forward(
-        self, ids: Tensor, sigma: Tensor | None, cache: Cache | None = None
-    ) -> list[Tensor]:
-        """Hidden states, (B, L, D) each: embedding, blocks, and what the head sees."""
-        h = self.vocab_embed(ids)
-        c = None if self.sigma_map is None else F.silu(self.sigma_map(sigma))
-        start = cache[0][0].shape[1] if cache else 0
-        tables = self.rotary_emb(start + ids.shape[1])
-        rotary = tuple(table[start:] for table in tables)
-        states = [h]
-        for block in self.blocks:
-            states.append(block(states[-1], c, rotary, cache))
-        return [*states, self.output_layer.modulated_norm(states[-1], c)]
-
-
-# ---------------------------------------------------------------- sampling
-
-# Signal levels at times t from settings: eps, or -log(alpha_t) at t = 0 and t = 1.
-ALPHAS: dict[str, Callable[..., Tensor]] = {
-    "log-linear": lambda t, eps: 1 - (1 - eps) * t,
-    "cosine": lambda t, eps: 1 - torch.cos(math.pi / 2 * (1 - (1 - eps) * t)),
-    "cosine-mdlm": lambda t, eps: eps + (1 - eps) * torch.cos(math.pi / 2 * t),
-    "cosinesqr": lambda t, eps: eps + (1 - eps) * torch.cos(math.pi / 2 * t) ** 2,
-    "linear": lambda t, low, high: torch.exp(-low - t * (high - low)),
-    "geometric": lambda t, low, high: torch.exp(-low * (high / low) ** t),
-}
-
-
-def inverse_cdf(probs: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draws from the last axis with one uniform per row, (n, K) -> (n,)."""
-    cdf = probs.cumsum(dim=-1)
-    u = uniform((len(cdf), 1), cdf, generator)
-    return torch.searchsorted(cdf, u * cdf[:, -1:], right=True).squeeze(-1)
-
-
-def uniform(
-    shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None
-) -> Tensor:
-    """U[0, 1) in the type and on the device of `like`."""
-    return torch.rand(shape, dtype=like.dtype, device=like.device, generator=generator)
-
-
-def nucleus(probs: Tensor, top_p: float) -> Tensor:
-    """Keeps the smallest set of tokens with mass above top_p, renormalised, (n, K)."""
-    if top_p >= 1:
-        return probs
-    values, tokens = probs.sort(dim=-1, descending=True)
-    values = values.masked_fill(values.cumsum(dim=-1) - values > top_p, 0)
-    values = values / values.sum(dim=-1, keepdim=True)
-    return torch.zeros_like(probs).scatter(-1, tokens, values)
-
-
-def without_mask(logits: Tensor, mask_index: int | None) -> Tensor:
-    """Logits whose mask entry, if there is one, has next to no probability."""
-    if mask_index is None:
-        return logits
-    is_mask = torch.arange(logits.shape[-1], device=logits.device) == mask_index
-    return logits + torch.where(is_mask, NEG_INFINITY, 0.0).to(logits.dtype)
-
-
-class Absorbing:
-    """Each token turns into the mask with probability 1 - alpha_t."""
-
-    def __init__(self, config: DiscreteDiffusionConfig) -> None:
-        self.mask_index = config.mask_index
-
-    def prior(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        return torch.full_like(x, self.mask_index)
-
-    def change_bound(self, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
-        """Probability with which `changed` is asked, whatever the network says."""
-        return (xt == self.mask_index) * ((alpha_s - alpha_t) / (1 - alpha_t))
-
-    def changed(
-        self,
-        probs: Tensor,
-        xt: Tensor,
-        alpha_t: Tensor,
-        alpha_s: Tensor,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Tokens x_s that `change_bound` let through, (n, K) and (n,) -> (n,)."""
-        return inverse_cdf(probs, generator)
-
-
-class Uniform:
-    """Each token becomes a uniform draw over all K with probability 1 - alpha_t."""
-
-    def __init__(self, config: DiscreteDiffusionConfig) -> None:
-        self.vocab_size = config.vocab_size
-
-    def prior(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
-        K, device = self.vocab_size, x.device
-        return torch.randint(K, x.shape, device=device, generator=generator)
-
-    def change_bound(self, xt: Tensor, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
-        denoise, noise = self._weights(alpha_t, alpha_s)
-        return (denoise + noise) / (1 - alpha_t)
-
-    def changed(
-        self,
-        probs: Tensor,
-        xt: Tensor,
-        alpha_t: Tensor,
-        alpha_s: Tensor,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        p_xt = probs.gather(-1, xt[:, None]).squeeze(-1)
-        changes = (1 - alpha_t) / (self.vocab_size * alpha_t * p_xt + 1 - alpha_t)
-        denoise, noise = self._weights(alpha_t, alpha_s)
-        u = uniform((2, len(xt)), probs, generator)
-        is_noise = u[0] * (denoise + noise) >= denoise
-        noisy = self.prior(xt, generator)
-        new = torch.where(is_noise, noisy, inverse_cdf(probs, generator))
-        return torch.where(u[1] < changes, new, xt)
-
-    @staticmethod
-    def _weights(alpha_t: Tensor, alpha_s: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights of a draw from the network and of a uniform draw."""
-        return alpha_s - alpha_t, (1 - alpha_t / alpha_s) * (1 - alpha_s)
-
-
-PROCESSES = {"absorbing": Absorbing, "uniform": Uniform}
-
-
-class Draw:
-    """Tokens from a model's hidden states, a chunk of rows at a time.
-
-    Args:
-        model: The model.
-        p_nucleus: Mass of the tokens that are kept.
-        generator: On the model's device; None uses torch's global one.
-    """
-
-    def __init__(
-        self,
-        model: "DiscreteDiffusionModel",
-        p_nucleus: float,
-        generator: torch.Generator | None,
-    ) -> None:
-        self.model, self.config = model, model.config
-        self.p_nucleus = p_nucleus
-        self.generator = generator
-        kind = model.device.type
-        self.dtype = torch.float32 if kind == "mps" else torch.float64
-        budget = CHUNK_BYTES.get(kind, CHUNK_BYTES["cuda"])
-        self.chunk = max(1, budget // (8 * self.config.vocab_size))
-
-    def probs(self, hidden: Tensor) -> Tensor:
-        """Probabilities of clean tokens, (n, D) -> (n, K)."""
-        logits = self.model.backbone.output_layer.linear(hidden).to(self.dtype)
-        logits = without_mask(logits, self.config.mask_index)
-        return nucleus(logits.log_softmax(dim=-1).exp(), self.p_nucleus)
-
-    def left_to_right(self, x: Tensor, free: Tensor) -> Tensor:
-        """Fills the free positions of x (B, L), one column after the other."""
-        L = x.shape[1]
-        start = int((~free).all(dim=0).long().cumprod(dim=0).sum())
-        cache: Cache = {}
-        new = x[:, :start]
-        for position in range(start, L):
-            hidden = self.model.backbone(new, None, cache)[-1][:, -1]  # (B, D)
-            rows = hidden.split(self.chunk)
-            drawn = [inverse_cdf(self.probs(row), self.generator) for row in rows]
-            x[:, position] = torch.where(
-                free[:, position], torch.cat(drawn), x[:, position]
-            )
-            new = x[:, position : position + 1]
-        return x
-
-    def ancestral(self, x: Tensor, free: Tensor, num_steps: int) -> Tensor:
-        """Draws from q(x_s | x_t, network) from t = 1 down to 0, then 0.
-
-        Which positions may change is drawn first, from the schedule alone; the
-        network runs only for sequences that have one.
-        """
-        process = PROCESSES[self.config.process](self.config)
-        t = torch.linspace(1, TIME_EPS, num_steps + 1, dtype=torch.float64)
-        alphas = ALPHAS[self.config.noise](t, *self.config.noise_settings)
-        alphas = torch.cat([alphas, alphas.new_ones(1)]).to(self.dtype).to(x.device)
-        xt = torch.where(free, process.prior(x, self.generator), x)
-        for alpha_t, alpha_s in pairwise(alphas):
-            u = uniform(xt.shape, alphas, self.generator)
-            where = free & (u < process.change_bound(xt, alpha_t, alpha_s))
-            rows = where.any(dim=-1).nonzero().squeeze(-1)
-            if not len(rows):
-                continue
-            sigma = (-torch.log(alpha_t)).float().expand(len(rows))
-            hidden = self.model.hidden_states(xt[rows], sigma)[-1]
-            local, columns = where[rows].nonzero(as_tuple=True)
-            xs = xt.clone()
-            parts = local.split(self.chunk), columns.split(self.chunk)
-            for row, column in zip(*parts, strict=True):
-                at = rows[row], column
-                probs = self.probs(hidden[row, column])
-                levels = alpha_t, alpha_s
-                xs[at] = process.changed(probs, xt[at], *levels, self.generator)
-            xt = xs
-        return xt
-
-
-# ---------------------------------------------------------------- models
+from .network_discrete_diffusion import Backbone
+from .sampling_discrete_diffusion import (
+    Draw,
+    check_options,
+    shape_of,
+    template_of,
+    without_mask,
+)
 
 
 class DiscreteDiffusionModel(PreTrainedModel):
-    """Network, logits and samples; the subclasses say what `transformers` calls it."""
+    """The network without its last linear map, for `AutoModel`."""
 
     config_class = DiscreteDiffusionConfig
     _no_split_modules: ClassVar[list[str]] = ["Block"]
     _supports_sdpa = True
-    output_class: type = MaskedLMOutput
+    _supports_cache_class = True  # of transformers before 4.56
+    supports_gradient_checkpointing = True
 
     def __init__(self, config: DiscreteDiffusionConfig) -> None:
         super().__init__(config)
@@ -423,47 +50,157 @@ class DiscreteDiffusionModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Modules initialise themselves."""
+        """Modules initialise themselves, but for embeddings of added tokens."""
+        if type(module) is nn.Embedding:
+            module.weight.data.normal_(std=0.02)
 
     @classmethod
     def can_generate(cls) -> bool:
         return False  # not in the way that `transformers` means
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.backbone.vocab_embed
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Takes the rows of a module; names in checkpoints stay."""
+        if value is not self.backbone.vocab_embed:
+            self.backbone.vocab_embed.take(value.weight)
+
     def get_output_embeddings(self) -> nn.Module:
         return self.backbone.output_layer.linear
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """By name; peft asks for the embedding by the name of its weight."""
+        return super().get_submodule(target.removesuffix(".embedding"))
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.backbone.output_layer.linear = new_embeddings
+
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         timesteps: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> MaskedLMOutput | CausalLMOutput | tuple:
-        """Raw logits.
-
-        Args:
-            input_ids: (B, L).
-            timesteps: Noise level -log(alpha_t) of each sequence, (B,). Without
-                effect, and not needed, where `time_conditioning` is false.
-            output_hidden_states: Whether to return all hidden states, too.
-            return_dict: False returns a tuple.
-        """
-        states = self.hidden_states(input_ids, timesteps)
-        logits = self.backbone.output_layer.linear(states[-1])
-        shown = tuple(states) if output_hidden_states else None
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BaseModelOutputWithPast | tuple:
+        """Hidden states; arguments as for `DiscreteDiffusionForMaskedLM`."""
+        cache = self._cache(past_key_values, use_cache)
+        if output_attentions:
+            raise ValueError("output_attentions=True: the kernel returns no attention.")
+        states = self.hidden_states(
+            input_ids,
+            timesteps,
+            inputs_embeds=inputs_embeds,
+            mask=_mask_of(attention_mask, token_type_ids),
+            cache=cache,
+        )
         if return_dict is None:
             return_dict = getattr(self.config, "return_dict", True)
-        if not return_dict:
-            return (logits,) if shown is None else (logits, shown)
-        return self.output_class(logits=logits, hidden_states=shown)
+        out = BaseModelOutputWithPast(
+            last_hidden_state=states[-1],
+            past_key_values=cache,
+            hidden_states=tuple(states) if output_hidden_states else None,
+        )
+        return out if return_dict else out.to_tuple()
 
-    def hidden_states(self, ids: Tensor, sigma: Tensor | None) -> list[Tensor]:
-        """As `Backbone.forward`; the noise level is dropped where it is not used."""
+    def _cache(
+        self, past: DynamicCache | None, use_cache: bool | None
+    ) -> DynamicCache | None:
+        if past is None and not (use_cache and self.config.causal):
+            return None
+        if not self.config.causal:
+            raise ValueError(
+                "past_key_values: a model that sees both sides has no cache."
+            )
+        return DynamicCache() if past is None else past
+
+    def hidden_states(
+        self,
+        ids: Tensor | None,
+        sigma: Tensor | None = None,
+        *,
+        inputs_embeds: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: DynamicCache | None = None,
+    ) -> list[Tensor]:
+        """As `Backbone.forward`; the noise level is dropped where it is not used.
+
+        Raises:
+            ValueError: If shapes do not fit each other, or the noise level is missing.
+        """
+        if (ids is None) == (inputs_embeds is None):
+            raise ValueError("give input_ids or inputs_embeds, and not both.")
+        if ids is not None and ids.ndim != 2:
+            raise ValueError(
+                f"input_ids has shape {shape_of(ids)}; give (B, L): sequences, tokens."
+            )
+        h = self.backbone.vocab_embed(ids) if inputs_embeds is None else inputs_embeds
+        length = h.shape[1] + (0 if cache is None else cache.get_seq_length())
+        if mask is not None and mask.shape != (len(h), length):
+            raise ValueError(
+                f"attention_mask has shape {shape_of(mask)}; give "
+                f"({len(h)}, {length}): one number for each token, those in the cache "
+                "among them."
+            )
+        if self.config.causal:
+            return self.backbone(h, None, mask, cache)
         if not self.config.time_conditioning:
-            sigma = torch.zeros(len(ids), device=ids.device)
+            sigma = torch.zeros(len(h), device=h.device)
         elif sigma is None:
-            raise ValueError("this model needs timesteps, -log(alpha_t), (B,)")
-        return self.backbone(ids, sigma)
+            sigma = self._noise_level(ids, mask)
+        if sigma.shape != (len(h),):
+            raise ValueError(
+                f"timesteps has shape {shape_of(sigma)}; give ({len(h)},): "
+                "-log(alpha_t) of each sequence."
+            )
+        return self.backbone(h, sigma, mask)
+
+    def _noise_level(self, ids: Tensor | None, mask: Tensor | None) -> Tensor:
+        """-log of the share of tokens that are no masks, (B,)."""
+        if self.config.process != "absorbing" or ids is None:
+            raise ValueError(
+                "this model is told the noise level, which cannot be seen from its "
+                "tokens: give timesteps, -log(alpha_t) of each sequence, (B,)."
+            )
+        there = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        clean = (there & (ids != self.config.mask_index)).sum(dim=-1)
+        share = clean / there.sum(dim=-1).clamp(min=1)
+        return -torch.log(share.clamp(min=1e-3))
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: DynamicCache | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        token_type_ids: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """What `forward` gets at each step of `generate`; peft asks for it, too."""
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        inputs: dict[str, Any] = {"input_ids": input_ids[:, past:]}
+        if inputs_embeds is not None and not past:
+            inputs = {"inputs_embeds": inputs_embeds}
+        elif inputs_embeds is not None:  # its tokens are in the cache, not in the ids
+            inputs = {"input_ids": input_ids[:, -1:]}
+        return inputs | {
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "use_cache": use_cache,
+        }
+
+    @staticmethod
+    def _reorder_cache(past_key_values: DynamicCache, beam_idx: Tensor) -> DynamicCache:
+        """Of beam search in transformers before 4.56."""
+        past_key_values.reorder_cache(beam_idx)
+        return past_key_values
 
     @torch.no_grad()
     def generate(
@@ -474,43 +211,203 @@ class DiscreteDiffusionModel(PreTrainedModel):
         p_nucleus: float = 1.0,
         seed: int | None = None,
         generator: torch.Generator | None = None,
+        *,
+        prompt: Any = None,
+        temperature: float = 1.0,
+        predictor: str = "ancestral",
+        noise_removal: str = "ancestral",
     ) -> Tensor:
-        """Draws samples: ancestral sampling, or token by token from the left.
+        """Draws samples: by a sampler of diffusion, or token by token from the left.
+
+        The network is evaluated without dropout, whatever mode the model is in.
 
         Args:
             num_samples: B.
-            num_steps: Steps from t = 1 to t = 1e-5; without effect when causal.
+            num_steps: Steps from t = 1 to t = 1e-5; without effect when causal, and
+                for first_hitting.
             template: Ids that samples hold, -1 where one is to be drawn; (L,) or
                 (B, L). A causal model writes left to right whatever comes later.
             p_nucleus: Mass of the tokens that are kept.
             seed: Of a generator on the model's device.
             generator: In place of a seed; without both, torch's global one.
+            prompt: Ids behind bos that samples begin with, (n,) or (B, n), in the
+                place of a template.
+            temperature: Divides log-probabilities, before the nucleus; 0 takes the
+                most likely token.
+            predictor: ancestral or, of masked models, first_hitting.
+            noise_removal: The end of ancestral: ancestral, or greedy for the most
+                likely tokens.
 
         Returns:
             Token ids, (B, L).
+
+        Raises:
+            ValueError: If an argument makes no sense for this model.
         """
         config, device = self.config, self.device
+        options = temperature, p_nucleus, predictor, noise_removal
+        check_options(config, num_samples, num_steps, *options)
+        x = template_of(config, template, prompt, num_samples).to(device)
         if seed is not None:
             generator = torch.Generator(device).manual_seed(seed)
-        shape = (num_samples, config.model_length)
-        if template is None:
-            template = torch.full((config.model_length,), -1)
-        x = template.to(device).expand(shape).clone()
-        if config.causal or config.ignore_bos:
-            no_first = (x[:, 0] == -1) | config.causal
-            x[:, 0].masked_fill_(no_first, config.bos_token_id)
         free = x == -1
-        draw = Draw(self, p_nucleus, generator)
-        if config.causal:
-            return draw.left_to_right(x, free)
-        return draw.ancestral(x, free, num_steps)
+        draw = Draw(self, temperature, p_nucleus, generator)
+        with evaluated(self):
+            if config.causal:
+                return draw.left_to_right(x, free)
+            return draw.diffusion(x, free, num_steps, predictor, noise_removal)
 
 
-class DiscreteDiffusionForMaskedLM(DiscreteDiffusionModel):
+# What `generate` of these models takes, and that of `transformers` does not.
+OWN_ARGUMENTS = {
+    "num_samples", "num_steps", "template", "p_nucleus", "seed", "generator", "prompt",
+    "predictor", "noise_removal",
+}  # fmt: skip
+
+
+@contextmanager
+def evaluated(model: nn.Module) -> Iterator[None]:
+    """Without dropout; afterwards every module is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _mask_of(attention_mask: Tensor | None, types: Tensor | None) -> Tensor | None:
+    """Which tokens there are, (B, L) bool; None: all.
+
+    Raises:
+        ValueError: If these models cannot do what is asked for.
+    """
+    if types is not None and (types != types[..., :1]).any():
+        raise ValueError(
+            "token_type_ids tell segments apart, which these models do not know; "
+            "leave them out."
+        )
+    if attention_mask is None:
+        return None
+    if (
+        attention_mask.ndim != 2
+        or ((attention_mask != 0) & (attention_mask != 1)).any()
+    ):
+        raise ValueError(
+            f"attention_mask has shape {shape_of(attention_mask)}; give (B, L), 1 for "
+            "a token and 0 for padding."
+        )
+    mask = attention_mask.bool()
+    return None if mask.all() else mask
+
+
+class _WithLoss(DiscreteDiffusionModel):
+    """Logits, and a loss where there are labels."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        timesteps: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> MaskedLMOutput | CausalLMOutputWithPast | tuple:
+        """Raw logits, (B, L, K).
+
+        Args:
+            input_ids: (B, L).
+            timesteps: Noise level -log(alpha_t) of each sequence, (B,). Without
+                effect, and not needed, where `time_conditioning` is false. A masked
+                model that is told the noise level takes the share of its masks for it
+                where it is missing.
+            output_hidden_states: Whether to return all hidden states, too.
+            return_dict: False returns a tuple.
+            attention_mask: 0 for padding, (B, l + L): the logits of the other tokens
+                are as if it were not there.
+            token_type_ids: One segment only.
+            labels: Clean tokens, (B, L), -100 where there is no loss. The loss is the
+                mean cross entropy in nats, in which the mask has no probability. That
+                of a causal model is of each token given those before it; that of the
+                others of each label at its own position. It has no weights of the
+                diffusion bound in it.
+            inputs_embeds: (B, L, D) in the place of `input_ids`.
+            past_key_values: Keys and values of the l tokens before, if causal.
+            use_cache: Whether to return such.
+            output_attentions: Not possible.
+        """
+        out = super().forward(
+            input_ids,
+            timesteps,
+            output_hidden_states,
+            True,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds,
+            past_key_values,
+            use_cache,
+            output_attentions,
+        )
+        logits = self.get_output_embeddings()(out.last_hidden_state)
+        fields = {"logits": logits, "hidden_states": out.hidden_states}
+        if labels is not None:
+            fields["loss"] = self._loss(logits, labels)
+        if self.config.causal:
+            fields["past_key_values"] = out.past_key_values
+        if return_dict is None:
+            return_dict = getattr(self.config, "return_dict", True)
+        kind = CausalLMOutputWithPast if self.config.causal else MaskedLMOutput
+        return kind(**fields) if return_dict else kind(**fields).to_tuple()
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if labels.shape != logits.shape[:-1]:
+            raise ValueError(
+                f"labels has shape {shape_of(labels)}; give "
+                f"{shape_of(logits[..., 0])}, one for each token."
+            )
+        labels = labels.to(logits.device)
+        if self.config.causal:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        logits = without_mask(logits.float(), self.config.mask_index)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())  # but for -100
+
+
+class DiscreteDiffusionForMaskedLM(_WithLoss):
     """For `AutoModelForMaskedLM`."""
 
 
-class DiscreteDiffusionForCausalLM(DiscreteDiffusionModel):
+class DiscreteDiffusionForCausalLM(_WithLoss, GenerationMixin):
     """For `AutoModelForCausalLM`."""
 
-    output_class = CausalLMOutput
+    @classmethod
+    def can_generate(cls) -> bool:
+        return True
+
+    @torch.no_grad()
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Draws samples of `model_length` tokens, or continues `input_ids`.
+
+        With nothing, or with arguments of `DiscreteDiffusionModel.generate` alone,
+        that; with others `generate` of `transformers`.
+
+        Raises:
+            ValueError: If arguments of both are given.
+        """
+        own = OWN_ARGUMENTS & kwargs.keys()
+        is_own = not args or isinstance(args[0], int)
+        if is_own and kwargs.keys() <= OWN_ARGUMENTS | {"temperature"}:
+            return super().generate(*args, **kwargs)
+        if own:
+            raise ValueError(
+                f"generate({', '.join(sorted(own))}) draws whole samples, and the "
+                "other arguments are those of transformers' generate, which continues "
+                "input_ids; give one kind."
+            )
+        with evaluated(self):
+            return GenerationMixin.generate(self, *args, **kwargs)

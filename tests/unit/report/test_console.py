@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import utils
-from checkpoints.export import card
+from checkpoints.card import card
 from cli import environment
 from report import console, mode, sweep
 
@@ -112,10 +112,11 @@ def test_a_model_card_is_no_place_for_markup():
     """Nor for code, beside the code that it shows."""
     bad = f"{NASTY}\n| a | `b` <img src=x>"
     names = ("algorithm", "process", "training_data", "model_length", "vocab_size")
-    names += ("likelihood", "step", "weights")
+    names += ("likelihood", "step", "weights", "validation_data", "val_ppl")
+    names += ("causal", "time_conditioning")
     fields = dict.fromkeys(names, bad) | {"tokenizer": 'x"); import os; ("'}
     fields |= {"auto_map": {"AutoConfig": "a", "AutoModelForMaskedLM": "b"}}
-    text = card(fields, 3, timed=False)
+    text = card(fields, 3, has_mask=False)
     assert not OBEYED.search(text)
     assert "<img" not in text
     assert 'x")' not in text
