@@ -35,6 +35,9 @@ CASES = {
     "steps without a change": ("algo=mdlm", *TEXT8),
     "nucleus": ("algo=duo_base", "sampling.p_nucleus=0.7", *TEXT8),
     "nucleus of ar": ("algo=ar", "sampling.p_nucleus=0.7", *TEXT8),
+    "first hitting": ("algo=mdlm", "sampling.predictor=first_hitting", *TEXT8),
+    "greedy": ("algo=duo_base", "sampling.noise_removal=greedy", *TEXT8),
+    "greedy of masks": ("algo=mdlm", "sampling.noise_removal=greedy", *TEXT8),
     # More tokens a step than a chunk of 100 000 logits holds.
     "several chunks": ("algo=duo_base", "data.vocab_size=30_000", "model.length=16"),
     "several chunks of masks": (
@@ -88,7 +91,10 @@ def load_elsewhere(python: str, ours: dict, cwd: Path) -> dict[str, torch.Tensor
                 "num_samples": NUM_SAMPLES,
                 "num_steps": steps_of(name),
                 "seed": SEED,
-                "p_nucleus": x.model.config.sampling.p_nucleus,
+                **{
+                    name: x.model.config.sampling[name]
+                    for name in ("p_nucleus", "predictor", "noise_removal")
+                },
             },
         }
         for name, x in ours.items()

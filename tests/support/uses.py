@@ -319,6 +319,13 @@ def _() -> None:
         assert one.shape == (2, LENGTH)
         assert model.training  # without dropout, but as it was
         model.generate(**common, noise_removal="greedy")
+    causal = load("causal").eval()
+    ids = torch.full((1, 1), causal.config.bos_token_id)
+    while ids.shape[1] < LENGTH:
+        logits = causal(ids).logits[:, -1]
+        logits[:, causal.config.mask_index] = -torch.inf
+        ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(causal.generate(temperature=0.0), ids)
     model = load("masked")
     drawn = model.generate(2, predictor="first_hitting", seed=1)
     assert (drawn != model.config.mask_index).all()
@@ -419,7 +426,7 @@ def _() -> None:
     import peft
 
     for kind in "masked", "causal":
-        model, ids = lora(load(kind), target_modules="all-linear"), ids_of()
+        model, ids = lora(load(kind)), ids_of()
         model(input_ids=ids, labels=ids).loss.backward()
         model.generate(num_samples=1, num_steps=2)
         model.save_pretrained(work(f"lora-{kind}"))
@@ -430,8 +437,15 @@ def _() -> None:
         assert set(merged.state_dict()) == set(load(kind).state_dict())
 
 
+@use("peft: `target_modules='all-linear'`", "peft")
+def _() -> None:
+    for kind in "masked", "causal":
+        model, ids = lora(load(kind), target_modules="all-linear"), ids_of()
+        model(input_ids=ids, labels=ids).loss.backward()
+
+
 @use(
-    "peft with `task_type='CAUSAL_LM'` and others, embeddings, `k-bit` preparation",
+    "peft: `task_type` CAUSAL_LM and others, embeddings, preparation for k bits",
     "peft",
 )
 def _() -> None:

@@ -2,6 +2,8 @@
 
 import ast
 import json
+import os
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,6 +163,91 @@ def test_a_published_tokenizer(pretrained, tmp_path):
     for path in (tmp_path / "out").glob("*.json"):
         assert pretrained not in path.read_text()
         assert "is_local" not in path.read_text()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_have_the_mode_that_the_umask_says(umask, source, tmp_path):
+    before = os.umask(umask)
+    try:
+        export(source, tmp_path / "out")
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert modes == {0o666 & ~umask}
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+@pytest.mark.parametrize(
+    ("algo", "tokenizer", "tag", "auto_class"),
+    [
+        ("ar", "bytes", "text-generation", "AutoModelForCausalLM"),
+        ("mdlm", "bytes", "fill-mask", "AutoModelForMaskedLM"),
+        ("mdlm", "text8", "fill-mask", "AutoModelForMaskedLM"),
+        ("duo_base", "bytes", None, "AutoModelForMaskedLM"),
+    ],
+)
+def test_the_pipeline_of_the_card_is_one_that_works(
+    algo, tokenizer, tag, auto_class, tmp_path
+):
+    given = f"data.tokenizer_name_or_path={tokenizer}"
+    save_tiny(tmp_path / "a.ckpt", f"algo={algo}", given)
+    export(tmp_path / "a.ckpt", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    found = re.findall(r"pipeline_tag: (.*)|pipeline\(\"(.*?)\"", card)
+    assert {name for pair in found for name in pair if name} == ({tag} - {None})
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert set(fields["auto_map"]) == {"AutoConfig", "AutoModel", auto_class}
+    assert fields["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_a_mask_beyond_the_tokenizer_is_for_no_pipeline(pretrained, tmp_path):
+    """As with GPT-2's; BERT's has a mask."""
+    given = f"data.tokenizer_name_or_path={pretrained}"
+    save_tiny(tmp_path / "a.ckpt", "algo=mdlm", given, "model.hidden_size=4")
+    export(tmp_path / "a.ckpt", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("pipeline" in card) is ("bert" in pretrained)
+
+
+def test_the_lowest_perplexity_of_the_run(source, tmp_path):
+    """Which is that of the EMA weights; what is no such note says nothing."""
+    saved = torch.load(source, weights_only=True)
+    note = {"monitor": "val/nll", "best_model_score": torch.tensor(1.5)}
+    saved["callbacks"] = {"a": {"monitor": "b"}, "ModelCheckpoint": note}
+    torch.save(saved, source)
+    export(source, tmp_path / "out")
+    export(source, tmp_path / "raw", "eval.disable_ema=True")
+    export(tmp_path / "out", tmp_path / "again")
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| validation perplexity | 4.48169, the lowest of its run |" in card
+    raw = (tmp_path / "raw" / "README.md").read_text()
+    assert "| validation perplexity | not stated |" in raw
+    for bad in ("1.5", None, float("nan"), -1.0, 1e9, torch.zeros(2), torch.tensor(1)):
+        note["best_model_score"] = bad
+        torch.save(saved, source)
+        assert read_checkpoint(str(source), "x").val_ppl is None
+    for bad in ([], {"a": 3}, {"a": {"monitor": ["val/nll"]}}):
+        saved["callbacks"] = bad
+        torch.save(saved, source)
+        assert read_checkpoint(str(source), "x").val_ppl is None
+
+
+def test_an_older_export_is_read(source, tmp_path):
+    """One without the fields and files that have come since."""
+    export(source, tmp_path / "old")
+    new = files_of(tmp_path / "old")
+    fields = json.loads(new["config.json"])
+    for name in ("val_ppl", "validation_data", "tokenizer_class"):
+        del fields[name]
+    del fields["auto_map"]["AutoModel"]
+    (tmp_path / "old" / "config.json").write_text(json.dumps(fields))
+    for name in ("network", "sampling"):
+        (tmp_path / "old" / f"{name}_discrete_diffusion.py").unlink()
+    export(tmp_path / "old", tmp_path / "new")
+    again = files_of(tmp_path / "new")
+    assert again.keys() == new.keys()
+    assert again["model.safetensors"] == new["model.safetensors"]
 
 
 # ---------------------------------------------------------------- what is refused
