@@ -369,6 +369,10 @@ class DUO(DUO_BASE):
         super().validate_config(config)
         Curriculum.validate_config(config)
 
+    @classmethod
+    def needs_soft_inputs(cls, config: DictConfig) -> bool:
+        return config.mode == "train" and config.algo.curriculum.end > 0
+
     def corrupt(
         self, x0: Tensor, t: Tensor, batch_idx: int = 0, **given: Any
     ) -> Latent:

@@ -35,6 +35,7 @@ from cli.paths import (
     refuse_shared,
     unusable,
 )
+from cli.plugins import import_named, import_plugins
 from cli.quiet import keep_quiet
 from cli.signals import ending_on_signals, was_left_alone, what_is_kept
 from report.sweep import REFUSED, is_sweep
@@ -48,7 +49,6 @@ from utils import (
     fail,
     first_line,
     imported,
-    is_out_of_memory,
     one_line,
     register_resolvers,
     stopped_by,
@@ -225,21 +225,31 @@ MODES: dict[str, Callable[[DictConfig], Any]] = {
 # ---------------------------------------------------------------- entry point
 
 
+def carry_out(config: DictConfig) -> dict[str, Any] | None:
+    """Completes and checks a composed config, and does what its mode says.
+
+    Raises:
+        ConfigError: With one line about a mistake of the user's, and others of `run`.
+    """
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    folder = os.getcwd() if hydra is None else hydra.runtime.cwd
+    import_plugins(config.plugins, folder)
+    mode = choose(MODES, config.mode, "mode")
+    place_outputs(config, folder)
+    find_inputs(config, folder)
+    if hydra is not None and is_sweep(hydra):
+        refuse_shared(config, hydra.job.num)
+    check(config)
+    check_writable(config)
+    imported("cli.settle.settle")(config)  # from here on with torch
+    return mode(config)
+
+
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
 def run(config: DictConfig) -> dict[str, Any] | None:
     """One job; what it returns is for the summary of a sweep."""
     try:
-        mode = choose(MODES, config.mode, "mode")
-        hydra = HydraConfig.get() if HydraConfig.initialized() else None
-        folder = os.getcwd() if hydra is None else hydra.runtime.cwd
-        place_outputs(config, folder)
-        find_inputs(config, folder)
-        if hydra is not None and is_sweep(hydra):
-            refuse_shared(config, hydra.job.num)
-        check(config)
-        check_writable(config)
-        imported("cli.settle.settle")(config)  # from here on with torch
-        return mode(config)
+        return carry_out(config)
     except RunStopped as error:
         if isinstance(error, NotFinite) and _is_first():
             return _refused(str(error), error.status)
@@ -250,7 +260,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         end = stopped_by(error, what_is_kept(config.mode))
         return _stopped(f"{end}{_again(config, True)}", end.status)
     except (MemoryError, RuntimeError) as error:
-        if is_out_of_memory(error):
+        if _is_out_of_memory(error):
             return fail(f"{first_line(error)}. {LESS_MEMORY}", 1)
         trainer = config.trainer
         processes = trainer.devices * trainer.num_nodes
@@ -267,6 +277,12 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         return fail(f"{error}. {there}{_again(config, True)}", 1)
     except (ConfigError, OmegaConfBaseException) as error:
         return _refused(str(error))
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether there was not as much memory as was asked for, by Python or torch."""
+    is_torchs = "allocate memory" in str(error) or "out of memory" in str(error)
+    return isinstance(error, MemoryError) or is_torchs
 
 
 def _stopped(line: str, status: int) -> NoReturn:
@@ -304,6 +320,7 @@ def main() -> Any:
     register_resolvers()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # lets errors reach us
     try:
+        import_named(sys.argv[1:], os.getcwd())
         sys.argv[1:] = arguments(sys.argv[1:])
         with ending_on_signals():
             return run()

@@ -18,7 +18,7 @@ from checkpoints.checkpoint import Checkpoint
 from metrics.likelihood import Likelihood
 from models.ema import ExponentialMovingAverage
 from models.head import Loss, TokenNLL
-from models.registry import build_backbone
+from models.registry import build_backbone, check_abilities
 from sampling.prompts import Given
 from sampling.registry import build_sampler, check_sampler
 from sampling.reverse_process import Samples
@@ -135,7 +135,13 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         require(algo.compat, ("paper", "reference"), "algo.compat")
         precisions = ("bf16", "float32", "float64")
         require(config.training.loss_precision, precisions, "training.loss_precision")
+        check_abilities(config, cls.needs_soft_inputs(config))
         check_sampler(config, cls)
+
+    @classmethod
+    def needs_soft_inputs(cls, config: DictConfig) -> bool:
+        """Whether a run gives the network averages of embeddings in the place of ids."""
+        return False
 
     @classmethod
     def as_published(cls) -> type["TrainerBase"]:

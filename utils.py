@@ -37,7 +37,8 @@ T = TypeVar("T")
 
 CHANNELS = 3  # of images: red, green, blue
 CONFIGS = Path(__file__).resolve().parent / "configs"
-
+# By group and name: what plug-ins add to these files (`cli/plugins.py`).
+ADDED: dict[str, dict[str, dict[str, Any]]] = {}
 
 # What asks a run to end: Slurm before it takes a job back or its time is over, Ctrl-C.
 STOP_SIGNALS = tuple(
@@ -134,6 +135,12 @@ def did_you_mean(value: Any, choices: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def choices_of(group: str) -> list[str]:
+    """Names that a group of the config may be given, those of plug-ins among them."""
+    names = {path.stem for path in (CONFIGS / group).glob("*.yaml")}
+    return sorted(x for x in names | ADDED.get(group, {}).keys() if x[0] != "_")
+
+
 def imported(path: str) -> Any:
     """What a dotted path such as "models.dit.DIT" names, imported now."""
     module, _, name = path.rpartition(".")
@@ -174,12 +181,6 @@ def fail(message: str, status: int = 2) -> NoReturn:
     kind = "" if status > 128 else "error: "
     sys.stderr.write(f"{kind}{printable(one_line(message))}\n")
     sys.exit(status)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether there was not as much memory as was asked for, by Python or torch."""
-    is_torchs = "allocate memory" in str(error) or "out of memory" in str(error)
-    return isinstance(error, MemoryError) or is_torchs
 
 
 def first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.keys import check_sizes
 from checkpoints.schema import is_reference
-from utils import CONFIGS
+from utils import choices_of
 
 # ---------------------------------------------------------------- what a file is
 
@@ -108,6 +108,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
         "not finite": checkpoint.not_finite(),
         "distillation round": teacher.get("round") if teacher else None,
         "optimiser state": "yes" if has_optimizer else "no",
+        "plug-ins": _plugins(checkpoint.setting("plugins")),
         "lightning": checkpoint.lightning_version,
     }
     always = ("algorithm", "tokenizer", "length", "vocabulary", "parameters", "step")
@@ -127,13 +128,39 @@ def likelihood(algo: str | None) -> str | None:
     return "exact" if algo == "ar" else "an upper bound, comparable"
 
 
+def _plugins(stated: Any) -> str | None:
+    """Their names; None if there are none."""
+    names = [stated] if isinstance(stated, str) else stated
+    return ", ".join(map(str, names)) if isinstance(names, list) and names else None
+
+
 def _ema(ema: Mapping[str, Any]) -> str:
     return f"decay {ema['decay']}, {ema['num_updates']} updates"
 
 
+def missing_plugins(checkpoint: Checkpoint, config: DictConfig) -> str:
+    """What to add to a refusal of a checkpoint that was made with plug-ins which the
+    command line does not name; nothing if there are none.
+
+    They are named and not imported: a file does not say which code is run.
+    """
+    stated, given = checkpoint.setting("plugins"), config.plugins
+    names = [stated] if isinstance(stated, str) else stated
+    given = [given] if isinstance(given, str) else given
+    if not isinstance(names, list):
+        return ""
+    missing = [x for x in names if isinstance(x, str) and x not in given]
+    if not missing:
+        return ""
+    return (
+        f" It was made with plugins=[{','.join(missing)}], which this command does not "
+        "name: add them, if you trust their code, which is then run."
+    )
+
+
 def own_algorithms() -> list[str]:
-    """Names of the algorithms of `configs/algo`, the only ones found by a name."""
-    return sorted(path.stem for path in (CONFIGS / "algo").glob("*.yaml"))
+    """Names of the algorithms of `configs/algo` and of plug-ins; others are unknown."""
+    return choices_of("algo")
 
 
 def disagreements(checkpoint: Checkpoint, config: DictConfig) -> list[str]:

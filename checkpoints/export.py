@@ -24,6 +24,7 @@ from checkpoints.about import (
     TRANSFORMERS,
     adopt,
     likelihood,
+    missing_plugins,
     own_algorithms,
 )
 from checkpoints.card import card
@@ -43,7 +44,7 @@ from checkpoints.reading import read_checkpoint
 from data.tokenizers import PIXELS, get_tokenizer
 from models.noise import SCHEDULES, settings_of
 from models.registry import build_backbone
-from utils import CONFIGS, ConfigError, first_line, hub_answers
+from utils import ADDED, CONFIGS, ConfigError, first_line, hub_answers
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ def _as_stated(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
             config.algo.name,
         )
     elif name != config.algo.name:
-        config.algo = _algo_config(name)
+        config.algo = _algo_config(name, missing_plugins(checkpoint, config))
     keys = set(STATED)
     if checkpoint.setting("noise.type") not in SCHEDULES:
         keys -= {x for x in keys if x.startswith("noise.")}
@@ -209,17 +210,19 @@ def _as_stated(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
     return config
 
 
-def _algo_config(name: str) -> DictConfig:
-    """`configs/algo/NAME.yaml` with what it builds upon."""
+def _algo_config(name: str, advice: str = "") -> DictConfig:
+    """`configs/algo/NAME.yaml`, or that of a plug-in, with what it builds upon."""
     if name not in own_algorithms():
         raise ConfigError(
             f"{CHECKPOINT} is of algo={name}, which is not among ours; give "
-            f"algo={name} with the config it was trained with."
+            f"algo={name} with the config it was trained with.{advice}"
         )
+    added = ADDED.get("algo", {}).get(name)
     path = CONFIGS / "algo" / f"{name}.yaml"
-    node = cast(DictConfig, OmegaConf.load(path))  # no file there holds a list
+    content = OmegaConf.load(path) if added is None else OmegaConf.create(added)
+    node = cast(DictConfig, content)  # no file there holds a list
     parents = [x for x in node.pop("defaults", []) if x != "_self_"]
-    return cast(DictConfig, OmegaConf.merge(*map(_algo_config, parents), node))
+    return cast(DictConfig, OmegaConf.merge(*(_algo_config(x) for x in parents), node))
 
 
 def _tokenizer(config: DictConfig, checkpoint: Checkpoint) -> tuple[Any, Path | None]:
@@ -261,7 +264,8 @@ def _network(
     model = nn.ModuleDict({"backbone": build_backbone(config, vocab_size)})
     where = f"{CHECKPOINT}={config.eval.checkpoint_path!r}"
     weights = checkpoint.weights or {}
-    key_report(model, weights).raise_if_any(where)
+    advice = missing_plugins(checkpoint, config)
+    key_report(model, weights).raise_if_any(where, advice)
     model.load_state_dict(weights)
     ema = checkpoint.ema
     kind = "raw" if ema is None or config.eval.disable_ema else "EMA"

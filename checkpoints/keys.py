@@ -18,8 +18,13 @@ class KeyReport(NamedTuple):
     reshaped: list[str]
     retyped: list[str]
 
-    def raise_if_any(self, where: str) -> None:
-        """Refuses a partial fit, which would silently evaluate random weights."""
+    def raise_if_any(self, where: str, advice: str = "") -> None:
+        """Refuses a partial fit, which would silently evaluate random weights.
+
+        Args:
+            where: What does not fit.
+            advice: Further words at the end.
+        """
         parts = [
             f"{len(names)} {kind} (e.g. {names[0]})"
             for kind, names in self._asdict().items()
@@ -29,7 +34,7 @@ class KeyReport(NamedTuple):
             raise ConfigError(
                 f"{where} does not fit this model: {', '.join(parts)}. "
                 "Check algo, model, model.length, data.tokenizer_name_or_path and, of "
-                "images, data.num_classes."
+                f"images, data.num_classes.{advice}"
             )
 
 

@@ -15,16 +15,14 @@ from cli.mdlm import from_mdlm
 from cli.older_keys import translated
 from cli.paths import PATHS
 from data.tokenizers import PIXELS, TOKENIZERS
-from utils import CONFIGS, files_named, hydra_quoted, unknown_value
+from utils import choices_of, files_named, hydra_quoted, unknown_value
 
 
 def explain(error: HydraException) -> str:
     """Hydra's complaint about the command line as one line with the choices."""
     if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", str(error)):
         group, value = found.groups()
-        names = (path.stem for path in (CONFIGS / group).glob("*.yaml"))
-        choices = [name for name in names if not name.startswith("_")]
-        return unknown_value(group, value, choices)
+        return unknown_value(group, value, choices_of(group))
     if found := re.search(r"Could not override '([^']+)'", str(error)):
         return unknown_key(found[1])
     if isinstance(error, OverrideParseException):
@@ -43,7 +41,7 @@ def no_choice(argv: list[str], error: Exception) -> str:
         return ""
     for word in argv:
         key, _, value = word.lstrip("+").partition("=")
-        names = [x.stem for x in (CONFIGS / key).glob("*.yaml") if x.stem[0] != "_"]
+        names = choices_of(key)
         if names and value not in names and not value.startswith("["):
             return unknown_value(key, value, names)
     return str(error)

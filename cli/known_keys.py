@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from utils import CONFIGS, ConfigError, did_you_mean, first_line
+from utils import ADDED, CONFIGS, ConfigError, did_you_mean, first_line
 
 # Keys that exist in published configs and change nothing in the published code. They
 # are accepted at the published value; any other value is refused, not ignored.
@@ -200,7 +200,7 @@ def _groups() -> dict[str, dict[str, dict[str, Any]]]:
             files: dict[str, Any] = {
                 path.stem: OmegaConf.to_container(OmegaConf.load(path))
                 for path in folder.glob("*.yaml")
-            }
+            } | ADDED.get(folder.name, {})
             groups[folder.name] = {name: _extended(files, name) for name in files}
     return groups
 
@@ -213,6 +213,12 @@ def _extended(files: dict[str, Any], name: str) -> dict[str, Any]:
         if base != "_self_":
             merged |= _extended(files, base)
     return merged | {key: x for key, x in content.items() if key != "defaults"}
+
+
+def forget() -> None:
+    """Has what was read be read again, now that a plug-in has added something."""
+    for kept in (_groups, known_keys, _in_files, nodes):
+        kept.cache_clear()
 
 
 @functools.cache
@@ -264,11 +270,14 @@ def added_keys(config: DictConfig) -> list[Added]:
     """
     content: Any = OmegaConf.to_container(config)
     texts = [x for x in _leaves(content) if isinstance(x, str) and "${" in x]
-    found = [x for key, value in content.items() for x in _of_group(key, value)]
+    has_plugins = bool(content.get("plugins"))
+    found = [
+        x for key, value in content.items() for x in _of_group(key, value, has_plugins)
+    ]
     return [x for x in found if x.key not in OPTIONAL and not _is_named(x, texts)]
 
 
-def _of_group(group: str, node: Any) -> Iterator[Added]:
+def _of_group(group: str, node: Any, has_plugins: bool) -> Iterator[Added]:
     if group in FREE:
         return
     if group in BUILT_EACH and isinstance(node, dict):
@@ -280,7 +289,7 @@ def _of_group(group: str, node: Any) -> Iterator[Added]:
     elif group in BUILT and isinstance(node, dict):
         yield from _of_built(group, node)
     elif group in KINDS and isinstance(node, dict):
-        yield from _beyond(node, _kind(group, node), group)
+        yield from _beyond(node, _kind(group, node, has_plugins), group)
     elif group in top() or group in _groups():
         yield from _beyond(node, top().get(group), group)
     else:
@@ -296,12 +305,14 @@ def _of_built(path: str, node: dict[str, Any]) -> Iterator[Added]:
             yield from _of_built(f"{path}.{name}", value)
 
 
-def _kind(group: str, node: dict[str, Any]) -> dict[str, Any] | None:
-    """What files of a node's kind hold; None for an algorithm of the user's own."""
+def _kind(
+    group: str, node: dict[str, Any], has_plugins: bool
+) -> dict[str, Any] | None:
+    """What files of a node's kind hold; None for a kind that the user has made."""
     kinds = {x for key in KINDS[group] if "${" not in (x := str(node.get(key)))}
     files = list(_groups()[group].values())
     same = [x for x in files if kinds & {str(x.get(key)) for key in KINDS[group]}]
-    if not same and group == "algo":
+    if not same and (group == "algo" or has_plugins):
         return None
     return {key: value for file in same or files for key, value in file.items()}
 

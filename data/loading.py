@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from data.rows import TokenRows, batch_of
 from data.sources import documents_of, identity, stream_files
 from data.streaming import Stream
 from data.synthetic import synthetic_rows
+from utils import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,31 @@ def text_files(config: DictConfig, key: str) -> Files:
 def text_rules(config: DictConfig) -> Rules:
     """What is done to the user's texts first."""
     return TEXT8 if config.data.tokenizer_name_or_path == "text8" else ()
+
+
+def load_source(
+    source: Callable[[DictConfig, str], Iterable[str]],
+    config: DictConfig,
+    tokenizer: Any,
+    split: str,
+) -> TokenRows:
+    """The texts that a function gives (`data.registry.Source`).
+
+    They are all asked for each time, since only their hash tells whether the cache has
+    their rows.
+
+    Raises:
+        ConfigError: If one is no text.
+    """
+    texts = list(source(config, split))
+    for text in texts:
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"data.{split}={config.data[split]!r} gives {text!r:.80}, a "
+                f"{type(text).__name__}; a data set gives texts."
+            )
+    rules = text_rules(config)
+    return packed(config, tokenizer, split, lambda folder: Listed(texts), texts, rules)
 
 
 def load_published(config: DictConfig, tokenizer: Any, split: str) -> TokenRows:

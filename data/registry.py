@@ -5,7 +5,7 @@ mistake on the command line is found before the heavy libraries are there.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from omegaconf import DictConfig
 
@@ -73,6 +73,18 @@ def _function(named: Callable[..., Any] | str) -> Callable[..., Any]:
 PUBLISHED = DatasetSpec(
     "data.loading.load_published", check_published, "data.loading.stream_published"
 )
+
+class Source(Protocol):
+    """A data set of a plug-in (`duo.dataset`): a function that gives its texts."""
+
+    def __call__(self, config: DictConfig, split: str) -> Iterable[str]:
+        """Texts, one a document, in the same order every time.
+
+        Args:
+            config: The run's config, of which `data` has the settings.
+            split: 'train' or 'valid'.
+        """
+
 
 # By `data.train` and `data.valid`.
 DATASETS: dict[str, DatasetSpec] = {

@@ -75,6 +75,10 @@ class Generator(MDLM):
         InitialRatio.of_config(config)
         Perturbation.of(config.algo.noise_emb_perturb)
 
+    @classmethod
+    def needs_soft_inputs(cls, config: DictConfig) -> bool:
+        return Perturbation.of(config.algo.noise_emb_perturb) != ("fix", 0)
+
     @property
     def network(self) -> Network:
         return self._networks[-1] if self._networks else self.backbone

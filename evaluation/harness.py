@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from checkpoints.about import adopt, own_algorithms
+from checkpoints.about import adopt, missing_plugins, own_algorithms
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_checkpoint
 from cli.commandline import arguments, explain
@@ -210,6 +210,7 @@ def complete(overrides: list[str], checkpoint: Checkpoint) -> DictConfig:
             what = "no algorithm" if name is None else f"algo={name}, which is not here"
             raise ConfigError(
                 f"The checkpoint states {what}: give it by overrides='algo=...'."
+                f"{missing_plugins(checkpoint, compose(overrides))}"
             )
         overrides = [f"algo={name}", *overrides]
     config = compose(overrides)

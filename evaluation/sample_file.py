@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from evaluation.parts import OF_SAMPLES, Parts, settings_under
 from metrics.judge import TextScores
+from metrics.registry import METRICS
 from metrics.samples import mean_and_error
 from utils import write_json
 
@@ -50,6 +51,8 @@ def settings_of(
     settings = settings_under(config, SETTINGS, FILES)
     for key in _SHOWN_ONLY:
         settings["sampling"].pop(key)
+    if METRICS:
+        settings["metrics of plug-ins"] = sorted(METRICS)
     if classes is not None:
         raw = classes.astype("<i8").tobytes()
         settings["classes (sha256)"] = hashlib.sha256(raw).hexdigest()
@@ -124,7 +127,7 @@ def summarise(batches: list[dict[str, Any]]) -> dict[str, Any]:
             ppl, error = judged
             results["generative_ppl"] = ppl
             results["generative_ppl_stderr"] = error if error == error else None
-    for name in PER_SAMPLE:
+    for name in (*PER_SAMPLE, *METRICS):
         values = [x for batch in batches for x in batch[name]]
         pair = mean_and_error(values) if values else (None, None)
         results[name], results[f"{name}_stderr"] = pair

@@ -30,6 +30,7 @@ from evaluation.records import origin
 from evaluation.sample_file import DISTINCT, SampleFile, settings_of, summarise
 from metrics.judge import GenerativePerplexity, mauve_score, require_mauve
 from metrics.ngrams import NGramModel
+from metrics.registry import measure
 from metrics.samples import distinct_n, sample_entropy
 from models.device import device_of
 from report.console import report_lines, report_samples, report_sampling
@@ -322,6 +323,7 @@ class Drawing(lightning.LightningModule):
             "generated_seqs": x.tolist() if is_image(model.config) else decoded,
             "evaluations": samples.evaluations.tolist(),
             "entropy": sample_entropy(x).tolist(),
+            **measure(x, decoded),
         }
         for n in DISTINCT:
             batch[f"distinct_{n}"] = distinct_n(x, n).tolist()

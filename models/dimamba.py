@@ -49,6 +49,8 @@ class DiMamba(Network):
     Caduceus (arXiv:2403.03234); used for diffusion by MDLM (arXiv:2406.07524).
     """
 
+    takes_soft_inputs = True
+
     def __init__(
         self,
         *,

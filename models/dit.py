@@ -54,6 +54,9 @@ class DIT(Network):
     (arXiv:2310.16834), MDLM (arXiv:2406.07524) and DUO (arXiv:2506.10892).
     """
 
+    takes_soft_inputs = True
+    can_be_causal = True
+
     def __init__(
         self,
         *,

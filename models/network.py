@@ -1,6 +1,6 @@
 """What a backbone is to whoever runs it: its hidden states, and its head apart."""
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from omegaconf import DictConfig
@@ -24,7 +24,14 @@ class Network(nn.Module):
     a few tokens at a time; `input_embedding` has the rows of the tokens, (K, D). A
     network whose head is a function has neither, and overrides `head`, `head_of` and
     `head_weight`.
+
+    The class attributes say what a network can do beyond that; what it cannot is
+    refused before a run begins. This is the base of what `models.registry.Backbone`
+    asks for.
     """
+
+    takes_soft_inputs: ClassVar[bool] = False  # whether `trunk` takes a `SoftInput`
+    can_be_causal: ClassVar[bool] = False  # with algo.causal_attention=True, for algo=ar
 
     output_embedding: nn.Linear
     input_embedding: nn.Parameter
@@ -87,5 +94,8 @@ class Network(nn.Module):
         return self.output_embedding.weight
 
     def compile_blocks(self) -> None:
-        """Compiles what is compiled of it, in place; names of parameters stay."""
+        """Compiles what is compiled of it, in place; names of parameters stay.
+
+        A network that does not override it is refused with training.compile=True.
+        """
         raise NotImplementedError

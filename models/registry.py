@@ -1,6 +1,7 @@
-"""Backbones by name; a backbone's module is imported when it is chosen.
+"""Backbones by name, and what is asked of one; its module is imported when it is chosen.
 
-To add one: a module with a subclass of `models.network.Network`, and an entry here.
+To add one: a module with a subclass of `models.network.Network`, and an entry here; or,
+from a module outside of the repository, `duo.backbone` (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self
 
 from omegaconf import DictConfig, ListConfig
 
@@ -17,6 +18,8 @@ from utils import CHANNELS, ConfigError, choose, imported, require
 if TYPE_CHECKING:  # names can be checked without torch, which takes a second
     from torch import Tensor
 
+    from models.attention import KVCache
+    from models.head import Head
     from models.network import Network
 
 
@@ -25,6 +28,55 @@ class SoftInput(Protocol):
 
     def embed(self, embedding: Tensor) -> Tensor:
         """(K, D) -> (B, L, D), differentiable in the embedding."""
+        ...
+
+
+class Backbone(Protocol):
+    """What algorithms and samplers ask of a backbone, beside being a `torch.nn.Module`.
+
+    `models.network.Network` has all of it but `from_config` and `trunk`. Shapes: B batch,
+    L length, K vocabulary, D hidden size.
+    """
+
+    takes_soft_inputs: ClassVar[bool]  # whether `trunk` takes a `SoftInput`, too
+    can_be_causal: ClassVar[bool]  # whether algo=ar can have it
+    num_classes: int | None  # of labels that `trunk` takes; None: it takes none
+    checkpointing: bool  # whether it heeds training.activation_checkpointing
+
+    @classmethod
+    def from_config(cls, config: DictConfig, vocab_size: int) -> Self:
+        """Builds the network that `config.model` describes, for K tokens."""
+        ...
+
+    def trunk(
+        self,
+        x: Tensor | SoftInput,
+        sigma: Tensor | None = None,
+        cache: KVCache | None = None,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states (B, L, D) of ids (B, L) at noise levels -log(alpha_t), (B,).
+
+        Only a causal network is given a cache, and only one with classes labels (B,);
+        others need not have these arguments.
+        """
+        ...
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states, (..., D) -> (..., K), token by token."""
+        ...
+
+    def head_of(self, hidden: Tensor) -> Head:
+        """Hidden states with what makes logits of them, for a chunk at a time."""
+        ...
+
+    @property
+    def head_weight(self) -> Tensor:
+        """A tensor of the type and on the device in which the head is computed."""
+        ...
+
+    def compile_blocks(self) -> None:
+        """Compiles what is compiled of it, in place, for training.compile=True."""
         ...
 
 
@@ -110,23 +162,29 @@ def check_dimamba(config: DictConfig) -> None:
         )
 
 
-class Backbone(NamedTuple):
-    """Where a backbone's class is, and which `model.type` describes it."""
+class BackboneSpec(NamedTuple):
+    """A backbone's class or where it is, and which `model.type` describes it."""
 
-    target: str
+    target: str | type[Any]
     model_type: str
     check: Callable[[DictConfig], None] = lambda config: None  # refuses sizes
 
+    def network(self) -> type[Network]:
+        """The class, imported now."""
+        target = self.target
+        return imported(target) if isinstance(target, str) else target
 
+
+# By `algo.backbone`.
 BACKBONES = {
-    "dit": Backbone("models.dit.DIT", "ddit"),
-    "hf_dit": Backbone("models.dit.DIT", "ddit"),  # sizes are those of a checkpoint
-    "unet": Backbone("models.unet.UNet", "unet", check_unet),
-    "dimamba": Backbone("models.dimamba.DiMamba", "dimamba", check_dimamba),
+    "dit": BackboneSpec("models.dit.DIT", "ddit"),
+    "hf_dit": BackboneSpec("models.dit.DIT", "ddit"),  # sizes are those of a checkpoint
+    "unet": BackboneSpec("models.unet.UNet", "unet", check_unet),
+    "dimamba": BackboneSpec("models.dimamba.DiMamba", "dimamba", check_dimamba),
 }
 
 
-def validate_backbone(config: DictConfig) -> Backbone:
+def validate_backbone(config: DictConfig) -> BackboneSpec:
     """The entry that `algo.backbone` names.
 
     Raises:
@@ -146,6 +204,40 @@ def validate_backbone(config: DictConfig) -> Backbone:
     return backbone
 
 
+def check_abilities(config: DictConfig, needs_soft_inputs: bool) -> None:
+    """Refuses a backbone that cannot do what a run needs of it.
+
+    Args:
+        config: The run's config.
+        needs_soft_inputs: Whether the algorithm gives it averages of embeddings.
+
+    Raises:
+        ConfigError: With the key, and what the backbone lacks.
+    """
+    network = validate_backbone(config).network()
+    name, training = f"algo.backbone={config.algo.backbone}", config.training
+    if needs_soft_inputs and not network.takes_soft_inputs:
+        raise ConfigError(
+            f"algo={config.algo.name}: {name} takes ids alone, and this algorithm gives "
+            "it averages of embeddings in training (takes_soft_inputs of its class); "
+            "choose an algorithm without them, such as duo_base, or another backbone."
+        )
+    if config.algo.causal_attention and not network.can_be_causal:
+        raise ConfigError(
+            f"algo={config.algo.name} needs a causal network, which {name} is not "
+            "(can_be_causal of its class); choose another algorithm or backbone."
+        )
+    if training.compile and network.compile_blocks is _base().compile_blocks:
+        raise ConfigError(
+            f"training.compile=True: {name} has no compile_blocks, which says what is "
+            "compiled of it; the only value is False."
+        )
+
+
+def _base() -> type[Network]:
+    return imported("models.network.Network")
+
+
 def build_backbone(config: DictConfig, vocab_size: int) -> Network:
     """The network that `algo.backbone` and `model` describe.
 
@@ -153,12 +245,17 @@ def build_backbone(config: DictConfig, vocab_size: int) -> Network:
         config: The run's config.
         vocab_size: K, a mask entry included where there is one.
     """
-    backbone = imported(validate_backbone(config).target)
-    network: Network = backbone.from_config(config, vocab_size)
+    network = validate_backbone(config).network().from_config(config, vocab_size)
     num_classes = config.data.get("num_classes")
     if network.num_classes != num_classes:
         raise ConfigError(
             f"data.num_classes={num_classes}: algo.backbone={config.algo.backbone} "
             "takes no classes; the only value is null."
+        )
+    if config.training.activation_checkpointing and not network.checkpointing:
+        raise ConfigError(
+            f"training.activation_checkpointing=True: algo.backbone="
+            f"{config.algo.backbone} keeps all of its blocks (checkpointing of the "
+            "network); the only value is False."
         )
     return network

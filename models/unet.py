@@ -58,6 +58,8 @@ class UNet(Network):
     DUO chapter II (arXiv:2602.21185).
     """
 
+    takes_soft_inputs = True
+
     def __init__(
         self,
         *,

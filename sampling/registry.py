@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from sampling.denoiser import Algorithm
     from sampling.sampler import Sampler
 
-# By `sampling.predictor`; of several classes under a name, the one that fits counts.
-SAMPLERS: dict[str, tuple[str, ...]] = {
+# By `sampling.predictor`: classes, or where they are. Of several under a name, the one
+# that fits counts. Plug-ins add theirs by `duo.sampler` (docs/extending.md).
+SAMPLERS: dict[str, tuple[str | type[Sampler], ...]] = {
     "ancestral": (
         "sampling.predictors.Ancestral",
         "sampling.autoregressive.AutoRegressive",
@@ -36,7 +37,9 @@ ALIASES = {"ddpm": "ancestral", "ddpm_cache": "ancestral_cache"}
 
 def samplers_of(predictor: str) -> tuple[type[Sampler], ...]:
     """The classes that a name of the table stands for."""
-    return tuple(imported(path) for path in SAMPLERS[predictor])
+    return tuple(
+        imported(x) if isinstance(x, str) else x for x in SAMPLERS[predictor]
+    )
 
 
 def sampler_class(predictor: str, algorithm: type[Algorithm]) -> type[Sampler]:

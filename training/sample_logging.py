@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from metrics.judge import GenerativePerplexity
+from metrics.registry import METRICS, measure
 from metrics.samples import sample_entropy
 from sampling.classes import classes_of, labels_at
 from sampling.reverse_process import Samples
@@ -113,6 +114,7 @@ class SampleLogging(lightning.Callback):
         data = cast(Any, trainer).datamodule
         classes = classes_of(config, data.load("train").labels if is_of_data else None)
         told: list[np.ndarray] = []
+        measured: list[dict[str, list[float]]] = []
         for index in range(config.sampling.num_sample_batches):
             position = (model.global_step, index, model.global_rank)
             number = index * trainer.world_size + model.global_rank
@@ -122,8 +124,12 @@ class SampleLogging(lightning.Callback):
             )
             samples += list(model.tokenizer.batch_decode(x.tokens))
             entropies.append(sample_entropy(x.tokens))
+            measured.append(measure(x.tokens, samples[-batch_size:]))
             told += [] if labels is None else [labels.numpy()]
         results = {"sample_entropy": torch.cat(entropies).mean()}
+        for name in METRICS:
+            values = [x for batch in measured for x in batch[name]]
+            results[f"sample_{name}"] = torch.tensor(values).mean()
         if self.judge is not None:
             texts = [text for text in samples if isinstance(text, str)]
             results["gen_ppl"] = torch.tensor(self._judged(texts))

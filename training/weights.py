@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from checkpoints.about import disagreements
+from checkpoints.about import disagreements, missing_plugins
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.keys import key_report
 from models.ema import ExponentialMovingAverage
@@ -134,7 +134,8 @@ class Weights(lightning.LightningModule):
         where = f"{key}={OmegaConf.select(self.config, key)!r}"
         if checkpoint.weights is None:
             raise ConfigError(f"{where} is not a Lightning checkpoint: no state_dict.")
-        key_report(self, checkpoint.weights).raise_if_any(where)
+        advice = missing_plugins(checkpoint, self.config)
+        key_report(self, checkpoint.weights).raise_if_any(where, advice)
         config, kinds = self.config, ["raw"]
         if checkpoint.ema and config.training.ema:
             kinds = ["raw", "EMA"]

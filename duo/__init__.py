@@ -1,0 +1,3 @@
+"""For notebooks and plug-ins."""
+from cli.plugins import algorithm, backbone, dataset, metric, sampler, schedule
+__all__ = ["algorithm", "backbone", "dataset", "metric", "sampler", "schedule"]
