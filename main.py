@@ -225,14 +225,18 @@ MODES: dict[str, Callable[[DictConfig], Any]] = {
 # ---------------------------------------------------------------- entry point
 
 
-def carry_out(config: DictConfig) -> dict[str, Any] | None:
+def carry_out(config: DictConfig, folder: str) -> dict[str, Any] | None:
     """Completes and checks a composed config, and does what its mode says.
 
+    Args:
+        config: Changed in place.
+        folder: Where the command was given; what a run writes goes to the one where it
+            is called.
+
     Raises:
-        ConfigError: With one line about a mistake of the user's, and others of `run`.
+        ConfigError: With one line about a mistake of the user's.
     """
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
-    folder = os.getcwd() if hydra is None else hydra.runtime.cwd
     import_plugins(config.plugins, folder)
     mode = choose(MODES, config.mode, "mode")
     place_outputs(config, folder)
@@ -249,7 +253,9 @@ def carry_out(config: DictConfig) -> dict[str, Any] | None:
 def run(config: DictConfig) -> dict[str, Any] | None:
     """One job; what it returns is for the summary of a sweep."""
     try:
-        return carry_out(config)
+        is_job = HydraConfig.initialized()
+        folder = HydraConfig.get().runtime.cwd if is_job else os.getcwd()
+        return carry_out(config, folder)
     except RunStopped as error:
         if isinstance(error, NotFinite) and _is_first():
             return _refused(str(error), error.status)

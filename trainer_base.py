@@ -140,7 +140,7 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
 
     @classmethod
     def needs_soft_inputs(cls, config: DictConfig) -> bool:
-        """Whether a run gives the network averages of embeddings in the place of ids."""
+        """Whether a run gives the network averages of embeddings, not ids alone."""
         return False
 
     @classmethod

@@ -6,6 +6,7 @@ import os
 import re
 from typing import Any
 
+import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -14,8 +15,18 @@ from cli.known_keys import unknown_key
 from cli.mdlm import from_mdlm
 from cli.older_keys import translated
 from cli.paths import PATHS
+from cli.plugins import import_named, import_plugins
 from data.tokenizers import PIXELS, TOKENIZERS
-from utils import choices_of, files_named, hydra_quoted, unknown_value
+from utils import (
+    CONFIGS,
+    ConfigError,
+    choices_of,
+    files_named,
+    hydra_quoted,
+    one_line,
+    register_resolvers,
+    unknown_value,
+)
 
 
 def explain(error: HydraException) -> str:
@@ -106,6 +117,27 @@ def arguments(argv: list[str]) -> list[str]:
     rest = [argument for argument in argv if argument not in flags]
     words = from_mdlm(translated(rest), bool(flags))
     return flags[:1] + [quoted(argument, bool(flags)) for argument in words]
+
+
+def composed(argv: list[str]) -> DictConfig:
+    """The config of a command line, in a process that Hydra does not run.
+
+    Args:
+        argv: KEY=VALUE each.
+
+    Raises:
+        ConfigError: If there is no such key or choice, or a plug-in cannot be imported.
+    """
+    folder = os.getcwd()
+    import_named(argv, folder)
+    register_resolvers()
+    try:
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+            config = hydra.compose("config", arguments(argv))
+    except HydraException as error:
+        raise ConfigError(one_line(explain(error))) from None
+    import_plugins(config.plugins, folder)
+    return config
 
 
 # ---------------------------------------------------------------- files

@@ -305,9 +305,7 @@ def _of_built(path: str, node: dict[str, Any]) -> Iterator[Added]:
             yield from _of_built(f"{path}.{name}", value)
 
 
-def _kind(
-    group: str, node: dict[str, Any], has_plugins: bool
-) -> dict[str, Any] | None:
+def _kind(group: str, node: dict[str, Any], has_plugins: bool) -> dict[str, Any] | None:
     """What files of a node's kind hold; None for a kind that the user has made."""
     kinds = {x for key in KINDS[group] if "${" not in (x := str(node.get(key)))}
     files = list(_groups()[group].values())

@@ -2,8 +2,8 @@
 algorithms, metrics.
 
 `plugins=[my_module]` imports them before any table is asked; in each a line such as
-`@sampler("mine")` enters a class under the name that the command line then chooses. Only
-the command line says what is imported: the names in a checkpoint are names.
+`@sampler("mine")` enters a class under the name that the command line then chooses.
+Nothing but the command line says what is imported: a checkpoint only names plug-ins.
 
 The functions for plug-ins are those of `duo`, too; docs/extending.md has an example of
 each.
@@ -243,7 +243,7 @@ def algorithm(name: str, extends: str, **settings: Any) -> Callable[[C], C]:
 
     Args:
         name: Of the algorithm.
-        extends: The algorithm of `configs/algo/`, or of a plug-in, whose settings it has.
+        extends: The algorithm, of `configs/algo/` or a plug-in, whose settings it has.
         settings: Keys of `algo` with their defaults, where they are other ones.
     """
 

@@ -74,6 +74,7 @@ PUBLISHED = DatasetSpec(
     "data.loading.load_published", check_published, "data.loading.stream_published"
 )
 
+
 class Source(Protocol):
     """A data set of a plug-in (`duo.dataset`): a function that gives its texts."""
 

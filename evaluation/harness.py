@@ -14,15 +14,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from checkpoints.about import adopt, missing_plugins, own_algorithms
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_checkpoint
-from cli.commandline import arguments, explain
+from cli.commandline import composed
 from cli.environment import print_plainly, tell_nobody
 from cli.known_keys import refuse_unread
 from cli.settle import algorithm_class, check_batches, check_devices, settle
@@ -30,16 +28,8 @@ from data.tokenizers import PIXELS, get_tokenizer
 from evaluation.scoring import Request, Scorer
 from models.device import device_of, keep_freed_memory
 from sampling.prompts import check_prompts
-from utils import (
-    CONFIGS,
-    ConfigError,
-    RunStopped,
-    fail,
-    first_line,
-    one_line,
-    register_resolvers,
-    require,
-)
+from trainer_base import TrainerBase
+from utils import ConfigError, RunStopped, fail, first_line, require
 
 log = logging.getLogger(__name__)
 
@@ -143,36 +133,55 @@ def load(arguments: Arguments) -> Scorer:
     Raises:
         ConfigError: If anything that was asked for cannot be had.
     """
-    overrides = arguments.all_overrides()
-    config = compose(overrides)
-    trusted = config.checkpointing.trusted_classes
-    checkpoint = read_checkpoint(arguments.checkpoint, "checkpoint", trusted)
-    config = complete(overrides, checkpoint)
-    config.eval.checkpoint_path = arguments.checkpoint
-    name = config.data.tokenizer_name_or_path
+    model = load_model(arguments.checkpoint, arguments.all_overrides())
+    name = model.config.data.tokenizer_name_or_path
     if name in PIXELS:
         raise ConfigError(
             f"checkpoint={arguments.checkpoint!r} is a model of images "
             f"(data.tokenizer_name_or_path={name}), and the tasks are of text."
         )
-    algorithm = algorithm_class(config)
-    settle(config)
-    algorithm.validate_config(config)
-    check_devices(config)
-    check_batches(config)
-    check_prompts(config, algorithm.is_autoregressive)
-    model = algorithm(config, get_tokenizer(config))
-    model.load_weights(checkpoint, "eval.checkpoint_path")
-    try:
-        model.to(arguments.device or device_of(config))
-    except RuntimeError as error:
-        raise ConfigError(f"device={arguments.device!r}: {first_line(error)}") from None
+    to_device(model, arguments.device)
     return Scorer(
         model,
         batch_size=arguments.batch_size,
         num_draws=arguments.num_draws,
         suffix_only=arguments.suffix_only,
     )
+
+
+def to_device(model: TrainerBase, device: str | None) -> None:
+    """Puts a model on a device; None: on that of `trainer.accelerator`.
+
+    Raises:
+        ConfigError: If there is no such device.
+    """
+    try:
+        model.to(device or device_of(model.config))
+    except RuntimeError as error:
+        raise ConfigError(f"device={device!r}: {first_line(error)}") from None
+
+
+def load_model(path: str, overrides: list[str]) -> TrainerBase:
+    """The model of a checkpoint, on the CPU, as `load`.
+
+    Args:
+        path: Of the checkpoint.
+        overrides: Of the config.
+    """
+    config = compose(overrides)
+    trusted = config.checkpointing.trusted_classes
+    checkpoint = read_checkpoint(path, "checkpoint", trusted)
+    config = complete(overrides, checkpoint)
+    config.eval.checkpoint_path = path
+    algorithm = algorithm_class(config)
+    settle(config)
+    algorithm.validate_config(config)
+    check_devices(config)
+    check_batches(config)
+    check_prompts(config, algorithm.is_autoregressive)
+    model: TrainerBase = algorithm(config, get_tokenizer(config))
+    model.load_weights(checkpoint, "eval.checkpoint_path")
+    return model
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -185,16 +194,13 @@ def compose(overrides: list[str]) -> DictConfig:
     for key in ("mode", "eval.checkpoint_path"):
         if key in _keys(overrides):
             raise ConfigError(f"overrides: {key} has no meaning here; leave it out.")
-    register_resolvers()
     try:
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-            config = hydra.compose("config", ["mode=ppl_eval", *arguments(overrides)])
-        refuse_unread(config)
-        return config
-    except HydraException as error:
+        config = composed(["mode=ppl_eval", *overrides])
+    except ConfigError as error:
         given = " ".join(overrides)
-        reason = one_line(explain(error))
-        raise ConfigError(f"overrides={given!r}: {reason}") from None
+        raise ConfigError(f"overrides={given!r}: {error}") from None
+    refuse_unread(config)
+    return config
 
 
 def complete(overrides: list[str], checkpoint: Checkpoint) -> DictConfig:

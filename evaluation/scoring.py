@@ -9,6 +9,7 @@ Shapes: B batch, L length.
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import groupby, islice
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from data.progress import progress
+from metrics.samples import mean_and_error
 from models.device import to_device
 from sampling.prompts import Prompt, given_tokens
 from trainer_base import TrainerBase
@@ -39,6 +41,19 @@ class Score(NamedTuple):
 
     log_likelihood: float  # nats; a lower bound where the model has only one
     is_greedy: bool  # whether every token is the model's first choice
+
+
+class Bound(NamedTuple):
+    """Of a whole text: -log p, or the bound above it where the model has only that."""
+
+    nll: float  # nats, of the whole text
+    stderr: float | None  # of the draws of times and noise; None where it is exact
+    num_tokens: int
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity of a token; NaN of a text without any."""
+        return math.exp(self.nll / self.num_tokens) if self.num_tokens else math.nan
 
 
 class Request(NamedTuple):
@@ -132,9 +147,25 @@ class Scorer:
         Raises:
             ConfigError: If a text holds the mask token.
         """
+        return [-bound.nll for bound in self.bounds(texts)]
+
+    def bounds(self, texts: Sequence[str]) -> list[Bound]:
+        """`score_whole` with its error: that of a mean over draws, which is too large
+        where they are spread evenly over time."""
         windows = [self.windows([], self.encode(text)) for text in texts]
-        nll = self.nll(row for rows in windows for row in rows)
-        return [-float(sum(nll[row] for row in rows)) for rows in windows]
+        rows = (row for rows in windows for row in rows)
+        draws = self._draws(rows, "harness/nll", self.model.nll_given, self.num_draws)
+        bounds = []
+        for rows_of in windows:
+            errors = [mean_and_error(draws[row])[1] or 0.0 for row in rows_of]
+            bounds.append(
+                Bound(
+                    float(sum(map(mean_of, (draws[row] for row in rows_of)))),
+                    None if self.num_draws == 1 else math.hypot(*errors),
+                    sum(len(row.ids) - row.num_known for row in rows_of),
+                )
+            )
+        return bounds
 
     def write(self, requests: Sequence[Request]) -> list[str]:
         """Continues prompts with the configured sampler, prompts unchanged.
@@ -246,22 +277,24 @@ class Scorer:
 
     def nll(self, rows: Iterable[Row]) -> dict[Row, float]:
         """-log p of each row's unknown tokens given its known ones, or its bound."""
-        return self._sums(rows, "harness/nll", self.model.nll_given, self.num_draws)
+        nll = self.model.nll_given
+        draws = self._draws(rows, "harness/nll", nll, self.num_draws)
+        return {row: mean_of(values) for row, values in draws.items()}
 
     def greedy(self, rows: Iterable[Row]) -> dict[Row, bool]:
         """Whether each of a row's unknown tokens is the model's first choice."""
-        sums = self._sums(rows, "harness/greedy", self.model.regret_given, 1)
-        return {row: regret == 0 for row, regret in sums.items()}
+        draws = self._draws(rows, "harness/greedy", self.model.regret_given, 1)
+        return {row: regret == 0 for row, (regret,) in draws.items()}
 
     @torch.no_grad()
-    def _sums(
+    def _draws(
         self,
         rows: Iterable[Row],
         purpose: str,
         function: Callable[[Tensor, Tensor, Sequence[Stratum]], Tensor],
         count: int,
-    ) -> dict[Row, float]:
-        """Sums over tokens, means over draws, of a function of the model.
+    ) -> dict[Row, list[float]]:
+        """Sums over tokens of a function of the model, each draw's.
 
         Args:
             rows: Each is evaluated once; one without unknown tokens is 0.
@@ -269,8 +302,8 @@ class Scorer:
             function: `nll_given` or `regret_given`.
             count: Draws of each row.
         """
-        sums = dict.fromkeys(rows, 0.0)
-        asked = [row for row in sums if row.num_known < len(row.ids)]
+        draws: dict[Row, list[float]] = {row: [] for row in rows}
+        asked = [row for row in draws if row.num_known < len(row.ids)]
         asked.sort(key=lambda row: len(row.ids), reverse=True)
         pairs = ((row, index) for row in asked for index in range(count))
         bar = progress(None, purpose, total=len(asked) * count)
@@ -290,9 +323,9 @@ class Scorer:
                         "trainer.precision is too narrow for them."
                     )
                 for (row, _), value in zip(batch, values.tolist(), strict=True):
-                    sums[row] += value / count
+                    draws[row].append(value)
                 bar.update(len(batch))
-        return sums
+        return {row: values or [0.0] for row, values in draws.items()}
 
     def _batches(
         self, pairs: Iterable[tuple[Row, int]]
@@ -324,6 +357,11 @@ def cut(text: str, stops: Iterable[str]) -> str:
     """A text up to the first of some strings; empty strings do not count."""
     ends = [text.index(stop) for stop in stops if stop and stop in text]
     return text[: min(ends, default=len(text))]
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """Their mean."""
+    return sum(value / len(values) for value in values)
 
 
 def _batches(items: Iterable, size: int) -> Iterator[list]:

@@ -31,7 +31,9 @@ class Network(nn.Module):
     """
 
     takes_soft_inputs: ClassVar[bool] = False  # whether `trunk` takes a `SoftInput`
-    can_be_causal: ClassVar[bool] = False  # with algo.causal_attention=True, for algo=ar
+    can_be_causal: ClassVar[bool] = (
+        False  # with algo.causal_attention=True, for algo=ar
+    )
 
     output_embedding: nn.Linear
     input_embedding: nn.Parameter

@@ -1,4 +1,5 @@
-"""Backbones by name, and what is asked of one; its module is imported when it is chosen.
+"""Backbones by name, and what is asked of one; the module of one is imported when it is
+chosen.
 
 To add one: a module with a subclass of `models.network.Network`, and an entry here; or,
 from a module outside of the repository, `duo.backbone` (docs/extending.md).
@@ -34,8 +35,8 @@ class SoftInput(Protocol):
 class Backbone(Protocol):
     """What algorithms and samplers ask of a backbone, beside being a `torch.nn.Module`.
 
-    `models.network.Network` has all of it but `from_config` and `trunk`. Shapes: B batch,
-    L length, K vocabulary, D hidden size.
+    `models.network.Network` has all of it but `from_config` and `trunk`. Shapes: B
+    batch, L length, K vocabulary, D hidden size.
     """
 
     takes_soft_inputs: ClassVar[bool]  # whether `trunk` takes a `SoftInput`, too
@@ -218,9 +219,9 @@ def check_abilities(config: DictConfig, needs_soft_inputs: bool) -> None:
     name, training = f"algo.backbone={config.algo.backbone}", config.training
     if needs_soft_inputs and not network.takes_soft_inputs:
         raise ConfigError(
-            f"algo={config.algo.name}: {name} takes ids alone, and this algorithm gives "
-            "it averages of embeddings in training (takes_soft_inputs of its class); "
-            "choose an algorithm without them, such as duo_base, or another backbone."
+            f"algo={config.algo.name} gives its network averages of embeddings, and "
+            f"{name} takes ids alone (takes_soft_inputs of its class); choose another "
+            "backbone, or an algorithm without soft inputs, such as duo_base."
         )
     if config.algo.causal_attention and not network.can_be_causal:
         raise ConfigError(

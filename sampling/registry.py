@@ -37,9 +37,7 @@ ALIASES = {"ddpm": "ancestral", "ddpm_cache": "ancestral_cache"}
 
 def samplers_of(predictor: str) -> tuple[type[Sampler], ...]:
     """The classes that a name of the table stands for."""
-    return tuple(
-        imported(x) if isinstance(x, str) else x for x in SAMPLERS[predictor]
-    )
+    return tuple(imported(x) if isinstance(x, str) else x for x in SAMPLERS[predictor])
 
 
 def sampler_class(predictor: str, algorithm: type[Algorithm]) -> type[Sampler]:

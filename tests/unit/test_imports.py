@@ -28,6 +28,7 @@ FLOORS = {
     "distillation": 9,
     "evaluation": 9,
     "main": 10,
+    "duo": 11,
 }
 TOP_LEVEL = {"algo", "dataloader", "main", "trainer_base", "utils"}
 PACKAGES = sorted(FLOORS.keys() - TOP_LEVEL)
