@@ -149,7 +149,7 @@ def missing_plugins(checkpoint: Checkpoint, config: DictConfig) -> str:
     given = [given] if isinstance(given, str) else given
     if not isinstance(names, list):
         return ""
-    missing = [x for x in names if isinstance(x, str) and x not in given]
+    missing = [x for x in names if isinstance(x, str) and x and x not in given]
     if not missing:
         return ""
     return (

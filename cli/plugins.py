@@ -36,6 +36,9 @@ M = TypeVar("M", bound=Metric)
 
 # ---------------------------------------------------------------- importing them
 
+# Where a run's first process has found its plug-ins: others may begin elsewhere.
+FOLDER = "DUO_PLUGINS_FOLDER"
+
 
 def import_named(words: Iterable[str], folder: str) -> None:
     """Imports the plug-ins of a command line, before there is a config.
@@ -79,8 +82,10 @@ def import_plugins(names: Any, folder: str) -> None:
         names = [names]
     if not isinstance(names, list | ListConfig | tuple):
         raise ConfigError(f"plugins={names!r} is no list of modules: plugins=[NAME].")
-    if names and folder not in sys.path:
-        sys.path.append(folder)
+    if names:
+        folders = [os.path.realpath(folder), os.environ.get(FOLDER, "")]
+        sys.path += [x for x in folders if x and x not in sys.path]
+        os.environ.setdefault(FOLDER, folders[0])
     for name in names:
         _import(name, folder)
 
@@ -99,8 +104,8 @@ def _import(name: Any, folder: str) -> None:
         if not f"{name}.".startswith(f"{missing}."):
             raise _failed(where, error) from None
         raise ConfigError(
-            f"{where}: there is no module {missing} in {folder}, nor where else Python "
-            f"looks; {_cure(name)}."
+            f"{where}: there is no module {missing} in {folder}, nor anywhere else on "
+            f"Python's path; {_cure(name)}."
         ) from None
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
@@ -159,9 +164,9 @@ def backbone(name: str, **settings: Any) -> Callable[[C], C]:
                 f"backbone {name!r}: {network.__name__} lacks {need}; derive it from "
                 "models.network.Network, with from_config and trunk."
             )
-        _enter(BACKBONES, name, BackboneSpec(network, name), "backbone")
-        node = {"name": name, "type": name, "length": 1024}
-        _add("model", name, node | settings)
+        node = {"name": name, "type": name, "length": 1024} | settings
+        spec = BackboneSpec(network, name)
+        _enter("backbone", BACKBONES, name, spec, "model", node)
         return network
 
     return enter
@@ -187,8 +192,9 @@ def dataset(name: str, **settings: Any) -> Callable[[S], S]:
             rows_of = imported("data.loading.load_source")
             return rows_of(source, config, tokenizer, split)
 
-        _enter(DATASETS, name, DatasetSpec(load, has_rows=False), "data set")
-        _add("data", name, {"train": name} | settings, "_base")
+        node = _extending("_base", {"train": name} | settings)
+        spec = DatasetSpec(load, has_rows=False)
+        _enter("data set", DATASETS, name, spec, "data", node)
         return source
 
     return enter
@@ -201,7 +207,7 @@ def sampler(name: str) -> Callable[[C], C]:
         _derived(kind, "sampling.sampler.Sampler", f"sampler {name!r}")
         if name in ALIASES:
             raise _taken("sampler", name)
-        _enter(SAMPLERS, name, (kind,), "sampler")
+        _enter("sampler", SAMPLERS, name, (kind,))
         return kind
 
     return enter
@@ -231,8 +237,8 @@ def schedule(name: str, **settings: Any) -> Callable[[C], C]:
             raise ConfigError(
                 f"schedule {name!r}: {kind.__name__} has no argument {unknown[0]!r}."
             )
-        _enter(imported("models.noise.SCHEDULES"), name, kind, "schedule")
-        _add("noise", name, node)
+        schedules = imported("models.noise.SCHEDULES")
+        _enter("schedule", schedules, name, kind, "noise", node)
         return kind
 
     return enter
@@ -255,7 +261,8 @@ def algorithm(name: str, extends: str, **settings: Any) -> Callable[[C], C]:
                 f"{', '.join(choices_of('algo'))}."
             )
         target = f"{kind.__module__}.{kind.__qualname__}"
-        _add("algo", name, {"_target_": target, "name": name} | settings, extends)
+        node = _extending(extends, {"_target_": target, "name": name} | settings)
+        _enter("algorithm", {}, name, kind, "algo", node)
         return kind
 
     return enter
@@ -273,7 +280,7 @@ def metric(name: str) -> Callable[[M], M]:
                 f"metric {name!r}: give a name of letters, digits and _ that no other "
                 "number of samples has."
             )
-        _enter(METRICS, name, function, "metric")
+        _enter("metric", METRICS, name, function)
         return function
 
     return enter
@@ -290,10 +297,40 @@ MEASURED = (
 _ENTERED: dict[tuple[str, str], Any] = {}  # by plug-ins, which may enter theirs again
 
 
-def _enter(table: dict[str, Any], name: str, entry: Any, kind: str) -> None:
-    if name in table and _ENTERED.get((kind, name)) is not table[name]:
+def _enter(
+    kind: str,
+    table: dict[str, Any],
+    name: str,
+    entry: Any,
+    group: str = "",
+    node: dict[str, Any] | None = None,
+) -> None:
+    """Puts something into its table and, with a group, into the config.
+
+    Args:
+        kind: What it is called in messages.
+        table: Of its kind.
+        name: On the command line.
+        entry: Of the table.
+        group: Of the config.
+        node: What a file `configs/GROUP/NAME.yaml` would hold.
+    """
+    is_another = name in table and _ENTERED.get((kind, name)) is not table[name]
+    if is_another or (CONFIGS / group / f"{name}.yaml").exists():
         raise _taken(kind, name)
+    if node is not None:
+        try:
+            OmegaConf.create(node)
+        except ValueError as error:
+            raise ConfigError(f"{kind} {name!r}: {first_line(error)}") from None
+        ADDED.setdefault(group, {})[name] = node
+        ConfigStore.instance().store(name=name, node=node, group=group)
+        forget()
     table[name] = _ENTERED[kind, name] = entry
+
+
+def _extending(base: str, content: dict[str, Any]) -> dict[str, Any]:
+    return {"defaults": [base, "_self_"]} | content
 
 
 def _taken(kind: str, name: str) -> ConfigError:
@@ -303,21 +340,3 @@ def _taken(kind: str, name: str) -> ConfigError:
 def _derived(kind: type[Any], base: str, what: str) -> None:
     if not issubclass(kind, imported(base)):
         raise ConfigError(f"{what}: {kind.__name__} does not derive from {base}.")
-
-
-def _add(
-    group: str, name: str, content: dict[str, Any], extends: str | None = None
-) -> None:
-    """Adds what a file of `configs/` would hold; it may be named as those of ours are
-    not."""
-    if (CONFIGS / group / f"{name}.yaml").exists():
-        raise _taken(f"choice {group}=", name)
-    try:
-        OmegaConf.create(content)
-    except ValueError as error:
-        raise ConfigError(f"{group}={name}: {first_line(error)}") from None
-    if extends is not None:
-        content = {"defaults": [extends, "_self_"]} | content
-    ADDED.setdefault(group, {})[name] = content
-    ConfigStore.instance().store(name=name, node=content, group=group)
-    forget()

@@ -29,7 +29,7 @@ from evaluation.scoring import Request, Scorer
 from models.device import device_of, keep_freed_memory
 from sampling.prompts import check_prompts
 from trainer_base import TrainerBase
-from utils import ConfigError, RunStopped, fail, first_line, require
+from utils import ADDED, ConfigError, RunStopped, fail, first_line, require
 
 log = logging.getLogger(__name__)
 
@@ -219,6 +219,10 @@ def complete(overrides: list[str], checkpoint: Checkpoint) -> DictConfig:
                 f"{missing_plugins(checkpoint, compose(overrides))}"
             )
         overrides = [f"algo={name}", *overrides]
+    for group, key in (("model", "model.type"), ("noise", "noise.type")):
+        name = checkpoint.setting(key)
+        if name in ADDED.get(group, {}) and group not in given:  # of a plug-in
+            overrides = [f"{group}={name}", *overrides]
     config = compose(overrides)
     keys = list(STATED)
     for group in STATED_GROUPS:

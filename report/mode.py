@@ -127,6 +127,9 @@ def jobs_of(config: DictConfig) -> list[Job]:
             f"give report.runs, the JSON of mode={spec.mode}, not report.checkpoints."
         )
     user = dict(_pair(text) for text in texts(config, "overrides"))
+    if plugins := config.plugins:
+        named = plugins if isinstance(plugins, str) else ",".join(plugins)
+        user = {"plugins": f"[{named}]"} | user
     return [
         _job(spec, model, path, data, extra, user)
         for model, path in checkpoints.items()

@@ -71,7 +71,6 @@ def test_keys_exist(page):
 def test_files_exist(page):
     form = re.compile(r"[\w./-]+/[\w.-]+\.(py|md|csv|yaml|sh|pkl|npz)")
     paths = {x for x in code_spans(PAGES[page]) if form.fullmatch(x)}
-    paths -= {"my_configs/algo/bounded.yaml"}  # the reader writes it
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
 

@@ -52,7 +52,9 @@ EVALUATING = [x for x in COMMANDS if "+report.checkpoints." in x]
 RANKS = [x for x in COMMANDS if "trainer.devices=2" in x]
 # Run by test_fid_eval.py and test_script_runs.py.
 IMAGES = [x for x in COMMANDS if re.search(r"(data=(cifar10|images)|demo_images)\b", x)]
-OTHERS = [x for x in COMMANDS if x not in {*RELEASED, *EVALUATING, *RANKS, *IMAGES}]
+PLUG_INS = [x for x in COMMANDS if "plugins=" in x]  # run by test_plugins.py
+OTHERS = {*RELEASED, *EVALUATING, *RANKS, *IMAGES, *PLUG_INS}
+OTHERS = [x for x in COMMANDS if x not in OTHERS]
 SAYS = {  # what a mode leaves on the screen
     "inspect": "mdlm",
     "prepare_data": "valid",
@@ -136,9 +138,8 @@ def is_quick(line: str) -> bool:
     [x if is_quick(x) else pytest.param(x, marks=pytest.mark.slow) for x in OTHERS],
 )
 def test_command_runs(line, workplace):
-    pythonpath = workplace if line.startswith("PYTHONPATH=.") else None
     words = [*overrides_of(line), *small(line)]
-    done = run(*words, cwd=workplace, pythonpath=pythonpath)
+    done = run(*words, cwd=workplace)
     if "--cfg" in words:
         assert "global_batch_size: 32" in done.stdout
     elif "-m" in words:
@@ -366,7 +367,7 @@ def test_example_bounds_the_weight(workplace):
     losses = []
     for algorithm in ("bounded", "mdlm"):
         run(
-            "hydra.searchpath=[file://my_configs]",
+            "plugins=[my_algo]",
             f"algo={algorithm}",
             "data=synthetic",
             "data.num_train=64",
@@ -380,7 +381,6 @@ def test_example_bounds_the_weight(workplace):
             *SHORT,
             f"hydra.run.dir=weight-{algorithm}",
             cwd=workplace,
-            pythonpath=workplace,
         )
         losses.append(logged(workplace / f"weight-{algorithm}", "val/nll")[-1])
     assert losses[0] < losses[1]

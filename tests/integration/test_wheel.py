@@ -37,6 +37,20 @@ class Mine(MDLM):
     note = one_line("a  subclass")
 """
 
+NOTE = """
+import duo
+from sampling.predictors import Ancestral
+
+
+@duo.sampler("mine")
+class Mine(Ancestral):
+    pass
+
+
+model = duo.load("run", device="cpu")
+print(len(model.sample(2, steps=2, predictor="mine")), "texts")
+"""
+
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
@@ -115,15 +129,16 @@ def clean(env: Mapping[str, str]) -> dict[str, str]:
     return {x: env[x] for x in env if x not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
 
-def test_the_wheel_is_one_folder_with_all_that_runs(wheel):
+def test_the_wheel_has_all_that_runs_and_what_is_imported(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     about = {name for name in names if name.partition("/")[0].endswith(".dist-info")}
     packages = {path.parent for path in ROOT.glob("*/__init__.py")}
-    packages.remove(ROOT / "benchmarks")
+    packages -= {ROOT / "benchmarks", ROOT / "duo"}
     files = {*ROOT.glob("*.py"), ROOT / "report" / "published_results.csv"}
     files |= {path for folder in packages for path in folder.rglob("*.py")}
     files |= set((ROOT / "configs").rglob("*.yaml"))
     expected = {f"discrete_diffusion/{path.relative_to(ROOT)}" for path in files}
+    expected |= {str(x.relative_to(ROOT)) for x in (ROOT / "duo").glob("*.py")}
     assert names - about == expected
 
 
@@ -164,6 +179,13 @@ def test_an_algorithm_of_the_users_own(start):
         "hydra.run.dir=mine",
         PYTHONPATH=".",
     )
+
+
+def test_a_notebook_finds_it(start, trained):
+    """From a folder of the user's own, with a plug-in in it."""
+    (trained / "note.py").write_text(NOTE)
+    done = start("python", "note.py")
+    assert done.stdout.splitlines()[-1] == "2 texts"
 
 
 def test_the_config_is_printed(start):

@@ -27,7 +27,7 @@ PATHS = [
 ]
 PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in PATHS}
 KINDS = {
-    "main": r"(PYTHONPATH=\. )?python main\.py .|discrete-diffusion .",
+    "main": r"python main\.py .|discrete-diffusion .",
     "utils": r"python utils\.py .",
     "harness": r"(python -m evaluation\.harness|discrete-diffusion-harness) .",
     "script": r"(\w+=\S+ )*bash scripts/\S+\.sh",
@@ -127,9 +127,6 @@ def write_workplace(folder: Path) -> Path:
     (folder / "outputs" / "images" / "fid.json").write_text(json.dumps(images()))
     readme = PAGES["README.md"]
     (folder / "my_algo.py").write_text(blocks(readme, "python")[0])
-    (folder / "my_configs" / "algo").mkdir(parents=True)
-    example = folder / "my_configs" / "algo" / "bounded.yaml"
-    example.write_text(blocks(readme, "yaml")[0])
     for name, more in (("mdlm", ()), ("duo", ("algo=duo_base",))):
         run(
             *CHECKPOINT,

@@ -107,11 +107,13 @@ def test_parts_of_lightning_that_may_change_are_in_the_range_of_one_release():
 
 
 def test_every_package_is_installed_below_one_folder():
+    """But for the one that users import, which leads there."""
     tools = PROJECT["tool"]["setuptools"]
-    (folder,) = tools["package-dir"]
-    below = [f"{folder}.{name}" for name in PACKAGES]
+    folder, imported = tools["package-dir"]
+    assert imported == "duo"
+    below = [f"{folder}.{name}" for name in PACKAGES if name != imported]
     copied = f"{folder}.checkpoints.modeling"
-    assert sorted(tools["packages"]) == sorted([folder, *below, copied])
+    assert sorted(tools["packages"]) == sorted([folder, *below, copied, imported])
     for package, patterns in tools["package-data"].items():
         place = ROOT.joinpath(*package.split(".")[1:])
         assert all(list(place.glob(pattern)) for pattern in patterns)
