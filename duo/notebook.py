@@ -241,6 +241,8 @@ class Trained:
         """What samples start from, one after the other; nothing if from nothing."""
         from sampling.prompts import check_prompts, read_prompts
 
+        if prompts and infill:
+            raise ConfigError("prompts and infill are both set; give one of them.")
         starts = []
         for key, texts in (("prompt", prompts), ("infill", infill)):
             for text in [texts] if isinstance(texts, str) else texts:

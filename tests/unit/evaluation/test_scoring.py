@@ -1,6 +1,7 @@
 """Texts into rows, rows into batches, and samples into texts."""
 
 import logging
+import math
 
 import pytest
 import torch
@@ -246,3 +247,24 @@ def test_cut():
     assert cut("one. two\n", ("\n", ".")) == "one"
     assert cut("one", ("", "x")) == "one"
     assert cut("one", ()) == "one"
+
+
+# ---------------------------------------------------------------- errors
+
+
+def test_a_bound_is_that_of_the_whole_text_with_its_error(scorer_of, kind):
+    scorer = scorer_of(kind, num_draws=64)
+    texts = ["a b c", "", "abc " * 9]
+    bounds = scorer.bounds(texts)
+    assert [-x.nll for x in bounds] == scorer.score_whole(texts)
+    assert [x.num_tokens for x in bounds] == [len(scorer.encode(x)) for x in texts]
+    if kind == "ar":
+        assert {x.stderr for x in bounds} == {None}
+        return
+    assert [x.stderr > 0 for x in bounds] == [True, False, True]
+    few = scorer_of(kind, num_draws=4).bounds(texts)
+    assert few[2].stderr > bounds[2].stderr
+    error = (few[2].stderr ** 2 + bounds[2].stderr ** 2) ** 0.5
+    assert abs(few[2].nll - bounds[2].nll) < 4 * error
+    assert bounds[0].ppl == math.exp(bounds[0].nll / bounds[0].num_tokens)
+    assert math.isnan(bounds[1].ppl)
