@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import hydra
-import matplotlib
 import numpy as np
 import torch
 from tqdm.auto import tqdm
@@ -36,10 +35,8 @@ from data.tokenizers import get_tokenizer  # noqa: E402
 from dataloader import DataModule  # noqa: E402
 from metrics.ngrams import NGramModel  # noqa: E402
 from metrics.samples import mean_and_error, sample_entropy  # noqa: E402
+from report import style  # noqa: E402
 from utils import register_resolvers  # noqa: E402
-
-matplotlib.use("Agg")  # no display is needed
-from matplotlib import pyplot  # noqa: E402
 
 STEPS = (1, 2, 4, 8, 16, 64)
 LEAST = 0.15  # nats that a student's entropy may lie below that of held-out text
@@ -293,26 +290,36 @@ def report(results: list[Result], text: HeldOut, seconds: float, output: Path) -
 
 
 def plot(results: list[Result], text: HeldOut, path: Path) -> None:
-    """Perplexity against steps and against entropy."""
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4))
-    for index, (name, model) in enumerate(MODELS.items()):
-        own = [x for x in results if x.model == name]
-        style = {"color": f"C{index}", "capsize": 3, "label": model.label}
-        style |= {"fmt": "o-" if model.parent else "s--"}
-        ppl, error = [x.ppl for x in own], [x.ppl_error for x in own]
-        left.errorbar([x.steps for x in own], ppl, yerr=error, **style)
-        entropies = [x.entropy for x in own], [x.entropy_error for x in own]
-        right.errorbar(entropies[0], ppl, yerr=error, xerr=entropies[1], **style)
-    left.axhline(text.ppl, color="gray", label="held-out text")
-    right.plot(text.entropy, text.ppl, "*", color="gray", label="held-out text")
-    left.set(xlabel="steps", xscale="log", yscale="log", ylabel="perplexity (5-gram)")
-    left.set_xticks(STEPS, map(str, STEPS))
-    left.set_xticks([], minor=True)
-    right.set(xlabel="entropy (nats)", yscale="log")
-    left.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    """Perplexity against steps and against entropy, and entropy against steps."""
+    looks = style.looks(model.label for model in MODELS.values())
+    with style.drawing() as pyplot:
+        figure = pyplot.figure(figsize=(style.WIDTH, 8), layout="constrained")
+        left, right, below = style.panels(figure, 3)
+        for name, model in MODELS.items():
+            own = [x for x in results if x.model == name]
+            ppl, ppl_errors = [x.ppl for x in own], [x.ppl_error for x in own]
+            entropy = [x.entropy for x in own]
+            errors = [x.entropy_error for x in own]
+            steps, look = [x.steps for x in own], looks[model.label]
+            style.points(left, steps, ppl, look, y_errors=ppl_errors)
+            both = {"x_errors": errors, "y_errors": ppl_errors}
+            style.points(right, entropy, ppl, look, **both)
+            style.points(below, steps, entropy, look, y_errors=errors)
+        left.axhline(text.ppl, color=style.GREY)
+        below.axhline(text.entropy, color=style.GREY)
+        right.axhline(text.ppl, color=style.GREY)
+        right.axvline(text.entropy, color=style.GREY)
+        for axes in (left, below):
+            style.steps_axis(axes, STEPS)
+        right.set_xlabel("entropy of samples (nats a token)")
+        below.set_ylabel("entropy of samples (nats a token)")
+        for axes in (left, right):
+            axes.set_ylabel(f"{ORDER}-gram perplexity (a token)")
+            style.numbers_axis(axes, "y", [text.ppl, *(x.ppl for x in results)])
+        what = f"docstrings; judge: {ORDER}-gram model of the training data"
+        style.title(figure, "teachers and students", what)
+        style.legend(figure, looks, ["held-out text", style.BARS])
+        style.save(figure, str(path.with_suffix("")))
 
 
 def main() -> None:

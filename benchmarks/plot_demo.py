@@ -8,15 +8,14 @@ the script again after the table has changed.
 
 import argparse
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from report import style  # noqa: E402
+
 FIGURE = ROOT / "docs" / "figures" / "demo.png"
 
 
@@ -58,36 +57,28 @@ def read_held_out(readme: str) -> float:
 
 
 def draw(curves: list[Curve], held_out: float, path: Path) -> None:
-    """Writes the picture.
+    """Writes the picture, and a PDF beside it.
 
     Args:
-        curves: One line each, with bars of one standard error.
+        curves: One line each, of values with one standard error.
         held_out: Drawn as a horizontal line.
         path: Of the PNG file.
     """
-    figure, axes = plt.subplots(figsize=(5.5, 3.4), constrained_layout=True)
-    for curve, marker in zip(curves, "os^D", strict=False):
-        axes.errorbar(
-            curve.steps,
-            curve.perplexities,
-            curve.errors,
-            label=curve.label,
-            marker=marker,
-            capsize=3,
-        )
-    axes.axhline(held_out, color="gray", linestyle="--", label="held-out text")
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    ticks = curves[0].steps
-    axes.set_xticks(ticks, labels=list(map(str, ticks)))
-    shown = (4, 10, 20, 50, 100)
-    axes.set_yticks(shown, labels=list(map(str, shown)))
-    axes.minorticks_off()
-    axes.set_xlabel("sampling steps")
-    axes.set_ylabel("perplexity of samples")
-    axes.legend(frameon=False, loc="center", bbox_to_anchor=(0.5, 0.32))
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    looks = style.looks(curve.label for curve in curves)
+    with style.drawing() as pyplot:
+        figure = pyplot.figure(figsize=(6, 4), layout="constrained")
+        (axes,) = style.panels(figure, 1)
+        for curve in curves:
+            x, y = curve.steps, curve.perplexities
+            style.points(axes, x, y, looks[curve.label], y_errors=curve.errors)
+        axes.axhline(held_out, color=style.GREY, linestyle="-")
+        style.steps_axis(axes, curves[0].steps)
+        axes.set_ylabel("5-gram perplexity (a character)")
+        style.numbers_axis(axes, "y", [held_out, *curves[0].perplexities])
+        what = "docstrings; judge: 5-gram model of the training data"
+        style.title(figure, "samples of the demo's models", what)
+        style.legend(figure, looks, ["held-out text", style.BARS])
+        style.save(figure, str(path.with_suffix("")))
 
 
 def main() -> None:

@@ -4,13 +4,10 @@ import argparse
 import json
 from typing import Any
 
-import matplotlib
 from rich.console import Console
 from rich.table import Table
 
-matplotlib.use("Agg")  # no display is needed
-from matplotlib import pyplot
-from matplotlib.ticker import LogLocator
+from report import style
 
 # Columns of the cost of a train step, as those of TABLES.
 STEP_COSTS = [
@@ -225,43 +222,38 @@ def described(setting: dict[str, Any]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Time above, memory below, one column an axis, both logarithmic."""
+    """Time to the left, memory to the right, one row an axis, both logarithmic."""
     names = {
         "batch_size": "B, whole step",
         "length": "L, whole step",
         "vocab_size": "K, whole step",
         "loss_tokens": "B L, head and loss alone",
     }
-    figure, panels = pyplot.subplots(
-        2, len(names), figsize=(15, 6.5), sharex="col", layout="constrained"
-    )
-    algorithms = list(dict.fromkeys(row["algorithm"] for row in rows))
-    for column, axis in enumerate(names):
-        for row, (unit, label) in enumerate(
-            (("ms", "ms"), ("mb", "MB that a step adds"))
-        ):
-            panel = panels[row, column]
-            for color, algorithm in enumerate(algorithms):
-                for variant, style in (("plain", "--"), ("ours", "-")):
+    units = {"ms": "time (ms)", "mb": "memory that a step adds (MB)"}
+    algorithms = dict.fromkeys(row["algorithm"] for row in rows)
+    looks = style.looks(algorithms)
+    with style.drawing() as pyplot:
+        figure = pyplot.figure(figsize=(style.WIDTH, 11), layout="constrained")
+        grid = style.panels(figure, len(names) * len(units))
+        places = ((axis, unit) for axis in names for unit in units)
+        for axes, (axis, unit) in zip(grid, places, strict=True):
+            every: list[float] = []
+            for algorithm in algorithms:
+                own = [
+                    r for r in rows if (r["algorithm"], r["axis"]) == (algorithm, axis)
+                ]
+                for variant in ("plain", "ours"):
                     key = f"{variant}_{unit}"
-                    points = [
-                        (r["size"], max(r[key], 0.1))
-                        for r in rows
-                        if (r["algorithm"], r["axis"]) == (algorithm, axis) and key in r
-                    ]
+                    points = [(r["size"], max(r[key], 0.1)) for r in own if key in r]
                     x, y = zip(*points, strict=True) if points else ((), ())
-                    name = f"{algorithm}, {variant}"
-                    panel.plot(x, y, style, marker="o", color=f"C{color}", label=name)
-            panel.set(xscale="log", yscale="log", ylabel=label)
-            panel.grid(alpha=0.3)
-            ticks = sorted({r["size"] for r in rows if r["axis"] == axis})
-            panel.set_xticks(ticks, map(str, ticks))
-            panel.set_xticks([], minor=True)
-            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            panel.yaxis.set_major_formatter("{x:g}")
-            panel.yaxis.set_minor_formatter("")
-        panels[1, column].set_xlabel(names[axis])
-    panels[0, 0].legend()
-    args.output.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.output / f"{args.name}.png", dpi=110)
-    pyplot.close(figure)
+                    draw = style.published if variant == "plain" else style.points
+                    draw(axes, x, y, looks[algorithm])
+                    every += y
+            axes.set_ylabel(units[unit])
+            style.numbers_axis(axes, "y", every)
+            sizes = [r["size"] for r in rows if r["axis"] == axis]
+            style.steps_axis(axes, sizes, names[axis])
+        style.title(figure, f"cost of a train step against size: {args.name}")
+        style.legend(figure, looks, [style.PLAIN])
+        args.output.mkdir(parents=True, exist_ok=True)
+        style.save(figure, str(args.output / args.name))

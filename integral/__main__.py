@@ -150,24 +150,22 @@ def report_suggestion(vocab_size: int, folder: Path) -> None:
 
 
 def draw(vocab_size: int, gammas: GammaRange, path: Path) -> None:
-    """A plot of alpha over gamma, with the suggested range shaded."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    """A plot of alpha over gamma, with the suggested range shaded; PNG and PDF."""
+    from report import style
 
     gamma = np.linspace(gammas.low - 2, gammas.high + 2, 400)
     P, _ = quadrature(gamma, vocab_size)
-    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    axes.plot(gamma, (vocab_size * P - 1) / (vocab_size - 1))
     low, high = SUGGESTED_ALPHA
-    label = f"{gammas.low:.2f} to {gammas.high:.2f}: alpha in [{low}, {high}]"
-    axes.axvspan(*gammas, alpha=0.15, label=label)
-    axes.set(xlabel="gamma", ylabel="alpha", title=f"{vocab_size} tokens")
-    axes.legend()
+    shaded = f"shaded: {gammas.low:.2f} to {gammas.high:.2f}, alpha in [{low}, {high}]"
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with style.drawing() as pyplot:
+        figure = pyplot.figure(figsize=(style.WIDTH, 3.6), layout="constrained")
+        (axes,) = style.panels(figure, 1)
+        axes.plot(gamma, (vocab_size * P - 1) / (vocab_size - 1), color=style.GREY)
+        axes.axvspan(*gammas, alpha=0.15, color=style.COLOURS[0])
+        axes.set(xlabel="gamma (log of noise to signal)", ylabel="alpha")
+        style.title(figure, f"the operator of DUO for {vocab_size} tokens", shaded)
+        style.save(figure, str(path.with_suffix("")))
 
 
 def say(message: str) -> None:

@@ -1,21 +1,16 @@
 """`mode=report`: reads evaluations, makes those that are missing, and says where they
-agree with the published numbers, as tables, CSV and a picture.
+agree with the published numbers, as tables and a picture.
 """
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
 from checkpoints.about import DISTILLED
-from metrics.numbers import measured
-from report.console import cell
 from report.jobs import Job, make
-from report.plots import draw
+from report.output import save
 from report.runs import read_runs
 from report.tables import (
     BERT,
@@ -26,14 +21,10 @@ from report.tables import (
     TableSpec,
     read_published,
 )
-from report.verdicts import RULE, Row, compare, curves, other_rows, place
-from utils import ConfigError, RunStopped, choose, path_exists, printable, whole_file
-
-COLUMNS = (
-    *("table", "model", "dataset", "steps", "round", "metric"),
-    *("paper", "source", "note", "measured", "stderr", "difference", "verdict"),
-    *("reason", "file"),
-)
+from report.training import read_logs
+from report.training import save as save_training
+from report.verdicts import compare, curves, place
+from utils import ConfigError, RunStopped, choose, files_named, path_exists
 
 # ---------------------------------------------------------------- the mode
 
@@ -50,7 +41,9 @@ def report(config: DictConfig) -> dict[str, int]:
     """
     asked = config.report.table
     if asked is not None:
-        choose(TABLES, asked, "report.table")
+        choose({**TABLES, **OF_RUNS}, asked, "report.table")
+    if asked in OF_RUNS:
+        return OF_RUNS[asked](config)
     published = read_published()
     runs = texts(config, "runs")
     folder = here(config.report.path)
@@ -64,7 +57,7 @@ def report(config: DictConfig) -> dict[str, int]:
             "evaluations, or +report.checkpoints.duo=FILE."
         )
     models = {x.model for x in published}
-    evaluations = read_runs([_named(entry, models) for entry in runs])
+    evaluations = read_runs([named(entry, models) for entry in runs])
     rows = compare(evaluations, published, asked)
     if not any(row.evaluation for row in rows):
         others = sorted({place(one, asked)[0] for one in evaluations})
@@ -78,6 +71,29 @@ def report(config: DictConfig) -> dict[str, int]:
         )
     words = [row.verdict for row in rows]
     return {word: words.count(word) for word in sorted(set(words))}
+
+
+def training(config: DictConfig) -> dict[str, int]:
+    """The curves of the runs of `report.runs`.
+
+    Returns:
+        How many there are.
+    """
+    runs = texts(config, "runs")
+    if not runs:
+        raise ConfigError(
+            "report.runs=[]: report.table=training needs the folders of runs, or their "
+            "metrics.csv."
+        )
+    if config.report.checkpoints:
+        raise ConfigError("report.checkpoints is of no use: report.table=training.")
+    logged = read_logs([named(entry) for entry in runs])
+    save_training(logged, here(config.report.path))
+    return {"runs": len(logged)}
+
+
+# Tables of what runs have logged, which no paper has: what makes them.
+OF_RUNS = {"training": training}
 
 
 def texts(config: DictConfig, name: str) -> list[str]:
@@ -95,9 +111,17 @@ def here(path: str) -> str:
     return path if "://" in path else to_absolute_path(path)
 
 
-def _named(entry: str, models: Iterable[str]) -> tuple[str | None, str]:
-    """MODEL=PATH, or a path alone, as its two parts."""
+def named(entry: str, models: Iterable[str] = ()) -> tuple[str | None, str]:
+    """NAME=PATH, or a path alone, as its two parts.
+
+    A name is that of a published model or anything else without a slash; a path that
+    is there may hold the sign itself.
+    """
     name = next((name for name in models if entry.startswith(f"{name}=")), None)
+    first, _, rest = entry.partition("=")
+    if name is None and first.strip() and rest and "/" not in first:
+        path = here(entry)
+        name = None if path_exists(path) or files_named(path) else first
     return name, here(entry if name is None else entry[len(name) + 1 :])
 
 
@@ -186,133 +210,3 @@ def _job(
         "sample_eval": "eval.generated_samples_path",
     }[spec.mode]
     return Job(name, {**base, **extra, **user}, result, checkpoint)
-
-
-# ---------------------------------------------------------------- output
-
-
-def save(rows: Sequence[Row], drawn: Sequence[Row], folder: str) -> None:
-    """Prints tables, and writes report.csv, report.md and report.png.
-
-    Args:
-        rows: Of the report.
-        drawn: Further ones for the picture.
-        folder: Local or fsspec.
-    """
-    with whole_file(f"{folder}/report.csv", "w") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row.record() for row in rows)
-    tables = {name: [row for row in rows if row.table == name] for name in TABLES}
-    tables = {name: some for name, some in tables.items() if some}
-    notes = [*other_rows(rows), RULE]
-    console, parts = Console(emoji=False), ["# Measured beside published"]
-    if not console.is_terminal:  # a job's log has room
-        console = Console(width=120, emoji=False)
-    for name, some in tables.items():
-        header, cells = layout(some)
-        title = f"{name}: {TABLES[name].title}"
-        console.print(narrow(title, header, cells))
-        parts += [f"## {title}", *_grid(some), markdown(header, cells)]
-    for note in notes:
-        console.print(printable(note), markup=False, highlight=False)
-    with whole_file(f"{folder}/report.md", "w") as file:
-        file.write("\n\n".join([*parts, *notes, "## Files", files_of(rows)]) + "\n")
-    titles = {name: TABLES[name].title for name in tables}
-    with whole_file(f"{folder}/report.png") as file:
-        draw([row.record() for row in (*rows, *drawn)], titles, file)
-    names = (cell(f"{folder}/report.{end}") for end in ("md", "csv", "png"))
-    console.print("report:", *names, soft_wrap=True, highlight=False)
-
-
-def layout(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of a table, without columns that say nothing."""
-    lines = [_line(row) for row in rows]
-    kept = [name for name in lines[0] if any(line[name] for line in lines)]
-    if all(line["metric"] == "ppl" for line in lines):
-        kept.remove("metric")
-    return kept, [[line[name] for name in kept] for line in lines]
-
-
-def narrow(title: str, header: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
-    """For the screen: what is the same in every line is said once, in the title."""
-    columns = list(zip(header, zip(*cells, strict=True), strict=True))
-    same = [
-        (name, column)
-        for name, column in columns
-        if name in ("dataset", "round", "source") and len(cells) > 1
-        if len(set(column)) == 1
-    ]
-    said = ", ".join(f"{name} {column[0]}" for name, column in same)
-    shown = [pair for pair in columns if pair not in same]
-    table = Table(title=f"{title}; {said}" if said else title)
-    for name, _ in shown:
-        may_fold = name in ("model", "verdict", "note")
-        table.add_column(name, overflow="fold", no_wrap=not may_fold)
-    for line in zip(*(column for _, column in shown), strict=True):
-        table.add_row(*map(cell, line))
-    return table
-
-
-def _line(row: Row) -> dict[str, str]:
-    """A row as text, by column."""
-    record = row.record()
-    line = {name: record[name] for name in COLUMNS[1:] if name not in _WORKED_IN}
-    if row.measured:
-        value, error = row.measured
-        line["measured"] = measured(value, error)
-    if record["difference"] is not None:
-        line["difference"] = f"{record['difference']:+.3g}"
-    line["verdict"] += f": {row.reason}" if row.reason else ""
-    line["note"] = line.pop("note")  # last
-    return {name: text or "" for name, text in line.items()}
-
-
-_WORKED_IN = ("stderr", "reason", "file")  # into other columns, or shown elsewhere
-
-
-def _grid(rows: Sequence[Row]) -> list[str]:
-    """Models by data sets as in the papers, of perplexities that can be compared."""
-    if TABLES[rows[0].table].mode != "ppl_eval":
-        return []
-    cells: dict[tuple[str, str], str] = {}
-    for row in rows:
-        if row.measured and row.published and row.verdict != "not comparable":
-            value, error = row.measured
-            text = f"{measured(value, error)} ({row.published.value})"
-            model, dataset, *_ = row.cell
-            cells.setdefault((model, dataset), text)  # the first source
-    if not cells:
-        return []
-    models = dict.fromkeys(model for model, _ in cells)
-    names = [x for x in TABLES[rows[0].table].columns if any(x == d for _, d in cells)]
-    lines = [[m, *(cells.get((m, name), "-") for name in names)] for m in models]
-    return ["Measured (paper):", markdown(["model", *names], lines)]
-
-
-def files_of(rows: Iterable[Row]) -> str:
-    """A table of the evaluations, in Markdown."""
-    names = ("checkpoint", "step", "weights", "seed", "rows", "tokens", "sha256")
-    seen = {row.evaluation.path: row.evaluation for row in rows if row.evaluation}
-    lines = []
-    for path, one in seen.items():
-        values = (part_of(one.settings, name) for name in names)
-        lines.append([path, *("-" if x is None else str(x) for x in values)])
-    return markdown(["file", *names], lines)
-
-
-def part_of(settings: Mapping[str, Any], name: str) -> Any:
-    """A setting; of rows and tokens also how many of them were measured."""
-    value, rows = settings.get(name), settings.get("rows")
-    measured = settings.get("measured_rows")
-    if name not in ("rows", "tokens") or measured in (None, rows):
-        return value
-    return f"{settings[f'measured_{name}']} of {value}"
-
-
-def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table; bars in cells are escaped."""
-    rows = [header, ["---"] * len(header), *lines]
-    clean = ([x.replace("|", "\\|").replace("\n", " ") for x in row] for row in rows)
-    clean = ([printable(x, keep="") for x in row] for row in clean)
-    return "\n".join(f"| {' | '.join(row)} |" for row in clean)

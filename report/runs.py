@@ -71,6 +71,7 @@ FIELDS = {
         "tokenizer": (("settings", "data.tokenizer_name_or_path"), _TEXT),
         "length": (("settings", "model", "length"), _WHOLE),
         "judge": (("settings", "eval.gen_ppl_eval_model_name_or_path"), _TEXT + _NONE),
+        "ngram_order": (("settings", "eval.ngram_order"), _WHOLE + _NONE),
         "steps": (("settings", "sampling", "steps"), _WHOLE),
         "refine_steps": (("settings", "sampling", "refine_steps"), _WHOLE + _NONE),
         "predictor": (("settings", "sampling", "predictor"), _TEXT),
@@ -106,7 +107,11 @@ FIELDS = {
 # By mode: metric -> its name in the file; a standard error is under NAME_stderr.
 METRICS = {
     "ppl_eval": {"ppl": "ppl", "bpd": "bpd"},  # the first that there is
-    "sample_eval": {"ppl": "generative_ppl", "entropy": "entropy"},
+    "sample_eval": {
+        "ppl": "generative_ppl",
+        "ngram_ppl": "ngram_ppl",
+        "entropy": "entropy",
+    },
     "fid_eval": {"fid": "fid", "inception_score": "inception_score"},
 }
 STATED = ("ppl_eval", "fid_eval")  # modes whose files say which they are of

@@ -39,14 +39,33 @@ class Row(NamedTuple):
     verdict: str
     reason: str = ""
     note: str = ""  # what the measurement depends on, where no published number says
+    fits: bool = False  # whether its settings are those of the table
 
     @property
     def measured(self) -> tuple[float, float | None] | None:
         """Value and standard error."""
         return self.evaluation and self.evaluation.numbers.get(self.cell[-1])
 
+    @property
+    def judge(self) -> str | None:
+        """Whose perplexity it is, in words."""
+        settings = self.evaluation.settings if self.evaluation else {}
+        if self.cell[-1] == "ngram_ppl":
+            return f"{settings.get('ngram_order')}-gram model of the training data"
+        if self.cell[-1] == "ppl" and settings.get("judge"):
+            return Path(settings["judge"]).name
+        return None
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """Measurements of one metric and data set compare where this is the same."""
+        if self.evaluation is None:
+            return ()
+        values = (self.evaluation.settings.get(name) for name in _SETTINGS)
+        return (*values, self.judge, self.note)
+
     def record(self) -> dict[str, Any]:
-        """The row of report.csv; None: an empty cell."""
+        """The row of report.csv, and `fits`; None: an empty cell."""
         value, error = self.measured or (None, None)
         published, paper = self.published, None
         if published is not None:
@@ -65,7 +84,17 @@ class Row(NamedTuple):
             "verdict": self.verdict,
             "reason": self.reason,
             "file": self.evaluation and self.evaluation.path,
+            "fits": self.fits,
+            "judge": self.judge,
+            "setting": self.setting,
         }
+
+
+_SETTINGS = (
+    *("tokenizer", "length", "wrap", "insert_valid_eos", "limit_val_batches", "sha256"),
+    *("use_float64", "p_nucleus", "semi_ar", "prompt", "prompt_file", "infill"),
+    "complete",
+)
 
 
 def tolerance(paper: str) -> float:
@@ -210,8 +239,16 @@ def place(one: Evaluation, asked: str | None) -> tuple[str, list[str], list[str]
         return table, [valid], [f"no published number for data {valid!r}"]
     found.sort(key=lambda entry: entry[0])
     _, table, columns, lines = found[0]
+    if one.mode == "sample_eval" and is_of_another_kind(lines):
+        name = Path(one.settings["tokenizer"]).name
+        return table, [f"{name}, length {one.settings['length']}"], lines
     same = (entry[2] for entry in found[1:] if entry[1] == table and entry[3] == lines)
     return table, columns + [x for column in same for x in column], lines
+
+
+def is_of_another_kind(lines: Iterable[str]) -> bool:
+    """Whether numbers of samples are on another scale than the published ones."""
+    return any(line.startswith(("tokenizer is ", "length is ")) for line in lines)
 
 
 def rows_of(
@@ -233,18 +270,23 @@ def rows_of(
         steps = str(steps_of(one, model))
         number = round_of(one) if table == "distillation" else ""
     found = [x for x in published if x.table == table and x.model == model]
-    why = [*lines, *objections(one, model)]
+    every = [*lines, *objections(one, model)]
     rows = []
     for metric, (value, error) in one.numbers.items():
+        # Entropy is of the samples alone, and an n-gram model is a judge of its own.
+        is_judged = one.mode != "sample_eval" or metric == "ppl"
+        why = [line for line in every if is_judged or not line.startswith("judge is ")]
         cells = [(model, column, steps, number, metric) for column in columns]
         beside = [x for x in found if x.cell in cells]
         if not beside:
             reasons = why or [f"no published {metric} of {model} with these settings"]
             rows.append(
                 Row(
-                    *(table, cells[0], None, one, "not comparable"),
-                    reason="; ".join(reasons),
-                    note=depends_on(one),
+                    *(table, cells[0], None, one),
+                    "not comparable" if why else "unpublished",
+                    "; ".join(reasons),
+                    depends_on(one),
+                    not why,
                 )
             )
         for x in beside:
@@ -253,7 +295,8 @@ def rows_of(
             if not reasons:
                 word = verdict(value, error, x.value, metric)
                 reasons = unknowns(one)
-            rows.append(Row(table, x.cell, x, one, word, "; ".join(reasons)))
+            fits = word != "not comparable"
+            rows.append(Row(table, x.cell, x, one, word, "; ".join(reasons), fits=fits))
     return rows
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 import utils
 from checkpoints.card import card
 from cli import environment
-from report import console, mode, sweep
+from report import console, formats, sweep
 
 ROOT = Path(utils.__file__).parent
 # Clears a screen, sets a title, rings, overwrites a line, turns the direction of
@@ -81,9 +81,10 @@ def test_a_sweep_and_a_report(tmp_path, capsys):
     ]
     sweep.write_summary(jobs, tmp_path)
     seen(capsys.readouterr().out)
-    Console(width=400, emoji=False).print(mode.narrow("t", ["model"], [[NASTY]]))
+    formats.print_table(formats.screen(), "t", ["model"], [[NASTY]])
     seen(capsys.readouterr().out)
-    assert not OBEYED.search(mode.markdown(["a"], [[NASTY]]))
+    assert not OBEYED.search(formats.markdown(["a"], [[NASTY]]))
+    assert not OBEYED.search(formats.latex("t", ["a"], [[NASTY]]))
 
 
 def test_an_error_is_one_line(capsys):

@@ -6,10 +6,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from evaluated import images, likelihood, write
+from evaluated import images, likelihood, samples, write
 from refusals import refused
 
-from report.mode import jobs_of, markdown, narrow, report, texts
+from report.formats import markdown
+from report.mode import jobs_of, named, report, texts
+from report.output import narrow
 from report.tables import TABLES
 
 
@@ -17,17 +19,77 @@ def test_what_every_line_says_is_said_once():
     """In the title; of a single line all columns stay."""
     header = ["model", "dataset", "source"]
     lines = [["a", "OWT", "X"], ["b", "OWT", "Y"]]
-    table = narrow("t", header, lines)
-    assert table.title == "t; dataset OWT"
-    assert [column.header for column in table.columns] == ["model", "source"]
-    assert [list(column.cells) for column in table.columns] == [["a", "b"], ["X", "Y"]]
-    table = narrow("t", header, lines[:1])
-    assert table.title == "t"
-    assert [column.header for column in table.columns] == header
+    title, names, shown, keys = narrow("t", header, lines)
+    assert title == "t; dataset OWT"
+    assert (names, shown, keys) == (["model", "source"], [["a", "X"], ["b", "Y"]], 1)
+    assert narrow("t", header, lines[:1]) == ("t", header, lines[:1], 2)
 
 
 def test_markdown_cells_hold_anything():
     assert markdown(["a"], [["x|y\nz"]]) == "| a |\n| --- |\n| x\\|y z |"
+
+
+NAMES = [
+    ("My method=runs", "My method", "runs"),
+    ("Eso-LM a0=1=runs", "Eso-LM a0=1", "runs"),
+    ("a b=c=d", "a b", "c=d"),
+    ("runs", None, "runs"),
+    ("a/b=c", None, "a/b=c"),
+    ("x/sampling.steps=8", None, "x/sampling.steps=8"),
+    ("steps=8", None, "steps=8"),  # which is there
+    ("steps=*", None, "steps=*"),
+    ("=runs", None, "=runs"),
+    ("steps=", None, "steps="),
+    ("s3://bucket/a=b", None, "s3://bucket/a=b"),
+]
+
+
+@pytest.mark.parametrize(("entry", "name", "path"), NAMES)
+def test_a_name_may_stand_before_a_path(entry, name, path, tmp_path, monkeypatch):
+    """Of anything; a path that is there keeps its equals signs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "steps=8").mkdir()
+    found = named(entry, ["Eso-LM a0=1"])
+    assert found == (name, path if "://" in path else str(tmp_path / path))
+
+
+def made(compose, tmp_path, *overrides: str) -> str:
+    report(compose("mode=report", f"report.path={tmp_path}/out", *overrides))
+    return (tmp_path / "out/report.md").read_text()
+
+
+def test_own_methods_stand_in_tables_and_files(compose, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a/x.json", samples(32, 90.0))
+    write(tmp_path / "b/x.json", samples(32, 80.0))
+    write(tmp_path / "c/x.json", samples(32, None))
+    runs = "report.runs=['My_method=a', 'Duo=b', 'No judge=c']"
+    text = made(compose, tmp_path, runs)
+    assert "](report.png)" in text
+    assert "| My_method | 90.00 ± 0.50 |" in text
+    assert "| Duo | 80.00 ± 0.50 (96.19) |" in text
+    assert "| No judge | 5.5700 ± 0.0050 |" in text
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {f"report.{x}" for x in ("md", "csv", "tex", "png", "pdf")}
+    assert (
+        r"My\_method & 90.00 $\pm$ 0.50 \\" in (tmp_path / "out/report.tex").read_text()
+    )
+    out = capsys.readouterr().out
+    assert "My_method" in out
+    assert "unpublished" in out
+
+
+def test_a_reason_is_said_once(compose, tmp_path, monkeypatch, capsys):
+    """As a number in the lines, in words below them."""
+    monkeypatch.chdir(tmp_path)
+    for steps in (8, 16, 32):
+        other = {"settings/sampling/use_float64": False}
+        write(tmp_path / f"a/{steps}.json", samples(steps, 90.0, **other))
+    text = made(compose, tmp_path, "report.runs=a")
+    assert "90.00 ± 0.50† (198.27)" in text
+    for shown in (text, capsys.readouterr().out):
+        assert shown.count("use_float64 is False, not True") == 1
+        assert "not comparable (1)" in shown
 
 
 # ---------------------------------------------------------------- mistakes
@@ -73,6 +135,26 @@ MISTAKES = {
         ],
         ["report.overrides", "'seed'"],
     ),
+    "training of nothing": (
+        ["report.table=training"],
+        ["report.runs=[]", "metrics.csv"],
+    ),
+    "training without a log": (
+        ["report.table=training", "report.runs=good.json"],
+        ["good.json", "metrics.csv"],
+    ),
+    "training with a broken log": (
+        ["report.table=training", "report.runs=broken.csv"],
+        ["broken.csv cannot be read", "could not convert"],
+    ),
+    "training of checkpoints": (
+        [
+            "report.table=training",
+            "report.runs=good.json",
+            "+report.checkpoints.duo=a.ckpt",
+        ],
+        ["report.checkpoints is of no use", "report.table=training"],
+    ),
     "of no use": (
         ["report.runs=good.json", "report.data=[ptb]"],
         ["report.data is of no use"],
@@ -88,6 +170,7 @@ def test_mistakes_are_refused(name, compose, tmp_path, monkeypatch):
     write(tmp_path / "broken.json", '{"mode": ')
     write(tmp_path / "foreign.json", {"a": 1})
     write(tmp_path / "good.json", likelihood())
+    write(tmp_path / "broken.csv", "step,val/ppl\n1,x\n")
     write(tmp_path / "field.json", likelihood(**{"data/wrap": "no"}))
     before = sorted(tmp_path.iterdir())
     refused(partial(report, compose("mode=report", *overrides)), *expected)

@@ -84,8 +84,11 @@ def test_columns_are_what_was_swept_and_what_came_out(tmp_path, capsys):
     assert "30.0 ± 2.0" in out
     assert "4.25 ± 0.12" in out
     assert "distinct_1" not in out
-    for name in ("summary.csv", "summary.png"):
-        assert str(tmp_path / name) in out
+    for name in ("csv", "md", "tex", "png", "pdf"):
+        assert str(tmp_path / f"summary.{name}") in out
+    assert "](summary.png)" in (tmp_path / "summary.md").read_text()
+    assert "30.0 $\\pm$ 2.0" in (tmp_path / "summary.tex").read_text()
+    assert (tmp_path / "summary.pdf").read_bytes().startswith(b"%PDF")
     assert (tmp_path / "summary.png").read_bytes().startswith(PNG)
 
 
@@ -153,35 +156,73 @@ def points(axes) -> list[tuple[float, float]]:
 
 def test_perplexity_against_entropy_and_against_steps(tmp_path, drawn):
     """Steps in order of size, not of jobs or of their first digit."""
-    rows = [
-        {"job": i, "sampling.steps": steps, "generative_ppl": ppl, "entropy": 4.0 + i}
+    jobs = [
+        job(i, {"generative_ppl": ppl, "entropy": 4.0 + i}, sampling__steps=steps)
         for i, (steps, ppl) in enumerate((("16", 20.0), ("8", 30.0), ("128", 10.0)))
     ]
-    assert plot(rows, tmp_path) == [tmp_path / "summary.png"]
-    left, right = drawn
+    assert plot(jobs, tmp_path) == [tmp_path / f"summary.{x}" for x in ("png", "pdf")]
+    left, right, below = drawn
     assert points(left) == [(4.0, 20.0), (5.0, 30.0), (6.0, 10.0)]
     assert points(right) == [(8.0, 30.0), (16.0, 20.0), (128.0, 10.0)]
+    assert points(below) == [(8.0, 5.0), (16.0, 4.0), (128.0, 6.0)]
     assert {text.get_text() for text in left.texts} == {"8", "16", "128"}
-    assert right.get_ylabel() == "generative perplexity"
+    assert right.get_ylabel() == "generative perplexity (a token)"
 
 
 def test_entropy_against_steps_without_a_judge(tmp_path, drawn):
-    rows = [
-        {"job": i, "sampling.steps": str(8 - i), "entropy": 4.0 + i} for i in (0, 1)
+    jobs = [job(i, {"entropy": 4.0 + i}, sampling__steps=str(8 - i)) for i in (0, 1)]
+    plot(jobs, tmp_path)
+    (only,) = drawn
+    assert points(only) == [(7.0, 5.0), (8.0, 4.0)]
+    assert "entropy" in only.get_ylabel()
+    assert "nats a token" in only.get_ylabel()
+
+
+def test_a_job_without_a_judge_still_shows_its_entropy(tmp_path, drawn):
+    """And one model has one look in all panels, whichever it is missing in."""
+    jobs = [
+        job(i, numbers | {"entropy": 4.0 + i}, algo=algo, sampling__steps=steps)
+        for i, (algo, steps, numbers) in enumerate(
+            [
+                ("mdlm", "8", {}),
+                ("duo", "8", {"generative_ppl": 9.0}),
+                ("mdlm", "16", {}),
+                ("duo", "16", {"generative_ppl": 8.0}),
+            ]
+        )
     ]
-    plot(rows, tmp_path)
-    left, right = drawn
-    assert points(left) == []
-    assert points(right) == [(7.0, 5.0), (8.0, 4.0)]
-    assert "entropy" in right.get_ylabel()
+    plot(jobs, tmp_path)
+    looks = [
+        {x.lines[0].get_color(): x.lines[0].get_marker() for x in axes.containers}
+        for axes in drawn
+    ]
+    assert looks[0] == looks[1]
+    assert len(looks[0]) == 1
+    assert len(looks[2]) == 2
+    assert looks[0].items() <= looks[2].items()
+
+
+def test_what_does_not_compare_is_hollow_and_not_joined(tmp_path, drawn):
+    """Another judge than most."""
+    jobs = [
+        job(i, {"generative_ppl": 9.0 - i, "entropy": 4.0}, sampling__steps=str(8 + i))
+        | {"about": {"judge": "gpt2" if i == 1 else "gpt2-large"}}
+        for i in range(4)
+    ]
+    plot(jobs, tmp_path)
+    filled, hollow = (x.lines[0] for x in drawn[1].containers)
+    assert filled.get_xdata().tolist() == [8, 10, 11]
+    assert filled.get_linestyle() == "-"
+    assert hollow.get_xdata().tolist() == [9]
+    assert hollow.get_linestyle() == "None"
+    assert hollow.get_markerfacecolor() == "white"
 
 
 def test_a_sweep_over_other_keys_has_no_curve_of_steps(tmp_path, drawn):
-    rows = [{"job": 7, "generative_ppl": 10.0, "entropy": 4.0, "seed": "2"}]
-    plot(rows, tmp_path)
-    left, right = drawn
-    assert points(right) == []
-    assert [text.get_text() for text in left.texts] == ["7"]
+    plot([job(7, {"generative_ppl": 10.0, "entropy": 4.0}, seed="2")], tmp_path)
+    (only,) = drawn
+    assert points(only) == [(4.0, 10.0)]
+    assert [text.get_text() for text in only.texts] == ["7"]
 
 
 # ---------------------------------------------------------------- Hydra's calls
@@ -246,21 +287,16 @@ def test_what_is_shown_is_what_runs_return():
     assert set(sweep.SHOWN) <= known
 
 
-def test_paths_lose_what_they_share():
-    """In front and behind; a value that is no path stays whole."""
-    paths = ["/a/b/one/last.ckpt", "/a/b/two/x/last.ckpt"]
-    assert sweep._short(paths) == ["one", "two/x"]
-    assert sweep._short(["a/b", "a/b/c"]) == [".", "c"]
-    assert sweep._short(["8", "64"]) == ["8", "64"]
-    assert sweep._short(["a/b", None]) == ["a/b", None]
-
-
 def test_runs_that_differ_in_more_than_steps_are_lines_of_their_own():
-    rows = [
-        {"job": i, "eval.checkpoint_path": f"/a/{name}/x", "sampling.steps": steps}
+    jobs = [
+        job(i, {}, eval__checkpoint_path=f"/a/{name}/x", sampling__steps=steps)
         for i, (name, steps) in enumerate(itertools.product("mn", ("8", "64")))
     ]
-    lines = sweep._lines(rows)
-    assert list(lines) == ["checkpoint_path=m", "checkpoint_path=n"]
-    assert [row["job"] for row in lines["checkpoint_path=n"]] == [2, 3]
-    assert list(sweep._lines(rows[:2])) == ["samples"]
+    lines = sweep._lines(jobs)
+    assert list(lines) == ["m", "n"]
+    assert [x["job"] for x in lines["n"]] == [2, 3]
+    assert list(sweep._lines(jobs[:2])) == ["samples"]
+    both = [
+        x | {"overrides": x["overrides"] | {"seed": str(i)}} for i, x in enumerate(jobs)
+    ]
+    assert next(iter(sweep._lines(both))) == "checkpoint_path=m, seed=0"

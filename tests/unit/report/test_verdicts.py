@@ -304,8 +304,9 @@ SAMPLES_DIFFER = {
 @pytest.mark.parametrize("path", SAMPLES_DIFFER)
 def test_another_setting_of_samples_is_named(path):
     value, reason = SAMPLES_DIFFER[path]
-    rows = compared(samples(**{path: value}))
-    assert {row.verdict for row in rows} == {"not comparable"}
+    rows = [x for x in compared(samples(**{path: value})) if x.cell[-1] == "ppl"]
+    unseen = "unpublished" if path.endswith("/steps") else "not comparable"
+    assert {row.verdict for row in rows} == {unseen}
     assert reason in rows[0].reason
 
 
@@ -395,6 +396,45 @@ def test_a_checkpoint_inside_a_round_is_of_none():
 def test_without_a_judge_entropy_alone_is_compared():
     rows = compared(samples(ppl=None))
     assert [row.cell[-1] for row in rows] == ["entropy"]
+
+
+def test_entropy_needs_no_judge():
+    """Its verdict does not depend on who judged, or whether anybody has."""
+    for judge in ("gpt2", None):
+        path = "settings/eval.gen_ppl_eval_model_name_or_path"
+        rows = compared(samples(ppl=None, **{path: judge}))
+        assert {(row.cell[-1], row.verdict) for row in rows} == {("entropy", "agrees")}
+
+
+def test_an_n_gram_model_is_a_judge_of_its_own():
+    rows = compared(
+        samples(ppl=None) | {"ngram_ppl": 40.0, "ngram_ppl_stderr": 1.0},
+    )
+    (row,) = [x for x in rows if x.cell[-1] == "ngram_ppl"]
+    assert (row.measured, row.verdict, row.published) == ((40, 1), "unpublished", None)
+
+
+@pytest.mark.parametrize("content", [likelihood(), samples()], ids=["ppl", "samples"])
+def test_an_own_method_stands_beside_the_papers(content):
+    """With their settings it compares, though no paper has a number of it."""
+    rows = compared(content, model="My method")
+    assert {row.verdict for row in rows} == {"unpublished"}
+    assert {row.cell[0] for row in rows} == {"My method"}
+    assert {row.cell[1] for row in rows} == {"OWT"}
+    assert all(row.fits for row in rows)
+
+
+OTHER_KIND = [
+    ({"settings/model": {"length": 64}}, "gpt2, length 64"),
+    ({"settings/data.tokenizer_name_or_path": "/a/bytes"}, "bytes, length 1024"),
+]
+
+
+@pytest.mark.parametrize(("other", "name"), OTHER_KIND)
+def test_samples_on_another_scale_are_not_those_of_a_paper_s_data(other, name):
+    rows = compared(samples(**other))
+    assert {row.cell[1] for row in rows} == {name}
+    assert {(row.published, row.fits) for row in rows} == {(None, False)}
 
 
 def test_a_quarter_of_the_training_has_its_own_column():
