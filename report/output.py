@@ -7,7 +7,7 @@ from typing import Any
 from metrics.numbers import measured
 from report.console import cell
 from report.formats import difference, latex, markdown, print_table, screen
-from report.plots import LABELS, draw
+from report.plots import draw, label_of
 from report.tables import TABLES
 from report.verdicts import RULE, Row, other_rows
 from utils import printable, whole_file
@@ -52,7 +52,7 @@ def save(rows: Sequence[Row], drawn: Sequence[Row], folder: str) -> None:
             console.print(printable(reason), markup=False, highlight=False)
         parts += [f"## {title}"]
         for metric, heads, grid in grids(some):
-            label = LABELS.get(metric, metric)
+            label = label_of(name, metric)
             parts += [f"Measured (paper), {label}:", markdown(heads, grid)]
             latexes.append(latex(f"{TABLES[name].title}: {label}", heads, grid))
             marked = any("†" in text for line in grid for text in line)
@@ -93,7 +93,7 @@ def _line(row: Row, reasons: dict[str, int]) -> dict[str, str]:
         line["measured"] = measured(*row.measured)
         if row.published:
             line["difference"] = difference(row.measured[0], row.published.value)
-    if row.reason:
+    if row.reason and row.verdict != "unpublished":  # which says it all
         line["verdict"] += f" ({reasons.setdefault(row.reason, len(reasons) + 1)})"
     line["note"] = line.pop("note")  # last
     return {name: text or "" for name, text in line.items()}

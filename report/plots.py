@@ -80,6 +80,12 @@ def _title(title: str, records: Records) -> list[str]:
     return [title, "; ".join(parts)]
 
 
+def label_of(table: str, metric: str) -> str:
+    """A metric in words, with its unit."""
+    is_judged = metric == "ppl" and table in STEPPED
+    return LABELS["gen_ppl" if is_judged else metric]
+
+
 def _height(table: str, panels: Mapping[str, Records]) -> float:
     """Of a table's part of the picture, in inches."""
     rows = -(-len(panels) // style.PANELS)
@@ -101,10 +107,10 @@ def _panels(records: Records, table: str) -> dict[str, list[Mapping[str, Any]]]:
     of_several = len({x["dataset"] for x in own}) > 1
     panels: dict[str, list[Mapping[str, Any]]] = {}
     for record in own:
-        metric, name = record["metric"], record["dataset"]
+        name = record["dataset"]
         if is_stepped:
-            sampled = "gen_ppl" if metric == "ppl" else metric
-            name = LABELS[sampled] + (f"; {name}" if of_several else "")
+            label = label_of(table, record["metric"])
+            name = label + (f"; {name}" if of_several else "")
         panels.setdefault(style.clean(name), []).append(record)
     order = list(LABELS.values()) if is_stepped else list(panels)
     return dict(

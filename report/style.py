@@ -32,7 +32,6 @@ GREY = "#555555"
 # Of Okabe and Ito, without the yellow, which is too light on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", ">", "*", "<", "X", "P")
-STAR = 11  # its size, which its points make look smaller
 # Of names that are known: the numbers of a colour and of a marker. Forms of one model
 # share its colour; what often stands in one figure differs in its marker as well.
 KNOWN = {
@@ -68,7 +67,6 @@ SETTINGS: Any = {
     "legend.fontsize": 9,
     "legend.frameon": False,
     "lines.linewidth": 1.5,
-    "lines.markersize": 8,
     "pdf.fonttype": 42,  # letters that can be searched and edited
     "text.parse_math": False,  # names of runs may hold dollar signs
     "xtick.labelsize": 9,
@@ -212,7 +210,7 @@ def points(
         yerr=bars[1],
         color=look.color,
         marker=look.marker,
-        markersize=STAR if look.marker == "*" else None,
+        markersize=_size(look),
         markerfacecolor="white" if hollow else look.color,
         markeredgecolor=look.color if hollow else "white",  # apart from its bar
         markeredgewidth=1.2 if hollow else 0.6,
@@ -220,6 +218,11 @@ def points(
         elinewidth=1,
         markevery=every,
     )
+
+
+def _size(look: Look) -> int:
+    """Points of a marker; those of a star make it look smaller."""
+    return 11 if look.marker == "*" else 8
 
 
 def published(axes: Any, x: Sequence[float], y: Sequence[float], look: Look) -> None:
@@ -243,7 +246,9 @@ def legend(part: Any, of: Mapping[str, Look], notes: Iterable[str] = ()) -> None
         BARS: {"marker": "|", "linestyle": "none", "markersize": 11},
     }
     handles = [
-        Line2D([], [], color=look.color, marker=look.marker, markeredgecolor="white")
+        Line2D(
+            [], [], color=look.color, marker=look.marker, ms=_size(look), mec="white"
+        )
         for look in of.values()
     ]
     # A text that begins with an underline would be left out.

@@ -62,7 +62,9 @@ class Row(NamedTuple):
         if self.evaluation is None:
             return ()
         values = (self.evaluation.settings.get(name) for name in _SETTINGS)
-        return (*values, self.judge, self.note)
+        is_bound = self.evaluation.mode == "ppl_eval"  # which distilling makes worse
+        distilled = is_bound and self.evaluation.settings["distilled"]
+        return (*values, distilled, self.judge, self.note)
 
     def record(self) -> dict[str, Any]:
         """The row of report.csv, and `fits`; None: an empty cell."""

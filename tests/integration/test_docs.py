@@ -49,7 +49,7 @@ GROUPS = {"algo", "checkpointing", "data", "eval", "export", "loader", "lr_sched
 GROUPS |= {"callbacks", "model", "noise", "optim", "report", "sampling", "strategy"}
 GROUPS |= {"trainer", "training"}
 WEIGHTS = ("model.bimamba.", "model.lm_head.")  # names of weights of DiMamba
-SUFFIXES = {"md", "csv", "png", "json", "yaml", "py", "safetensors"}
+SUFFIXES = {"md", "csv", "png", "pdf", "tex", "json", "yaml", "py", "safetensors"}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -14,6 +14,7 @@ from command_line import TINY, command, run
 
 from cli.settle import algorithm_class
 from data.tokenizers import get_tokenizer
+from metrics.numbers import measured
 
 NUM_BATCHES, BATCH_SIZE = 40, 2
 SAMPLING = (
@@ -160,7 +161,8 @@ def test_a_sweep_ends_with_a_summary(checkpoint, tmp_path):
         assert 0 < float(row["evaluations"]) <= int(row["sampling.steps"]) + 1
         assert row["num_samples"] == "4"
         assert (folder / row["job"] / "samples.json").exists()
-        assert f"{float(row['entropy']):.4g}" in table
+        error = float(row["entropy_stderr"])
+        assert measured(float(row["entropy"]), error) in table
     assert (folder / "summary.png").read_bytes().startswith(b"\x89PNG\r\n")
-    for name in ("summary.csv", "summary.png"):
-        assert str(folder / name) in table
+    for name in ("csv", "md", "tex", "png", "pdf"):
+        assert str(folder / f"summary.{name}") in table

@@ -573,7 +573,7 @@ def test_suggestion(tmp_path, capsys):
     assert "35 tokens" in out
     found = dict(re.findall(r"gamma_(min|max)[^-\d\n]+(-?[\d.]+)", out))
     assert found == {"min": f"{low:.2f}", "max": f"{high:.2f}"}
-    (plot,) = folder.iterdir()
-    assert plot.suffix == ".png"
+    plot, pdf = sorted(folder.iterdir(), reverse=True)
+    assert (plot.suffix, pdf.suffix) == (".png", ".pdf")
     assert plot.read_bytes().startswith(b"\x89PNG\r\n")
     assert plot.stat().st_size > 5000
