@@ -34,6 +34,10 @@ from .sampling_discrete_diffusion import (
     without_mask,
 )
 
+# What `transformers` calls a cache in arguments and outputs: `cache` from 5.24 on.
+IS_CACHE = "cache" in CausalLMOutputWithPast.__dataclass_fields__
+CACHE = "cache" if IS_CACHE else "past_key_values"
+
 
 class DiscreteDiffusionModel(PreTrainedModel):
     """The network without its last linear map, for `AutoModel`."""
@@ -88,9 +92,11 @@ class DiscreteDiffusionModel(PreTrainedModel):
         past_key_values: DynamicCache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
+        cache: DynamicCache | None = None,
     ) -> BaseModelOutputWithPast | tuple:
         """Hidden states; arguments as for `DiscreteDiffusionForMaskedLM`."""
-        cache = self._cache(past_key_values, use_cache)
+        past = past_key_values if cache is None else cache
+        cache = self._cache_of(past, use_cache)
         if output_attentions:
             raise ValueError("output_attentions=True: the kernel returns no attention.")
         states = self.hidden_states(
@@ -104,21 +110,24 @@ class DiscreteDiffusionModel(PreTrainedModel):
             return_dict = getattr(self.config, "return_dict", True)
         out = BaseModelOutputWithPast(
             last_hidden_state=states[-1],
-            past_key_values=cache,
             hidden_states=tuple(states) if output_hidden_states else None,
+            **{CACHE: cache},
         )
         return out if return_dict else out.to_tuple()
 
-    def _cache(
-        self, past: DynamicCache | None, use_cache: bool | None
-    ) -> DynamicCache | None:
+    def _cache_of(self, past: Any, use_cache: bool | None) -> DynamicCache | None:
         if past is None and not (use_cache and self.config.causal):
             return None
         if not self.config.causal:
             raise ValueError(
                 "past_key_values: a model that sees both sides has no cache."
             )
-        return DynamicCache() if past is None else past
+        if getattr(past, "is_compileable", False):
+            raise ValueError(
+                "past_key_values is a cache of a fixed length; these models take a "
+                "DynamicCache, which is the default of generate."
+            )
+        return DynamicCache() if past is None else _as_cache(past)
 
     def hidden_states(
         self,
@@ -148,6 +157,8 @@ class DiscreteDiffusionModel(PreTrainedModel):
                 f"({len(h)}, {length}): one number for each token, those in the cache "
                 "among them."
             )
+        if mask is not None and mask.all():
+            mask = None
         if self.config.causal:
             return self.backbone(h, None, mask, cache)
         if not self.config.time_conditioning:
@@ -181,17 +192,19 @@ class DiscreteDiffusionModel(PreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         token_type_ids: Tensor | None = None,
+        cache: DynamicCache | None = None,
         **_: Any,
     ) -> dict[str, Any]:
         """What `forward` gets at each step of `generate`; peft asks for it, too."""
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache = _as_cache(past_key_values if cache is None else cache)
+        past = 0 if cache is None else cache.get_seq_length()
         inputs: dict[str, Any] = {"input_ids": input_ids[:, past:]}
         if inputs_embeds is not None and not past:
             inputs = {"inputs_embeds": inputs_embeds}
         elif inputs_embeds is not None:  # its tokens are in the cache, not in the ids
             inputs = {"input_ids": input_ids[:, -1:]}
         return inputs | {
-            "past_key_values": past_key_values,
+            CACHE: cache,
             "attention_mask": attention_mask,
             "use_cache": use_cache,
         }
@@ -216,6 +229,7 @@ class DiscreteDiffusionModel(PreTrainedModel):
         temperature: float = 1.0,
         predictor: str = "ancestral",
         noise_removal: str = "ancestral",
+        **others: Any,
     ) -> Tensor:
         """Draws samples: by a sampler of diffusion, or token by token from the left.
 
@@ -237,6 +251,7 @@ class DiscreteDiffusionModel(PreTrainedModel):
             predictor: ancestral or, of masked models, first_hitting.
             noise_removal: The end of ancestral: ancestral, or greedy for the most
                 likely tokens.
+            others: Not possible; named in the message.
 
         Returns:
             Token ids, (B, L).
@@ -245,6 +260,12 @@ class DiscreteDiffusionModel(PreTrainedModel):
             ValueError: If an argument makes no sense for this model.
         """
         config, device = self.config, self.device
+        if others:
+            raise ValueError(
+                f"generate({', '.join(sorted(others))}): there are no such arguments; "
+                "this model draws whole samples, and takes ids that these begin with "
+                "as prompt= and ids with gaps as template=."
+            )
         options = temperature, p_nucleus, predictor, noise_removal
         check_options(config, num_samples, num_steps, *options)
         x = template_of(config, template, prompt, num_samples).to(device)
@@ -277,8 +298,14 @@ def evaluated(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def _as_cache(past: Any) -> DynamicCache | None:
+    """A cache; transformers before 4.56 makes tuples of it where it is cut."""
+    is_old = isinstance(past, (tuple, list))
+    return DynamicCache.from_legacy_cache(past) if is_old else past
+
+
 def _mask_of(attention_mask: Tensor | None, types: Tensor | None) -> Tensor | None:
-    """Which tokens there are, (B, L) bool; None: all.
+    """Which tokens there are, (B, L) bool; None where nothing is said.
 
     Raises:
         ValueError: If these models cannot do what is asked for.
@@ -298,8 +325,7 @@ def _mask_of(attention_mask: Tensor | None, types: Tensor | None) -> Tensor | No
             f"attention_mask has shape {shape_of(attention_mask)}; give (B, L), 1 for "
             "a token and 0 for padding."
         )
-    mask = attention_mask.bool()
-    return None if mask.all() else mask
+    return attention_mask.bool()
 
 
 class _WithLoss(DiscreteDiffusionModel):
@@ -318,6 +344,7 @@ class _WithLoss(DiscreteDiffusionModel):
         past_key_values: DynamicCache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
+        cache: DynamicCache | None = None,
     ) -> MaskedLMOutput | CausalLMOutputWithPast | tuple:
         """Raw logits, (B, L, K).
 
@@ -341,6 +368,7 @@ class _WithLoss(DiscreteDiffusionModel):
             past_key_values: Keys and values of the l tokens before, if causal.
             use_cache: Whether to return such.
             output_attentions: Not possible.
+            cache: Another name of `past_key_values`, that of new transformers.
         """
         out = super().forward(
             input_ids,
@@ -353,13 +381,14 @@ class _WithLoss(DiscreteDiffusionModel):
             past_key_values,
             use_cache,
             output_attentions,
+            cache,
         )
         logits = self.get_output_embeddings()(out.last_hidden_state)
         fields = {"logits": logits, "hidden_states": out.hidden_states}
         if labels is not None:
             fields["loss"] = self._loss(logits, labels)
         if self.config.causal:
-            fields["past_key_values"] = out.past_key_values
+            fields[CACHE] = getattr(out, CACHE)
         if return_dict is None:
             return_dict = getattr(self.config, "return_dict", True)
         kind = CausalLMOutputWithPast if self.config.causal else MaskedLMOutput

@@ -113,7 +113,7 @@ def texts_of_the_code() -> Iterator[str]:
     """All text constants of the library, each in one line, values left out."""
     files = [
         *ROOT.glob("*.py"),
-        *(x for p in PACKAGES for x in (ROOT / p).glob("*.py")),
+        *(x for p in PACKAGES for x in (ROOT / p).rglob("*.py")),
     ]
     for node in (node for x in files for node in ast.walk(ast.parse(x.read_text()))):
         if isinstance(node, ast.JoinedStr):

@@ -246,7 +246,10 @@ def _() -> None:
     model, ids = load("causal").eval(), ids_of(2, 5)
     ids_only = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0}
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False} | ids_only
+    lengths = []
+    model.backbone.register_forward_pre_hook(lambda _, x: lengths.append(x[0].shape[1]))
     with_cache = model.generate(ids, **options)
+    assert lengths == [5, 1, 1, 1, 1, 1]  # tokens that the network is given
     assert with_cache.shape == (2, 11)
     assert torch.equal(with_cache, model.generate(ids, use_cache=False, **options))
     for _ in range(6):
@@ -270,6 +273,40 @@ def _() -> None:
     both = model.generate(**batch, do_sample=False, **options)
     alone = model.generate(**encoded("causal", "a"), do_sample=False, **options)
     assert torch.equal(both[0, -4:], alone[0, -4:])
+
+
+@use("a cache by hand, several tokens at a time")
+def _() -> None:
+    model, ids = load("causal").eval(), ids_of()
+    name = "cache" if "cache" in model(ids, use_cache=True) else "past_key_values"
+    cache, parts = None, []
+    for part in ids.split(5, dim=1):
+        out = model(part, past_key_values=cache, use_cache=True)
+        cache = out[name]
+        parts.append(out.logits)
+    close(torch.cat(parts, dim=1), model(ids).logits)
+    mask = torch.ones(2, LENGTH + 1)
+    mask[0, :3] = 0
+    last = model(ids[:, :1], attention_mask=mask, **{name: cache}).logits
+    refused("attention_mask has shape", model, ids, attention_mask=mask)
+    assert last.shape[:2] == (2, 1)
+    refused("has no cache", load("masked"), ids, past_key_values=cache)
+
+
+@use("`generate` of transformers: `inputs_embeds`, prompt lookup, an assistant")
+def _() -> None:
+    model, assistant = load("causal"), load("causal")
+    options = {"max_new_tokens": 5, "pad_token_id": 0, "do_sample": False}
+    for seed in range(3):
+        torch.manual_seed(seed)
+        ids = torch.randint(97, 122, (1, 4)).repeat(1, 3)
+        plain = model.generate(ids, **options)
+        there = torch.ones_like(ids)
+        embeds = model.get_input_embeddings()(ids)
+        others = {"inputs_embeds": embeds, "attention_mask": there}
+        assert torch.equal(model.generate(**others, **options), plain[:, 12:])
+        for own in {"prompt_lookup_num_tokens": 3}, {"assistant_model": assistant}:
+            assert torch.equal(model.generate(ids, **own, **options), plain)
 
 
 @use("`generate` of transformers: beams")
