@@ -27,6 +27,7 @@ from cli.again import command_again
 from cli.checks import check
 from cli.commandline import arguments, explain, find_inputs, no_choice
 from cli.environment import print_plainly, share_cores, tell_nobody
+from cli.known_keys import refuse_unread
 from cli.paths import (
     check_writable,
     not_permitted,
@@ -38,6 +39,7 @@ from cli.paths import (
 from cli.plugins import import_named, import_plugins
 from cli.quiet import keep_quiet
 from cli.signals import ending_on_signals, was_left_alone, what_is_kept
+from cli.stated import take_over_as_given
 from report.sweep import REFUSED, is_sweep
 from utils import (
     CONFIGS,
@@ -243,6 +245,8 @@ def carry_out(config: DictConfig, folder: str) -> dict[str, Any] | None:
     find_inputs(config, folder)
     if hydra is not None and is_sweep(hydra):
         refuse_shared(config, hydra.job.num)
+    refuse_unread(config)
+    take_over_as_given(config)
     check(config)
     check_writable(config)
     imported("cli.settle.settle")(config)  # from here on with torch

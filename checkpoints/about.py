@@ -47,10 +47,9 @@ def adopt(config: DictConfig, checkpoint: Checkpoint, keys: Iterable[str]) -> No
         if value is not None and not isinstance(value, dict) and is_plain(value):
             OmegaConf.update(config, key, value, force_add=True)
             taken[key] = value
-    if checkpoint.weights is not None and config.algo.backbone in TRANSFORMERS:
-        shapes = {name: x.shape for name, x in checkpoint.weights.items()}
+    if checkpoint.shapes and config.algo.backbone in TRANSFORMERS:
         sizes = {key.removeprefix("model."): x for key, x in taken.items()}
-        check_sizes(shapes, sizes, "the checkpoint")
+        check_sizes(checkpoint.shapes, sizes, "the checkpoint")
 
 
 def is_plain(value: Any) -> bool:

@@ -1,15 +1,17 @@
 """A checkpoint that has been read: its weights, and what it says of them."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Self
 
 from checkpoints.schema import setting
-from models.finite import summary
+
+if TYPE_CHECKING:  # what a file says of itself is read without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -31,6 +33,10 @@ class Checkpoint:
     val_ppl: float | None = None  # the lowest of the run's validations
     # All of a file, for Lightning to restore a run from; empty of a folder.
     lightning: dict[str, Any] = field(default_factory=dict)
+
+    # Of the weights, by name; stands alone where a file was not read as a whole.
+    outline: Mapping[str, Sequence[int]] | None = None
+    is_own: bool = False  # whether this code wrote it as the file of a run
 
     # Of folders only.
     format: str | None = None
@@ -59,6 +65,7 @@ class Checkpoint:
             optimizer_states=content.get("optimizer_states"),
             lightning_version=content.get("pytorch-lightning_version"),
             val_ppl=_lowest_ppl(content.get("callbacks")),
+            is_own=isinstance(content.get("identity"), dict),
             lightning=content,
         )
 
@@ -68,6 +75,8 @@ class Checkpoint:
         Args:
             kinds: Those that matter.
         """
+        from models.finite import summary
+
         shadow = (self.ema or {}).get("shadow_params", ())
         tensors: dict[str, Mapping[str, Tensor]] = {
             "raw": self.weights or {},
@@ -76,6 +85,13 @@ class Checkpoint:
         found = {kind: summary(tensors[kind]) for kind in kinds}
         lines = [f"{kind} weights: {x}" for kind, x in found.items() if x]
         return "; ".join(lines) or None
+
+    @property
+    def shapes(self) -> Mapping[str, Sequence[int]]:
+        """Of its weights, by name; empty if it does not say."""
+        if self.weights is None:
+            return self.outline or {}
+        return {name: tuple(x.shape) for name, x in self.weights.items()}
 
     def setting(self, key: str) -> Any:
         """A value of its config by a dotted key; None if it does not say."""

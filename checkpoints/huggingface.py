@@ -4,14 +4,15 @@ Nothing of it is executed: modelling files are not even downloaded, pickles are 
 `docs/checkpoints.md` lists the formats.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.keys import check_sizes
@@ -19,9 +20,13 @@ from checkpoints.schema import check_config, count, number, optional, text
 from checkpoints.schema import fields as fields_of
 from utils import ConfigError, first_line, hub_options
 
+if TYPE_CHECKING:
+    import torch
+
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MAX_HEADER = 100_000_000  # bytes, as safetensors has it
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -116,11 +121,17 @@ def read_hub(name_or_path: str, key: str) -> Checkpoint:
 
 
 def read_about(name_or_path: str, key: str) -> Checkpoint:
-    """Reads what config.json says, and no weights; otherwise as `read_hub`."""
-    return _about(downloaded_folder(name_or_path, key), name_or_path, key)
+    """Reads what config.json says, and no weights; otherwise as `read_hub`.
+
+    Of a hub id nothing large is downloaded, so that the shapes are not known.
+    """
+    folder = downloaded_folder(name_or_path, key, [CONFIG, *TOKENIZER_FILES])
+    return _about(folder, name_or_path, key, has_weights=os.path.isdir(name_or_path))
 
 
-def _about(folder: Path, name_or_path: str, key: str) -> Checkpoint:
+def _about(
+    folder: Path, name_or_path: str, key: str, has_weights: bool = True
+) -> Checkpoint:
     fields = _read_json(folder / CONFIG, key)
     kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in FORMATS:
@@ -132,8 +143,10 @@ def _about(folder: Path, name_or_path: str, key: str) -> Checkpoint:
     where = f"{key}={name_or_path!r}: {CONFIG}"
     form = FORMATS[kind]
     sizes = _sizes(fields, where)
-    of_network = {key.removeprefix("model."): x for key, x in sizes.items()}
-    check_sizes(_shapes(folder, key), of_network, where)
+    shapes = _shapes(folder, key) if has_weights else None
+    if shapes is not None:
+        of_network = {key.removeprefix("model."): x for key, x in sizes.items()}
+        check_sizes(shapes, of_network, where)
     values = form.known | sizes | _values(fields, form, where)
     try:
         check_config(config := _nested(values))
@@ -146,6 +159,7 @@ def _about(folder: Path, name_or_path: str, key: str) -> Checkpoint:
         config["algo"]["name"] = "distillation"
     about = Checkpoint(
         config=config,
+        outline=shapes,
         format=f"Hugging Face, model_type {kind}",
         source=name_or_path,
         folder=folder,
@@ -159,8 +173,15 @@ def _about(folder: Path, name_or_path: str, key: str) -> Checkpoint:
     return about
 
 
-def downloaded_folder(name_or_path: str, key: str) -> Path:
+def downloaded_folder(
+    name_or_path: str, key: str, files: Sequence[str] = DOWNLOADED
+) -> Path:
     """The folder itself, or where a hub id was downloaded to.
+
+    Args:
+        name_or_path: Local folder or hub id.
+        key: Config key that held it, for messages.
+        files: Names and patterns of what is downloaded.
 
     Raises:
         ConfigError: If there is no such folder, here or on the hub.
@@ -172,7 +193,7 @@ def downloaded_folder(name_or_path: str, key: str) -> Path:
     try:
         options: dict[str, Any] = hub_options(name_or_path)
         return Path(
-            snapshot_download(name_or_path, allow_patterns=DOWNLOADED, **options)
+            snapshot_download(name_or_path, allow_patterns=list(files), **options)
         )
     except Exception as error:  # of many kinds: offline, not there, not allowed
         raise ConfigError(
@@ -264,19 +285,33 @@ def _read_weights(folder: Path, key: str) -> dict[str, torch.Tensor]:
 
 def _shapes(folder: Path, key: str) -> dict[str, list[int]]:
     """Shapes of all tensors of a folder, which are in the headers of its files."""
-    from safetensors import safe_open
-
     shapes: dict[str, list[int]] = {}
     for name in _weight_files(folder, key):
         try:
-            with safe_open(folder / name, "pt") as file:
-                names = file.keys()  # not iterable itself
-                found = {x: file.get_slice(x).get_shape() for x in names}
-        except Exception as error:  # safetensors raises its own kind, and OSError
+            found = _header_shapes(folder / name)
+        except Exception as error:  # of a broken file
             raise ConfigError(
                 f"{key}={str(folder)!r}: {name} cannot be read ({first_line(error)})."
             ) from None
         shapes |= {own_name(x): shape for x, shape in found.items()}
+    return shapes
+
+
+def _header_shapes(path: Path) -> dict[str, list[int]]:
+    """Of the tensors of a file: its first 8 bytes tell the length of a JSON object.
+
+    safetensors does the same, but needs torch for it.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+        size = int.from_bytes(start, "little")
+        if len(start) < 8 or size > min(MAX_HEADER, path.stat().st_size - 8):
+            raise ValueError("its header is larger than the file")
+        header = json.loads(file.read(size))
+    shapes = {name: x["shape"] for name, x in header.items() if name != "__metadata__"}
+    for name, shape in shapes.items():
+        if not all(type(x) is int and x >= 0 for x in shape):
+            raise ValueError(f"{name} has a shape that is none")
     return shapes
 
 

@@ -5,21 +5,24 @@ tokenizer as an object. Here such objects become `Record`s, which hold what the 
 says of them and do nothing; the config becomes plain data.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
-from torch import Tensor
 
-from checkpoints.archive import read_archive
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.huggingface import own_name, read_hub
 from checkpoints.locating import check_checkpoint_path, is_folder_or_hub_id
 from checkpoints.mdlm import own_config
-from checkpoints.schema import check_content
+from checkpoints.schema import check_content, is_tensor
 from data.pickles import MAX_DEPTH, Budget, Named, check_extent
 from utils import ConfigError, first_line, open_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Where classes may come from whose objects are read as records.
 KNOWN = (
@@ -82,21 +85,21 @@ def read_checkpoint(path: str, key: str, trusted: Collection[str] = ()) -> Check
         ConfigError: If there is no such file, it is damaged, or it holds objects of
             other classes.
     """
+    from checkpoints.archive import read_archive
+
     check_checkpoint_path(path, key)
     if is_folder_or_hub_id(path):
         return read_hub(path, key)
 
     def find(name: str, budget: Budget) -> Named:
-        return _stand_in(name, trusted, budget)
+        return stand_in(name, trusted, budget)
 
     try:
         with open_file(path) as file:
             content = read_archive(file, find)
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}")
-        settings = content.get("hyper_parameters")
-        if isinstance(settings, dict) and "config" in settings:
-            settings["config"] = _own(plain(settings["config"]))
+        make_plain(content)
         check_extent(content)
         check_content(content)
     except Exception as error:  # a broken file may raise anything
@@ -123,8 +126,10 @@ def read_weights(path: str, key: str) -> dict[str, Tensor]:
         ConfigError: If it is damaged, or holds anything but tensors.
     """
 
+    from checkpoints.archive import read_archive
+
     def find(name: str, budget: Budget) -> Named:
-        return _stand_in(name, (), budget)
+        return stand_in(name, (), budget)
 
     try:
         with open_file(path) as file:
@@ -139,7 +144,7 @@ def read_weights(path: str, key: str) -> dict[str, Tensor]:
             raise ValueError("it holds no weights by name")
         check_extent(content)
         for name, tensor in content.items():
-            if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            if not isinstance(name, str) or not is_tensor(tensor):
                 raise ValueError(f"{name!r} in it is no tensor")
     except Exception as error:  # a broken file may raise anything
         reason = first_line(error)
@@ -147,7 +152,7 @@ def read_weights(path: str, key: str) -> dict[str, Tensor]:
     return content
 
 
-def _stand_in(name: str, trusted: Collection[str], budget: Budget) -> Named:
+def stand_in(name: str, trusted: Collection[str], budget: Budget) -> Named:
     """What to put in place of a name in the file.
 
     Raises:
@@ -183,6 +188,13 @@ def _maker(name: str, budget: Budget) -> Callable[..., Any]:
         return kind(given)
 
     return make
+
+
+def make_plain(content: dict[Any, Any]) -> None:
+    """Makes the config of a file's content plain data in the keys of this code."""
+    settings = content.get("hyper_parameters")
+    if isinstance(settings, dict) and "config" in settings:
+        settings["config"] = _own(plain(settings["config"]))
 
 
 def plain(node: Any) -> Any:

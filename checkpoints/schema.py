@@ -5,12 +5,16 @@ else looks at it; a misfit is a `ValueError` of one line. `check_content` holds 
 a file is read for, `check_training` in addition where training goes on from it.
 """
 
-import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import re
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+if TYPE_CHECKING:  # what a file says of itself is checked without torch
+    import torch
+    from torch import Tensor
 
 Rule = Callable[[Any, str], None]  # of a value and what it is called
 
@@ -18,12 +22,18 @@ MAX_COUNT = 1 << 53
 MAX_TEXT = 10_000  # characters
 
 
+def is_tensor(value: Any) -> TypeGuard[Tensor]:
+    """Whether this is a tensor; nothing is where torch has not been imported."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
 def shown(value: Any) -> str:
     """A value in a message: what is short as it is, of all else the type."""
     if value is None or isinstance(value, (bool, int, float, str)):
         text = repr(value)
         return text if len(text) <= 60 else f"{text[:60]}..."
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         kind = str(value.dtype).removeprefix("torch.")
         return f"a tensor {tuple(value.shape)} of {kind}"
     return f"a {type(value).__name__}"
@@ -77,17 +87,17 @@ def name(value: Any, where: str) -> None:
 
 
 def tensor(value: Any, where: str) -> None:
-    if not isinstance(value, Tensor):
+    if not is_tensor(value):
         refuse(value, where, "a tensor")
 
 
 def floats(value: Any, where: str) -> None:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not is_tensor(value) or not value.is_floating_point():
         refuse(value, where, "a tensor of floats")
 
 
 def scalar(value: Any, where: str) -> None:
-    if not isinstance(value, Tensor) or value.numel() != 1 or value.is_complex():
+    if not is_tensor(value) or value.numel() != 1 or value.is_complex():
         number(value, where)
 
 
@@ -164,7 +174,7 @@ def like(template: Any, whole: Rule | None = None) -> Rule:
         elif isinstance(template, (list, tuple)):
             each(like(template[0], whole) if template else _anything)(value, where)
         elif isinstance(template, Tensor):
-            same = isinstance(value, Tensor) and value.shape == template.shape
+            same = is_tensor(value) and value.shape == template.shape
             if not same or value.is_complex() != template.is_complex():
                 refuse(value, where, shown(template))
         elif type(template) is int and whole is not None:
@@ -312,7 +322,7 @@ def _version(value: Any, where: str) -> None:
 
 def _entry(value: Any, where: str) -> None:
     """Of a parameter's state."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not is_tensor(value) or not value.is_floating_point():
         number(value, where)
 
 
@@ -391,6 +401,8 @@ def check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
 
     Kernels of optimisers trust them, and write beyond the memory of those that do not.
     """
+    from torch.optim import Adam
+
     where = "optimizer_states[0]"
     theirs = [group["params"] for group in state["param_groups"]]
     ours = [group["params"] for group in optimizer.param_groups]
@@ -400,7 +412,7 @@ def check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
     if len(set(numbers)) != len(numbers) or not state["state"].keys() <= {*numbers}:
         raise ValueError(f"its {where} numbers its parameters twice or not at all")
     parameters = [parameter for group in ours for parameter in group]
-    is_adam = isinstance(optimizer, torch.optim.Adam)  # AdamW is one
+    is_adam = isinstance(optimizer, Adam)  # AdamW is one
     for number, parameter in zip(numbers, parameters, strict=True):
         entries = state["state"].get(number, {})
         if is_adam and entries and not entries.keys() >= _ADAM:
@@ -411,7 +423,7 @@ def check_optimizer(state: Any, optimizer: torch.optim.Optimizer) -> None:
                 scalar(value, place)
                 if not 0 <= float(value) < MAX_COUNT:
                     refuse(float(value), place, "a number of steps")
-            elif isinstance(value, Tensor) and value.shape != parameter.shape:
+            elif is_tensor(value) and value.shape != parameter.shape:
                 refuse(value, place, f"of shape {tuple(parameter.shape)}")
             elif is_adam and key in _ADAM:
                 floats(value, place)

@@ -11,6 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from checkpoints.locating import checkpoint_in
 from cli.known_keys import unknown_key
 from cli.mdlm import from_mdlm
 from cli.older_keys import translated
@@ -161,8 +162,13 @@ INPUTS = (
 )
 
 
+# Those of them where the folder of a run means its last checkpoint.
+CHECKPOINTS = ("eval.checkpoint_path", "sampling.refine_path", "training.finetune_path")
+
+
 def find_inputs(config: DictConfig, folder: str) -> None:
-    """Makes relative paths to inputs absolute where they lead to something.
+    """Makes relative paths to inputs absolute where they lead to something, and finds
+    the last checkpoint in the folder of a run.
 
     A run works in a folder of its own; its command was given in another one.
 
@@ -185,3 +191,7 @@ def find_inputs(config: DictConfig, folder: str) -> None:
         absolute = [found(x) for x in value] if is_list else found(value)
         if absolute != value:
             OmegaConf.update(config, key, absolute)
+    for key in CHECKPOINTS:
+        value = OmegaConf.select(config, key)
+        if isinstance(value, str) and value:
+            OmegaConf.update(config, key, checkpoint_in(value, key))
