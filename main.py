@@ -29,10 +29,12 @@ from cli.commandline import arguments, explain, find_inputs, no_choice
 from cli.environment import print_plainly, share_cores, tell_nobody
 from cli.known_keys import refuse_unread
 from cli.paths import (
+    DRAWING,
     check_writable,
     not_permitted,
     permission_line,
     place_outputs,
+    refuse_finished,
     refuse_shared,
     unusable,
 )
@@ -246,6 +248,8 @@ def carry_out(config: DictConfig, folder: str) -> dict[str, Any] | None:
     if hydra is not None and is_sweep(hydra):
         refuse_shared(config, hydra.job.num)
     refuse_unread(config)
+    if config.mode in DRAWING:
+        refuse_finished(config.eval.generated_samples_path)
     take_over_as_given(config)
     check(config)
     check_writable(config)

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from utils import ConfigError, filesystem_of, is_local
+from utils import ConfigError, filesystem_of, is_local, path_exists
 
 # What a mode makes, by the key of its path.
 MADE = {
@@ -61,6 +61,30 @@ def _path_keys(config: DictConfig) -> Iterator[str]:
         for node in nodes if isinstance(nodes, DictConfig) else ():
             if isinstance(nodes[node], DictConfig) and name in nodes[node]:
                 yield ".".join((group, str(node), name))
+
+
+# ---------------------------------------------------------------- finished files
+
+DRAWING = ("sample_eval", "fid_eval")
+ABOUT = "settings.json"  # in the folder of the batches, as long as it is needed
+
+
+def refuse_finished(path: str) -> None:
+    """Refuses a file that is there and is not the beginning of a run.
+
+    Raises:
+        ConfigError: If it is; nothing is overwritten.
+    """
+    if path_exists(path) and not path_exists(f"{parts_of(path)}/{ABOUT}"):
+        raise ConfigError(
+            f"eval.generated_samples_path={path!r} exists; it is not overwritten. Move "
+            "it away or give another path."
+        )
+
+
+def parts_of(path: str) -> str:
+    """Where the finished batches behind a file are."""
+    return f"{path}.parts"
 
 
 # ---------------------------------------------------------------- sweeps

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from checkpoints.about import ALIKE, TOLD, TRANSFORMERS, is_plain
 from checkpoints.checkpoint import Checkpoint
@@ -185,7 +185,6 @@ def take_over(
             _take(config, sizes, given)
         return
     where = f"{key}={path!r}"
-    _check_differing(config)
     of_choices = {x: y for x, y in stated.items() if x in CALLED}
     _refuse_contradictions(config, of_choices, given, where)
     if choices := _choices(config, stated, given, where):
@@ -247,25 +246,27 @@ def _in(key: str, names: Iterable[str]) -> bool:
 # ---------------------------------------------------------------- contradictions
 
 
-def _check_differing(config: DictConfig) -> None:
-    names = config.eval.differing
-    if not OmegaConf.is_list(names):
-        raise ConfigError(f"eval.differing={names!r} is not a list of keys.")
+def _differing(config: DictConfig) -> list[str]:
+    """The keys of `eval.differing`, a list or a single one."""
+    value = config.eval.differing
+    names = list(value) if isinstance(value, ListConfig) else [value]
     for name in names:
         if not (isinstance(name, str) and _in(name, MAY_DIFFER) and _has(config, name)):
             require(name, MAY_DIFFER, "eval.differing")
+    return names
 
 
 def _refuse_contradictions(
     config: DictConfig, stated: Mapping[str, Any], given: Said, where: str
 ) -> None:
     """Refuses values of the command that would change the numbers of a checkpoint."""
+    differing = _differing(config)
     for key, theirs in stated.items():
         origin = given.where(key)
         if key in CALLED and origin is None:
             origin = given.groups.get(key.split(".")[0])
         ours = OmegaConf.select(config, key)
-        if origin is None or _in(key, config.eval.differing):
+        if origin is None or _in(key, differing):
             continue
         if _is_same(key, ours, theirs) or not _is_binding(key, config, stated):
             continue
@@ -330,7 +331,7 @@ def _choices(
         kind = stated.get(f"{group}.type")
         if kind in (None, config[group].type):
             continue
-        if group in given.groups and _in(group, config.eval.differing):
+        if group in given.groups and _in(group, _differing(config)):
             continue
         files = sorted((CONFIGS / group).glob("*.yaml"))
         stems = [x.stem for x in files if OmegaConf.load(x).get("type") == kind]

@@ -220,7 +220,7 @@ TEXTS_OR_NULL = (
 # A text or a list of them.
 SEVERAL = (
     *("checkpointing.trusted_classes", "plugins", "report.data", "report.overrides"),
-    "report.runs",
+    *("eval.differing", "report.runs"),
 )
 SEVERAL_OR_NULL = ("data.path", "data.source", "data.valid_path", "data.valid_source")
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from checkpoints.reading import read_evaluated
+from cli.paths import refuse_finished
 from cli.settle import prepare
 from data.images import ImageRows
 from data.tokenizers import get_tokenizer
@@ -33,7 +34,6 @@ from evaluation.image_file import (
     settings_of,
     write_arrays,
 )
-from evaluation.parts import refuse_finished
 from evaluation.records import check_path, images_record, origin
 from evaluation.samples import draw_all
 from metrics.fid import FeatureSums, check_finite, frechet_distance, inception_score

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from cli.paths import ABOUT, parts_of, refuse_finished
 from utils import (
     ConfigError,
     RunStopped,
@@ -112,26 +113,6 @@ def _first_difference(one: Any, other: Any, key: str = "") -> str:
 # ---------------------------------------------------------------- batches
 
 
-ABOUT = "settings.json"  # in the folder of the batches, as long as it is needed
-
-
-def refuse_finished(path: str) -> None:
-    """Refuses a file that is there and is not the beginning of a run.
-
-    Raises:
-        ConfigError: If it is; nothing is overwritten.
-    """
-    if path_exists(path) and not path_exists(f"{_parts_of(path)}/{ABOUT}"):
-        raise ConfigError(
-            f"eval.generated_samples_path={path!r} exists; it is not overwritten. Move "
-            "it away or give another path."
-        )
-
-
-def _parts_of(path: str) -> str:
-    return f"{path}.parts"
-
-
 class Parts(Generic[Batch]):
     """The finished batches behind a file that a run makes.
 
@@ -147,7 +128,7 @@ class Parts(Generic[Batch]):
 
     def __init__(self, path: str, settings: dict[str, Any], num_batches: int) -> None:
         self.path = path
-        self.parts = _parts_of(path)
+        self.parts = parts_of(path)
         self.settings = settings
         self.num_batches = num_batches
         self._about = f"{self.parts}/{ABOUT}"

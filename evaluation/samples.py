@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from checkpoints.reading import read_evaluated
 from cli.modality import is_image
+from cli.paths import refuse_finished
 from cli.settle import prepare
 from data.files import find_files, read_texts
 from data.images import ImageRows
@@ -25,7 +26,7 @@ from data.readers import Files
 from data.tokenizers import get_tokenizer
 from dataloader import DataModule
 from evaluation.image_file import write_arrays
-from evaluation.parts import Parts, refuse_finished
+from evaluation.parts import Parts
 from evaluation.records import origin
 from evaluation.sample_file import DISTINCT, SampleFile, settings_of, summarise
 from metrics.judge import GenerativePerplexity, mauve_score, require_mauve

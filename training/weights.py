@@ -14,14 +14,18 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from checkpoints.about import disagreements, missing_plugins
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.keys import key_report
+from data.marks import tokenizer_mark
 from models.ema import ExponentialMovingAverage
 from utils import ConfigError
+
+TOKENIZER = "data.tokenizer_name_or_path"
 
 
 class Weights(lightning.LightningModule):
     """What `TrainerBase` knows of its weights."""
 
     config: DictConfig
+    tokenizer: Any
     ema: ExponentialMovingAverage | None
 
     def make_ema(self) -> ExponentialMovingAverage:
@@ -145,6 +149,29 @@ class Weights(lightning.LightningModule):
             raise ConfigError(
                 f"{where} is of a run that has diverged: {found}. Take an earlier one."
             )
+        same = self._compare_tokenizer(checkpoint, where)
         for line in disagreements(checkpoint, self.config):
-            rank_zero_warn(f"{where}: {line}.")
+            if not (same and line.startswith(f"the file was made with {TOKENIZER}=")):
+                rank_zero_warn(f"{where}: {line}.")
         return checkpoint.weights
+
+    def _compare_tokenizer(self, checkpoint: Checkpoint, where: str) -> bool:
+        """Whether the tokenizer is known to be that of the checkpoint, wherever it lies.
+
+        Raises:
+            ConfigError: If another one would change what is evaluated.
+        """
+        record = checkpoint.lightning.get("identity") or {}
+        theirs = record.get("data", {}).get("tokenizer")
+        if theirs is None or self.config.mode == "train":
+            return False
+        is_same = theirs == tokenizer_mark(self.tokenizer)
+        if not is_same and TOKENIZER not in self.config.eval.differing:
+            name = self.config.data.tokenizer_name_or_path
+            stated = checkpoint.setting(TOKENIZER)
+            raise ConfigError(
+                f"{TOKENIZER}={name} is another tokenizer than that of {where}, which "
+                f"was trained with {TOKENIZER}={stated}: give that one, or, if it is "
+                f"meant, add eval.differing=[{TOKENIZER}]."
+            )
+        return is_same
