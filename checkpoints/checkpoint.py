@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from checkpoints.schema import setting
+from checkpoints.schema import is_tensor, setting
 
 if TYPE_CHECKING:  # what a file says of itself is read without torch
     from torch import Tensor
@@ -105,7 +105,7 @@ def _lowest_ppl(callbacks: Any) -> float | None:
         if not isinstance(state, dict) or state.get("monitor") != "val/nll":
             continue
         nll = state.get("best_model_score")
-        if isinstance(nll, Tensor) and nll.numel() == 1 and nll.is_floating_point():
+        if is_tensor(nll) and nll.numel() == 1 and nll.is_floating_point():
             nll = float(nll)
         if isinstance(nll, float) and 0 <= nll < 100:
             return float(f"{math.exp(nll):.6g}")

@@ -6,7 +6,7 @@ All else is looked at when the file is read as a whole (`reading.py`).
 
 import io
 import zipfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import IO, Any
 
 from checkpoints.checkpoint import Checkpoint
@@ -75,11 +75,8 @@ def _content(file: IO[bytes], trusted: Collection[str]) -> Any:
 
     def find(name: str) -> Any:
         if name.startswith("torch."):
-            return Named(name, _MAKERS.get(name, lambda *_: None))
+            return Named(name, _MAKERS.get(name, _nothing))
         return stand_in(name, trusted, budget)
-
-    def persistent(_: Any) -> None:
-        return None
 
     file.seek(0)
     is_zip = file.read(4) == b"PK\x03\x04"
@@ -91,11 +88,15 @@ def _content(file: IO[bytes], trusted: Collection[str]) -> Any:
                 raise ValueError("it has no data.pkl")
             if infos[0].file_size > min(MAX_PICKLE, 2 * size):
                 raise ValueError("its records are larger than the file")
-            return read_pickle(io.BytesIO(archive.read(infos[0])), find, persistent)
+            return read_pickle(io.BytesIO(archive.read(infos[0])), find, _nothing)
     raw = io.BytesIO(file.read(min(MAX_PICKLE, size)))
     for _ in range(OLDER_PICKLES):
         read_pickle(raw, find)
-    return read_pickle(raw, find, persistent)
+    return read_pickle(raw, find, _nothing)
+
+
+def _nothing(*_: Any) -> None:
+    """In the place of what is of no use here."""
 
 
 def _outline(_storage: Any, _offset: Any, size: Any, *_: Any) -> Outline:
@@ -104,10 +105,9 @@ def _outline(_storage: Any, _offset: Any, size: Any, *_: Any) -> Outline:
     return Outline(tuple(size))
 
 
-_MAKERS = {
+_MAKERS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _outline,
     "torch._utils._rebuild_tensor_v2": _outline,
     "torch._utils._rebuild_tensor_v3": _outline,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "torch.Size": lambda sizes: tuple(sizes) if type(sizes) is list else sizes,
 }

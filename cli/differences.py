@@ -12,7 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cli.again import for_hydra
-from cli.known_keys import BUILT_EACH, chosen_by_default, file_of, top
+from cli.known_keys import (
+    BUILT_EACH,
+    KINDS,
+    chosen_by_default,
+    file_of,
+    files_of,
+    top,
+)
 from utils import printable
 
 ALWAYS = ("algo", "data", "model")  # groups whose choice is said, also the usual one
@@ -26,6 +33,7 @@ def differences(config: DictConfig) -> list[str]:
         config: The run's, resolved.
     """
     defaults, groups = chosen_by_default(), chosen()
+    groups |= taken_over(config, groups)
     lines = [[f"mode={config.mode}"]]
     if groups.get("experiment"):
         lines[0].append(f"experiment={groups['experiment']}")
@@ -51,6 +59,19 @@ def chosen() -> dict[str, str]:
         return {}
     runtime = HydraConfig.get().runtime.choices
     return {str(k): str(x).replace("'", "") for k, x in runtime.items() if x}
+
+
+def taken_over(config: DictConfig, groups: dict[str, str]) -> dict[str, str]:
+    """By group: the file of what a checkpoint has put in the place of the choice."""
+    found = {}
+    for group, (key, *_) in KINDS.items():
+        kind = OmegaConf.select(config, f"{group}.{key}")
+        files = files_of(group)
+        usual = groups.get(group, chosen_by_default().get(group, ""))
+        names = [name for name, file in files.items() if file.get(key) == kind]
+        if names and usual not in names:
+            found[group] = names[0]
+    return found
 
 
 def usual_values(config: DictConfig, groups: dict[str, str]) -> dict[str, Any]:

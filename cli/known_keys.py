@@ -186,6 +186,11 @@ def chosen_by_default() -> dict[str, str]:
     }
 
 
+def files_of(group: str) -> dict[str, dict[str, Any]]:
+    """What the files of a group say, and what they extend, by name."""
+    return _groups().get(group, {})
+
+
 def file_of(group: str, name: str) -> dict[str, Any]:
     """What a file of a group says, and what it extends; empty if there is none."""
     return _groups().get(group, {}).get(name, {})

@@ -17,7 +17,7 @@ from checkpoints.keys import check_sizes
 from checkpoints.outline import read_about
 from cli.checks import SPLITS
 from cli.commandline import explain
-from cli.known_keys import INERT_KEYS
+from cli.known_keys import INERT_KEYS, files_of
 from data.registry import check_splits
 from data.tokenizers import PIXELS
 from utils import CONFIGS, ConfigError, require
@@ -53,7 +53,14 @@ BINDING = (
     *("model", "noise", *OF_TOKENIZER, *OF_TRAINING),
 )
 # What `eval.differing` may hold; a group stands for its keys.
-MAY_DIFFER = ("algo", "noise", "model.length", TOKENIZER, "data.bos_token", *OF_TRAINING)
+MAY_DIFFER = (
+    "algo",
+    "noise",
+    "model.length",
+    TOKENIZER,
+    "data.bos_token",
+    *OF_TRAINING,
+)
 CALLED = {"algo.name": "algo", "noise.type": "noise"}  # as on the command line
 PREDICTORS = {"dimo": "one_step"}  # of algorithms that no other sampler samples from
 
@@ -65,7 +72,7 @@ class Said(NamedTuple):
     keys: Mapping[str, str]
 
     def where(self, key: str) -> str | None:
-        """"" of the command line, or the recipe; None: it does not say."""
+        """ "" of the command line, or the recipe; None: it does not say."""
         parts = key.split(".")
         names = [".".join(parts[: i + 1]) for i in range(len(parts))]
         found = (self.keys[name] for name in names if name in self.keys)
@@ -191,11 +198,12 @@ def take_over(
         _choose(config, choices, compose, where)
     _refuse_contradictions(config, stated, given, where)
     takes_data = about.is_own and "data" not in given.groups
-    taken = {x: y for x, y in stated.items() if _is_taken(x, config, stated, takes_data)}
-    _take(config, taken, given)
+    names = [x for x in stated if _is_taken(x, config, stated, takes_data)]
+    _take(config, {x: stated[x] for x in names}, given)
     if about.shapes and config.algo.backbone in TRANSFORMERS:
-        names = (x.removeprefix("model.") for x in taken if _is_size(x))
-        check_sizes(about.shapes, {x: config.model[x] for x in names}, where)
+        sizes = {x: OmegaConf.select(config, x) for x in names if _is_size(x)}
+        sizes = {x.removeprefix("model."): y for x, y in sizes.items()}
+        check_sizes(about.shapes, sizes, where)
     if given.where("sampling.predictor") is None and config.algo.name in PREDICTORS:
         config.sampling.predictor = PREDICTORS[config.algo.name]
     if takes_data and config.mode in SPLITS:
@@ -203,8 +211,8 @@ def take_over(
             check_splits(config, SPLITS[config.mode](config))
         except ConfigError as error:
             raise ConfigError(
-                f"{where} was trained on data that are not here ({error}) Give data=..., "
-                "such as data=text_files data.path=FILES."
+                f"{where} was trained on data that are not here ({error}). Give "
+                "data=..., such as data=text_files data.path=FILES."
             ) from None
 
 
@@ -333,8 +341,8 @@ def _choices(
             continue
         if group in given.groups and _in(group, _differing(config)):
             continue
-        files = sorted((CONFIGS / group).glob("*.yaml"))
-        stems = [x.stem for x in files if OmegaConf.load(x).get("type") == kind]
+        files = files_of(group)
+        stems = sorted(name for name in files if files[name].get("type") == kind)
         if not stems:
             raise ConfigError(
                 f"{where} was trained with {group}.type={kind}, of which there is no "
@@ -371,9 +379,8 @@ def _is_taken(
         return takes_data or key in OF_TOKENIZER
     if group == "noise":
         return bool(config.noise.type == stated.get("noise.type"))
-    if group == "algo" and config.algo.name != stated.get("algo.name", config.algo.name):
-        return key in OF_ANY_ALGORITHM
-    return True
+    is_alike = config.algo.name != stated.get("algo.name", config.algo.name)
+    return group != "algo" or not is_alike or key in OF_ANY_ALGORITHM
 
 
 def _take(config: DictConfig, stated: Mapping[str, Any], given: Said) -> None:

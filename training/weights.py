@@ -156,7 +156,7 @@ class Weights(lightning.LightningModule):
         return checkpoint.weights
 
     def _compare_tokenizer(self, checkpoint: Checkpoint, where: str) -> bool:
-        """Whether the tokenizer is known to be that of the checkpoint, wherever it lies.
+        """Whether the tokenizer is known to be the checkpoint's, wherever it lies.
 
         Raises:
             ConfigError: If another one would change what is evaluated.
