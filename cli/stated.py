@@ -11,7 +11,13 @@ import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from checkpoints.about import ALIKE, TOLD, TRANSFORMERS, is_plain
+from checkpoints.about import (
+    ALIKE,
+    TOLD,
+    TRANSFORMERS,
+    is_plain,
+    missing_plugins,
+)
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.keys import check_sizes
 from checkpoints.outline import read_about
@@ -150,8 +156,7 @@ def take_over_as_given(config: DictConfig) -> None:
     sources = [x.path for x in node.runtime.config_sources if x.schema == "file"]
 
     def compose(choices: list[str]) -> DictConfig:
-        chosen = {_group(x) for x in choices}
-        kept = [x for x in words if _group(x) not in chosen]
+        kept = without(words, choices)
         return hydra.compose(node.job.config_name, [*choices, *kept, *of_hydra])
 
     take_over(config, words, compose, sources or [CONFIGS])
@@ -185,35 +190,74 @@ def take_over(
     given = said(overrides, folders)
     trusted = config.checkpointing.trusted_classes
     about = read_about(path, key, tuple(trusted))
-    stated = dict(_stated(about))
-    if config.mode == "train":
-        sizes = {x: y for x, y in stated.items() if _is_size(x)}
-        if stated.get("model.type", config.model.type) == config.model.type:
-            _take(config, sizes, given)
+    if config.mode != "train":
+        where = f"{key}={path!r}"
+        if take(config, about, given, compose, where) and config.mode in SPLITS:
+            _check_data(config, where)
         return
-    where = f"{key}={path!r}"
-    of_choices = {x: y for x, y in stated.items() if x in CALLED}
-    _refuse_contradictions(config, of_choices, given, where)
-    if choices := _choices(config, stated, given, where):
-        _choose(config, choices, compose, where)
-    _refuse_contradictions(config, stated, given, where)
+    stated = dict(_stated(about))
+    if stated.get("model.type", config.model.type) == config.model.type:
+        _take(config, {x: y for x, y in stated.items() if _is_size(x)}, given)
+
+
+def take(
+    config: DictConfig,
+    about: Checkpoint,
+    given: Said,
+    compose: Callable[[list[str]], DictConfig],
+    where: str,
+    refuses: bool = True,
+) -> bool:
+    """Gives a config what a checkpoint says, as `take_over` does.
+
+    Args:
+        config: Changed in place.
+        about: The checkpoint.
+        given: What the command says.
+        compose: As in `take_over`.
+        where: What the checkpoint is called in messages.
+        refuses: Whether contradictions are refused; else what is given holds.
+
+    Returns:
+        Whether the data are the checkpoint's, too.
+    """
+    stated = dict(_stated(about))
+    advice = missing_plugins(about, config)
+    if refuses:
+        of_choices = {x: y for x, y in stated.items() if x in CALLED}
+        _refuse_contradictions(config, of_choices, given, where)
+    if choices := _choices(config, stated, given):
+        try:
+            other = compose(choices)
+        except HydraException as error:
+            chosen = " ".join(choices)
+            raise ConfigError(
+                f"{where} was trained with {chosen}: {explain(error)}{advice}"
+            ) from None
+        for group in map(_group, choices):
+            OmegaConf.update(config, group, other[group], merge=False)
+    if refuses:
+        _refuse_contradictions(config, stated, given, where)
     takes_data = about.is_own and "data" not in given.groups
     names = [x for x in stated if _is_taken(x, config, stated, takes_data)]
     _take(config, {x: stated[x] for x in names}, given)
     if about.shapes and config.algo.backbone in TRANSFORMERS:
-        sizes = {x: OmegaConf.select(config, x) for x in names if _is_size(x)}
-        sizes = {x.removeprefix("model."): y for x, y in sizes.items()}
+        sizes = {x.removeprefix("model."): stated[x] for x in names if _is_size(x)}
         check_sizes(about.shapes, sizes, where)
     if given.where("sampling.predictor") is None and config.algo.name in PREDICTORS:
         config.sampling.predictor = PREDICTORS[config.algo.name]
-    if takes_data and config.mode in SPLITS:
-        try:
-            check_splits(config, SPLITS[config.mode](config))
-        except ConfigError as error:
-            raise ConfigError(
-                f"{where} was trained on data that are not here ({error}). Give "
-                "data=..., such as data=text_files data.path=FILES."
-            ) from None
+    return takes_data
+
+
+def _check_data(config: DictConfig, where: str) -> None:
+    """Refuses data of a checkpoint that are not here."""
+    try:
+        check_splits(config, SPLITS[config.mode](config))
+    except ConfigError as error:
+        raise ConfigError(
+            f"{where} was trained on data that are not here ({error}). Give data=..., "
+            "such as data=text_files data.path=FILES."
+        ) from None
 
 
 # ---------------------------------------------------------------- what is stated
@@ -327,9 +371,7 @@ def _shown(value: Any) -> str:
 # ---------------------------------------------------------------- taking over
 
 
-def _choices(
-    config: DictConfig, stated: Mapping[str, Any], given: Said, where: str
-) -> list[str]:
+def _choices(config: DictConfig, stated: Mapping[str, Any], given: Said) -> list[str]:
     """Files of groups that the checkpoint needs, as overrides."""
     found = []
     name = stated.get("algo.name")
@@ -339,34 +381,12 @@ def _choices(
         kind = stated.get(f"{group}.type")
         if kind in (None, config[group].type):
             continue
-        if group in given.groups and _in(group, _differing(config)):
-            continue
+        if group == "noise" and group in given.groups:
+            continue  # the same, or another on purpose
         files = files_of(group)
         stems = sorted(name for name in files if files[name].get("type") == kind)
-        if not stems:
-            raise ConfigError(
-                f"{where} was trained with {group}.type={kind}, of which there is no "
-                f"file here: give {group}=... as in training."
-            )
-        found.append(f"{group}={stems[0]}")
+        found.append(f"{group}={stems[0] if stems else kind}")
     return found
-
-
-def _choose(
-    config: DictConfig,
-    choices: list[str],
-    compose: Callable[[list[str]], DictConfig],
-    where: str,
-) -> None:
-    """Puts the nodes of other choices into a config."""
-    try:
-        other = compose(choices)
-    except HydraException as error:
-        raise ConfigError(
-            f"{where} was trained with {' '.join(choices)}: {explain(error)}"
-        ) from None
-    for group in {choice.partition("=")[0] for choice in choices}:
-        OmegaConf.update(config, group, other[group], merge=False)
 
 
 def _is_taken(
@@ -389,6 +409,12 @@ def _take(config: DictConfig, stated: Mapping[str, Any], given: Said) -> None:
         is_there = key.startswith("data.") or _has(config, key)
         if is_there and given.where(key) is None:
             OmegaConf.update(config, key, value, force_add=True)
+
+
+def without(overrides: Iterable[str], choices: Iterable[str]) -> list[str]:
+    """Overrides but for choices of the groups of others."""
+    groups = set(map(_group, choices))
+    return [x for x in overrides if _group(x) not in groups]
 
 
 def _group(override: str) -> str:

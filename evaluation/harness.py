@@ -17,40 +17,27 @@ from typing import Any
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from checkpoints.about import adopt, missing_plugins, own_algorithms
+from checkpoints.about import missing_plugins, own_algorithms
 from checkpoints.checkpoint import Checkpoint
+from checkpoints.locating import checkpoint_in
 from checkpoints.reading import read_checkpoint
 from cli.commandline import composed
 from cli.environment import print_plainly, tell_nobody
 from cli.known_keys import refuse_unread
 from cli.settle import algorithm_class, check_batches, check_devices, settle
+from cli.stated import said, take, without
 from data.tokenizers import PIXELS, get_tokenizer
 from evaluation.scoring import Request, Scorer
 from models.device import device_of, keep_freed_memory
 from sampling.prompts import check_prompts
 from trainer_base import TrainerBase
-from utils import ADDED, ConfigError, RunStopped, fail, first_line, require
+from utils import CONFIGS, ConfigError, RunStopped, fail, first_line, require
 
 log = logging.getLogger(__name__)
 
 NAME = "discrete_diffusion"
 DEFAULT_DEVICE = "cuda:0"  # lm_eval's, whether or not the machine has one
 INSTALL = "pip install lm_eval==0.4.13"
-
-# What a checkpoint says of its run, where the command does not.
-STATED = (
-    "algo.backbone",
-    "algo.time_conditioning",
-    "algo.T",
-    "algo.subs_masking",
-    "algo.ignore_bos",
-    "algo.compat",
-    "data.tokenizer_name_or_path",
-    "data.vocab_size",
-    "data.bos_token",
-    "data.special_tokens_in_text",
-)
-STATED_GROUPS = ("model", "noise")
 
 
 @dataclass(frozen=True)
@@ -168,7 +155,7 @@ def load_model(path: str, overrides: list[str]) -> TrainerBase:
         path: Of the checkpoint.
         overrides: Of the config.
     """
-    config = compose(overrides)
+    config, path = compose(overrides), checkpoint_in(path, "checkpoint")
     trusted = config.checkpointing.trusted_classes
     checkpoint = read_checkpoint(path, "checkpoint", trusted)
     config = complete(overrides, checkpoint)
@@ -209,29 +196,20 @@ def complete(overrides: list[str], checkpoint: Checkpoint) -> DictConfig:
     Raises:
         ConfigError: If neither says which algorithm it is.
     """
-    given = _keys(overrides)
-    if "algo" not in given:
-        name = checkpoint.setting("algo.name")
-        if name not in own_algorithms():
-            what = "no algorithm" if name is None else f"algo={name}, which is not here"
-            raise ConfigError(
-                f"The checkpoint states {what}: give it by overrides='algo=...'."
-                f"{missing_plugins(checkpoint, compose(overrides))}"
-            )
-        overrides = [f"algo={name}", *overrides]
-    for group, key in (("model", "model.type"), ("noise", "noise.type")):
-        name = checkpoint.setting(key)
-        if name in ADDED.get(group, {}) and group not in given:  # of a plug-in
-            overrides = [f"{group}={name}", *overrides]
     config = compose(overrides)
-    keys = list(STATED)
-    for group in STATED_GROUPS:
-        values = checkpoint.setting(group)
-        if isinstance(values, dict):
-            plain = [name for name, x in values.items() if not isinstance(x, dict)]
-            keys += [f"{group}.{name}" for name in plain]
-    keys = [k for k in keys if k not in given and k.split(".")[0] not in given]
-    adopt(config, checkpoint, keys)
+    given = said(overrides, [CONFIGS])
+    name = checkpoint.setting("algo.name")
+    if "algo" not in given.groups and name not in own_algorithms():
+        what = "no algorithm" if name is None else f"algo={name}, which is not here"
+        raise ConfigError(
+            f"The checkpoint states {what}: give it by overrides='algo=...'."
+            f"{missing_plugins(checkpoint, config)}"
+        )
+
+    def other(choices: list[str]) -> DictConfig:
+        return compose([*choices, *without(overrides, choices)])
+
+    take(config, checkpoint, given, other, "the checkpoint", refuses=False)
     return config
 
 
