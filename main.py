@@ -38,7 +38,7 @@ from cli.paths import (
     refuse_shared,
     unusable,
 )
-from cli.plugins import import_named, import_plugins
+from cli.plugins import import_named, import_plugins, with_settings
 from cli.quiet import keep_quiet
 from cli.signals import ending_on_signals, was_left_alone, what_is_kept
 from cli.stated import take_over_as_given
@@ -242,6 +242,7 @@ def carry_out(config: DictConfig, folder: str) -> dict[str, Any] | None:
     """
     hydra = HydraConfig.get() if HydraConfig.initialized() else None
     import_plugins(config.plugins, folder)
+    with_settings(config)
     mode = choose(MODES, config.mode, "mode")
     place_outputs(config, folder)
     find_inputs(config, folder)

@@ -100,6 +100,11 @@ def export(
             "a folder are transformers without classes, and there is no other form; "
             "mode=sample_eval and mode=fid_eval take the checkpoint itself."
         )
+    if config.noise.type in ADDED.get("noise", {}):
+        raise ConfigError(
+            f"noise.type={config.noise.type!r} is of a plug-in, and the models of a "
+            "folder stand alone; mode=sample_eval takes the checkpoint itself."
+        )
     if algorithm.is_one_step:
         raise ConfigError(
             f"{CHECKPOINT}={config.eval.checkpoint_path!r} is a generator of one step, "

@@ -16,12 +16,13 @@ from cli.known_keys import unknown_key
 from cli.mdlm import from_mdlm
 from cli.older_keys import translated
 from cli.paths import PATHS
-from cli.plugins import import_named, import_plugins
+from cli.plugins import as_added, import_named, import_plugins, with_settings
 from data.tokenizers import PIXELS, TOKENIZERS
 from utils import (
     CONFIGS,
     ConfigError,
     choices_of,
+    did_you_mean,
     files_named,
     hydra_quoted,
     one_line,
@@ -29,12 +30,18 @@ from utils import (
     unknown_value,
 )
 
+# What may be missing where a choice is like no other.
+OWN = dict.fromkeys(
+    ("algo", "data", "model", "noise"), " One of your own comes with plugins=[MODULE]."
+)
+
 
 def explain(error: HydraException) -> str:
     """Hydra's complaint about the command line as one line with the choices."""
     if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", str(error)):
         group, value = found.groups()
-        return unknown_value(group, value, choices_of(group))
+        own = "" if did_you_mean(value, choices_of(group)) else OWN.get(group, "")
+        return unknown_value(group, value, choices_of(group)) + own
     if found := re.search(r"Could not override '([^']+)'", str(error)):
         return unknown_key(found[1])
     if isinstance(error, OverrideParseException):
@@ -117,7 +124,7 @@ def arguments(argv: list[str]) -> list[str]:
     flags = [argument for argument in argv if argument in ("-m", "--multirun")]
     rest = [argument for argument in argv if argument not in flags]
     words = from_mdlm(translated(rest), bool(flags))
-    return flags[:1] + [quoted(argument, bool(flags)) for argument in words]
+    return flags[:1] + [as_added(quoted(word, bool(flags))) for word in words]
 
 
 def composed(argv: list[str]) -> DictConfig:
@@ -138,6 +145,7 @@ def composed(argv: list[str]) -> DictConfig:
     except HydraException as error:
         raise ConfigError(one_line(explain(error))) from None
     import_plugins(config.plugins, folder)
+    with_settings(config)
     return config
 
 

@@ -170,6 +170,7 @@ def unknown_key(key: str) -> str:
 def top() -> dict[str, Any]:
     """What config.yaml says outside of groups, as plain data."""
     content: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
+    content["sampling"] |= ADDED.get("sampling", {})
     return {key: x for key, x in content.items() if key != "defaults"}
 
 
@@ -222,7 +223,7 @@ def _extended(files: dict[str, Any], name: str) -> dict[str, Any]:
 
 def forget() -> None:
     """Has what was read be read again, now that a plug-in has added something."""
-    for kept in (_groups, known_keys, _in_files, nodes):
+    for kept in (top, _groups, known_keys, _in_files, nodes):
         kept.cache_clear()
 
 

@@ -23,7 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from cli.known_keys import forget
+from cli.known_keys import forget, known_keys
 from data.registry import DATASETS, DatasetSpec, Source
 from metrics.registry import METRICS, Metric
 from models.registry import BACKBONES, BackboneSpec
@@ -200,14 +200,21 @@ def dataset(name: str, **settings: Any) -> Callable[[S], S]:
     return enter
 
 
-def sampler(name: str) -> Callable[[C], C]:
-    """Enters a subclass of `sampling.sampler.Sampler`: `sampling.predictor=NAME`."""
+def sampler(name: str, **settings: Any) -> Callable[[C], C]:
+    """Enters a subclass of `sampling.sampler.Sampler`: `sampling.predictor=NAME`.
+
+    Args:
+        name: Of the sampler.
+        settings: Keys of `sampling.NAME` with their defaults.
+    """
 
     def enter(kind: C) -> C:
         _derived(kind, "sampling.sampler.Sampler", f"sampler {name!r}")
-        if name in ALIASES:
-            raise _taken("sampler", name)
-        _enter("sampler", SAMPLERS, name, (kind,))
+        is_known = settings and f"sampling.{name}" in known_keys()
+        is_own = name in ADDED.get("sampling", {})
+        if name in ALIASES or (is_known and not is_own):
+            raise _taken("sampler or key sampling.", name)
+        _enter("sampler", SAMPLERS, name, (kind,), "sampling", settings or None)
         return kind
 
     return enter
@@ -324,9 +331,25 @@ def _enter(
         except ValueError as error:
             raise ConfigError(f"{kind} {name!r}: {first_line(error)}") from None
         ADDED.setdefault(group, {})[name] = node
-        ConfigStore.instance().store(name=name, node=node, group=group)
+        if group != "sampling":  # which is no group; see `with_settings`
+            ConfigStore.instance().store(name=name, node=node, group=group)
         forget()
     table[name] = _ENTERED[kind, name] = entry
+
+
+def as_added(word: str) -> str:
+    """KEY=VALUE of a sampler's setting as Hydra wants a key that no file has."""
+    name = word.partition("=")[0].partition(".")[2].partition(".")[0]
+    is_own = word.startswith("sampling.") and name in ADDED.get("sampling", {})
+    return f"+{word}" if is_own else word
+
+
+def with_settings(config: DictConfig) -> None:
+    """Gives a config the settings of samplers, where it has none yet."""
+    for name, settings in ADDED.get("sampling", {}).items():
+        given = OmegaConf.select(config, f"sampling.{name}") or {}
+        node = OmegaConf.merge(settings, given)
+        OmegaConf.update(config, f"sampling.{name}", node, force_add=True)
 
 
 def _extending(base: str, content: dict[str, Any]) -> dict[str, Any]:

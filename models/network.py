@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from models.attention import KVCache
 from models.conditioning import ClassEmbedding
 from models.head import Head
-from models.registry import SoftInput
+from models.registry import Backbone, SoftInput
 
 
 class Network(nn.Module):
@@ -101,3 +101,6 @@ class Network(nn.Module):
         A network that does not override it is refused with training.compile=True.
         """
         raise NotImplementedError
+
+
+_OF_NETWORKS: type[Backbone] = Network  # has all that is asked for, mypy says

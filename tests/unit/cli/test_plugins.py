@@ -47,7 +47,7 @@ def _as_before(tmp_path, monkeypatch):
             del sys.modules[name]
     for group, nodes in ADDED.items():
         for name in nodes.keys() - added.get(group, {}).keys():
-            del ConfigStore.instance().repo[group][f"{name}.yaml"]
+            ConfigStore.instance().repo.get(group, {}).pop(f"{name}.yaml", None)
     for table, content in zip(TABLES, before, strict=True):
         table.clear()
         table.update(content)
@@ -190,6 +190,8 @@ def test_what_is_entered_is_in_the_config():
         composed(["model=plain", "model.widht=4"])
     with pytest.raises(ConfigError, match=r"model.widht.*Did you mean 'model.width'"):
         refuse_unread(composed(["model=plain", "+model.widht=4"]))
+    with pytest.raises(ConfigError, match=r"of your own comes with plugins="):
+        composed(["algo=xyz"])
     with pytest.raises(ConfigError, match=r"Unknown algo='mime'.*'mine'.*mine, "):
         composed(["algo=mime"])
 
@@ -203,6 +205,17 @@ def test_files_of_the_users_own_may_have_any_keys(tmp_path):
     config = composed([path, "plugins=[plug_table]", "model=net"])
     refuse_unread(config)
     assert config.model.depth == 3
+
+
+def test_a_sampler_has_settings_of_its_own():
+    duo.sampler("grid", power=2, kind="a")(type("Grid", (Ancestral,), {}))
+    config = composed(["sampling.predictor=grid", "sampling.grid.power=3"])
+    refuse_unread(config)
+    assert config.sampling.grid == {"power": 3, "kind": "a"}
+    assert composed(["algo=mdlm"]).sampling.grid.power == 2
+    for word in ("sampling.grid.pover=3", "+sampling.grid.pover=3"):
+        with pytest.raises(ConfigError, match=r"Did you mean 'sampling\.grid\.power'"):
+            refuse_unread(composed([word]))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +232,8 @@ def test_files_of_the_users_own_may_have_any_keys(tmp_path):
         (lambda: duo.dataset("text8")(list), "there is a data set 'text8' already"),
         (lambda: duo.dataset("_base")(list), "there is a data set '_base'"),
         (lambda: duo.sampler("psi")(Ancestral), "there is a sampler 'psi' already"),
-        (lambda: duo.sampler("ddpm")(Ancestral), "there is a sampler 'ddpm' already"),
+        (lambda: duo.sampler("ddpm")(Ancestral), "sampling. 'ddpm' already"),
+        (lambda: duo.sampler("steps", a=1)(Ancestral), "sampling. 'steps' already"),
         (lambda: duo.sampler("net")(Plain), "derive from sampling.sampler.Sampler"),
         (lambda: duo.schedule("linear")(LogLinear), "a schedule 'linear' already"),
         (lambda: duo.schedule("net")(Plain), "does not derive from models.noise.Noise"),
