@@ -13,7 +13,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -41,7 +41,7 @@ from cli.paths import (
 from cli.plugins import import_named, import_plugins, with_settings
 from cli.quiet import keep_quiet
 from cli.signals import ending_on_signals, was_left_alone, what_is_kept
-from cli.stated import take_over_as_given
+from cli.stated import take_over_as_given, take_over_from
 from report.sweep import REFUSED, is_sweep
 from utils import (
     CONFIGS,
@@ -229,13 +229,16 @@ MODES: dict[str, Callable[[DictConfig], Any]] = {
 # ---------------------------------------------------------------- entry point
 
 
-def carry_out(config: DictConfig, folder: str) -> dict[str, Any] | None:
+def carry_out(
+    config: DictConfig, folder: str, words: Sequence[str] | None = None
+) -> dict[str, Any] | None:
     """Completes and checks a composed config, and does what its mode says.
 
     Args:
         config: Changed in place.
         folder: Where the command was given; what a run writes goes to the one where it
             is called.
+        words: KEY=VALUE of which it was composed; None: those of Hydra's job.
 
     Raises:
         ConfigError: With one line about a mistake of the user's.
@@ -251,7 +254,10 @@ def carry_out(config: DictConfig, folder: str) -> dict[str, Any] | None:
     refuse_unread(config)
     if config.mode in DRAWING:
         refuse_finished(config.eval.generated_samples_path)
-    take_over_as_given(config)
+    if words is None:
+        take_over_as_given(config)
+    else:
+        take_over_from(config, words)
     check(config)
     check_writable(config)
     imported("cli.settle.settle")(config)  # from here on with torch

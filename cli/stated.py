@@ -22,7 +22,7 @@ from checkpoints.checkpoint import Checkpoint
 from checkpoints.keys import check_sizes
 from checkpoints.outline import read_about
 from cli.checks import SPLITS
-from cli.commandline import explain
+from cli.commandline import composed, explain
 from cli.known_keys import INERT_KEYS, files_of
 from data.registry import check_splits
 from data.tokenizers import PIXELS
@@ -162,6 +162,20 @@ def take_over_as_given(config: DictConfig) -> None:
     take_over(config, words, compose, sources or [CONFIGS])
 
 
+def take_over_from(config: DictConfig, words: Sequence[str]) -> None:
+    """`take_over` in a process that Hydra does not run.
+
+    Args:
+        config: Composed of `words`; changed in place.
+        words: KEY=VALUE each.
+    """
+
+    def compose(choices: list[str]) -> DictConfig:
+        return composed([*choices, *without(words, choices)])
+
+    take_over(config, words, compose)
+
+
 def take_over(
     config: DictConfig,
     overrides: Sequence[str],
@@ -229,10 +243,11 @@ def take(
     if choices := _choices(config, stated, given):
         try:
             other = compose(choices)
-        except HydraException as error:
-            chosen = " ".join(choices)
+        except (HydraException, ConfigError) as error:
+            chosen, is_hydras = " ".join(choices), isinstance(error, HydraException)
+            reason = explain(error) if is_hydras else str(error)
             raise ConfigError(
-                f"{where} was trained with {chosen}: {explain(error)}{advice}"
+                f"{where} was trained with {chosen}: {reason}{advice}"
             ) from None
         for group in map(_group, choices):
             OmegaConf.update(config, group, other[group], merge=False)

@@ -56,7 +56,7 @@ def train(*overrides: str, folder: str | Path = ".") -> dict[str, float]:
         ConfigError: With one line about a mistake.
     """
     with _mistakes():
-        return _carried_out(compose(*overrides, "mode=train"), folder)
+        return _carried_out([*overrides, "mode=train"], folder)
 
 
 def load(path: str | Path, *overrides: str, device: str | None = None) -> Trained:
@@ -193,31 +193,20 @@ class Trained:
         """The likelihood of held-out data, as `mode=ppl_eval` measures it.
 
         Args:
-            overrides: KEY=VALUE each, the data set among them: "data=docstrings".
+            overrides: KEY=VALUE each. Without a data set, as in "data=docstrings", it
+                is that of the training, where the checkpoint tells it.
 
         Returns:
             nll (nats), bpd (bits) and ppl of a token with NAME_stderr, and how many
             rows and tokens were measured.
 
         Raises:
-            ConfigError: If no data set is named, or with one line about a mistake.
+            ConfigError: With one line about a mistake.
         """
-        from checkpoints.reading import read_checkpoint
-        from evaluation.harness import complete
-
-        words = [*self._overrides, *overrides]
-        with _mistakes():
-            names = [word.partition("=")[0] for word in words]
-            if "data" not in names:
-                raise ConfigError("evaluate needs a data set, such as data=docstrings.")
-            key = "data.tokenizer_name_or_path"
-            if key not in names:  # of the model, not of the data set
-                words.append(f"{key}={hydra_quoted(self.config.data[key[5:]])}")
-            trusted = self.config.checkpointing.trusted_classes
-            config = complete(words, read_checkpoint(self.path, "checkpoint", trusted))
-            config.eval.checkpoint_path = self.path
-            with TemporaryDirectory() as folder:
-                return _carried_out(config, folder)
+        path = f"eval.checkpoint_path={hydra_quoted(self.path)}"
+        words = [*self._overrides, *overrides, "mode=ppl_eval", path]
+        with _mistakes(), TemporaryDirectory() as folder:
+            return _carried_out(words, folder)
 
     # ---- sampling
 
@@ -260,12 +249,12 @@ class Trained:
         return given_tokens(rows, self.tokenizer.bos_token_id, length)
 
 
-def _carried_out(config: DictConfig, folder: str | Path) -> dict[str, Any]:
+def _carried_out(words: list[str], folder: str | Path) -> dict[str, Any]:
     """What a mode returns, with its files in a folder."""
-    here = os.getcwd()
+    config, here = composed(words), os.getcwd()
     os.makedirs(folder, exist_ok=True)
     with chdir(folder):
-        return imported("main.carry_out")(config, here) or {}
+        return imported("main.carry_out")(config, here, words) or {}
 
 
 @contextmanager

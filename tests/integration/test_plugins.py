@@ -13,10 +13,13 @@ from nursery import ENV
 
 PAGE = "docs/extending.md"
 COMMANDS = [x for x in commands("main", PAGE) if "plugins=[" in x and "my_data" in x]
+EVALUATED = (
+    *("trainer.accelerator=cpu", "data.num_proc=1", "data.cache_dir=cache"),
+    *("sampling.num_sample_batches=1", "sampling.steps=2"),
+)
 SHORT = (
-    *("trainer.accelerator=cpu", "model.length=32", "model.n_blocks=1"),
-    *("model.hidden_size=16", "data.num_documents=300", "data.num_proc=1"),
-    *("data.cache_dir=cache", "sampling.num_sample_batches=1", "sampling.steps=2"),
+    *("model.length=32", "model.n_blocks=1", "model.hidden_size=16"),
+    *("data.num_documents=300", *EVALUATED),
 )
 TRAINED = ("trainer.max_steps=2", "trainer.val_check_interval=2")
 MODES = {"ppl_eval": "val/ppl", "sample_eval": "digits"}
@@ -58,7 +61,7 @@ def test_each_kind_is_one_short_file():
 @pytest.mark.parametrize("mode", MODES)
 def test_what_was_trained_is_evaluated_and_sampled(mode, folder):
     (line,) = (x for x in COMMANDS if f"mode={mode}" in x)
-    done = run(*overrides_of(line), *SHORT, f"hydra.run.dir={mode}", cwd=folder)
+    done = run(*overrides_of(line), *EVALUATED, f"hydra.run.dir={mode}", cwd=folder)
     assert MODES[mode] in done.stdout
     if mode == "sample_eval":
         content = json.loads((folder / mode / "samples.json").read_text())
@@ -85,12 +88,14 @@ def test_a_sweep_and_the_other_modes(folder):
     assert "my_backbone, my_data, my_noise, my_algo" in done.stdout
 
 
-def test_without_them_the_checkpoint_is_refused(folder):
-    path = "eval.checkpoint_path=outputs/sums/checkpoints/last.ckpt"
-    words = ("data=synthetic", "algo=mdlm", "model=tiny", *SHORT[:2])
-    done = run("mode=ppl_eval", path, *words, "hydra.run.dir=r", cwd=folder, status=2)
+@pytest.mark.parametrize("given", [[], ["plugins=[my_backbone,my_data,my_noise]"]])
+def test_without_them_the_checkpoint_is_refused(given, folder):
+    path = "eval.checkpoint_path=outputs/sums"
+    words = (path, *given, *EVALUATED, "hydra.run.dir=r")
+    done = run("mode=ppl_eval", *words, cwd=folder, status=2)
     (line,) = done.stderr.splitlines()[-1:]
-    assert "plugins=[my_backbone,my_data,my_noise,my_algo]" in line
+    missing = "my_algo" if given else "my_backbone,my_data,my_noise,my_algo"
+    assert f"It was made with plugins=[{missing}], which" in line
 
 
 @pytest.mark.slow
@@ -105,7 +110,8 @@ def test_an_own_network_takes_the_curriculum_if_it_says_so(folder):
         *("model=convolution", "algo.backbone=convolution", "data=synthetic"),
         *("algo=duo", "loader.global_batch_size=4", "trainer.max_steps=1"),
         *("trainer.val_check_interval=1", "trainer.limit_val_batches=1"),
-        *("eval.generate_samples=False", *SHORT[:4], "algo.curriculum.gamma_min=-3"),
+        *("eval.generate_samples=False", *SHORT[:3], "algo.curriculum.gamma_min=-3"),
+        "trainer.accelerator=cpu",
         *("algo.curriculum.integral_cache_path=null", "hydra.run.dir=soft"),
     )
     done = run("plugins=[my_backbone]", *words, cwd=folder, status=2)

@@ -138,6 +138,7 @@ def test_mistakes_of_other_calls(call, said, tmp_path, monkeypatch):
         call()
 
 
-def test_an_evaluation_names_its_data(model):
-    with pytest.raises(ConfigError, match="evaluate needs a data set"):
-        model.evaluate()
+def test_a_contradiction_is_that_of_the_command(model):
+    for word in ("model.length=8", "noise=cosine", "algo=duo_base"):
+        with pytest.raises(ConfigError, match=r"contradicts eval.checkpoint_path="):
+            model.evaluate(word)
