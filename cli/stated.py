@@ -244,8 +244,8 @@ def take(
         try:
             other = compose(choices)
         except (HydraException, ConfigError) as error:
-            chosen, is_hydras = " ".join(choices), isinstance(error, HydraException)
-            reason = explain(error) if is_hydras else str(error)
+            chosen = " ".join(choices)
+            reason = explain(error) if isinstance(error, HydraException) else str(error)
             raise ConfigError(
                 f"{where} was trained with {chosen}: {reason}{advice}"
             ) from None
