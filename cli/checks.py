@@ -3,6 +3,7 @@ algorithm: unknown keys and names, numbers out of range, keys without effect, fi
 are not there.
 """
 
+import importlib.util
 from collections.abc import Callable
 
 from omegaconf import DictConfig, OmegaConf
@@ -67,6 +68,7 @@ def check(config: DictConfig) -> None:
     check_unet_use(config)
     validate_backbone(config)
     check_inert_keys(config)
+    check_loggers(config)
     check_modality_keys(config)
     if config.mode == "fid_eval":
         check_images(config)
@@ -75,6 +77,18 @@ def check(config: DictConfig) -> None:
         check_tokenizer(config)
         check_splits(config, splits(config))
     check_files(config)
+
+
+def check_loggers(config: DictConfig) -> None:
+    """Refuses loggers whose package is not installed."""
+    names = OmegaConf.select(config, "logger")
+    is_asked = isinstance(names, DictConfig) and "tensorboard" in names
+    packages = ("tensorboard", "tensorboardX")  # Lightning takes either
+    if is_asked and not any(map(importlib.util.find_spec, packages)):
+        raise ConfigError(
+            "logger=tensorboard: the package tensorboard is not installed; run pip "
+            "install tensorboard, or use logger=csv."
+        )
 
 
 def check_images(config: DictConfig) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import lightning
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -161,7 +161,8 @@ def report_files(config: DictConfig, trainer: lightning.Trainer) -> None:
         "config": f"{save_dir}/config_tree.txt",
     }
     for logger in trainer.loggers:
-        folder = logger.log_dir if isinstance(logger, CSVLogger) else logger.save_dir
+        has_own = isinstance(logger, CSVLogger | TensorBoardLogger)
+        folder = logger.log_dir if has_own else logger.save_dir
         lines[f"{type(logger).__name__.removesuffix('Logger')} log"] = f"{folder}"
     if path_exists(f"{save_dir}/samples"):
         lines["samples"] = f"{save_dir}/samples"

@@ -13,11 +13,13 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import hydra
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from utils import CONFIGS, ConfigError, require
+from utils import CONFIGS, ConfigError, printable, require
 
 log = logging.getLogger(__name__)
 
@@ -124,3 +126,45 @@ def wandb_logger(config: DictConfig) -> WandbLogger:
         offline=offline,
         **settings,
     )
+
+
+class TensorBoard(TensorBoardLogger):
+    """A logger to TensorBoard under the names of the CSV file, with samples as texts.
+
+    One folder is one run: a run that goes on adds to it.
+
+    Args:
+        save_dir: Of the run.
+        name: Of the folder in it.
+    """
+
+    def __init__(self, save_dir: str, name: str = "tensorboard") -> None:
+        super().__init__(save_dir, name=name, version="", default_hp_metric=False)
+
+    @rank_zero_only
+    def log_table(self, key: str, columns: list[str], data: list[list[str]]) -> None:
+        """Texts, one below the other, as they are.
+
+        Args:
+            key: NAME@global_stepN.
+            columns: Names, which are not shown.
+            data: Rows.
+        """
+        name, step = _named_step(key)
+        # What is indented is shown as it is, where other text would be Markdown.
+        texts = (
+            printable(text).replace("\n", "\n    ") for row in data for text in row
+        )
+        text = "\n\n---\n\n".join(f"    {text}" for text in texts)
+        self.experiment.add_text(name, text, step)
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[np.ndarray]) -> None:
+        """Images, each (H, W, 3) of bytes; `key` is as above."""
+        name, step = _named_step(key)
+        self.experiment.add_images(name, np.stack(images), step, dataformats="NHWC")
+
+
+def _named_step(key: str) -> tuple[str, int]:
+    name, _, step = key.partition("@global_step")
+    return name, int(step or 0)

@@ -144,6 +144,8 @@ def test_command_runs(line, workplace):
         assert "global_batch_size: 32" in done.stdout
     elif "-m" in words:
         assert "summary.png" in done.stdout
+    elif "report.table=training" in words:
+        assert "8.0 ± 0.5" in done.stdout
     else:
         assert SAYS[mode_of(line)] in done.stdout
 

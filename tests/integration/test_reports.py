@@ -14,6 +14,7 @@ from nursery import nursery
 
 from cli.settle import algorithm_class
 from data.tokenizers import get_tokenizer
+from metrics.numbers import measured
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,11 @@ def test_an_evaluation_is_a_file_that_a_report_reads(checkpoint, tmp_path):
     )
     path = tmp_path / "evaluated" / "likelihood.json"
     content = json.loads(path.read_text())
-    for value in (f"{content['ppl']:.4f}", content["data"]["sha256"][:16], str(path)):
+    for value in (
+        measured(content["ppl"], content["ppl_stderr"]),
+        content["data"]["sha256"][:16],
+        str(path),
+    ):
         assert value in evaluated.stdout
     data = content["data"]
     assert (data["valid"], data["rows"], data["tokens"]) == ("synthetic", 64, 64 * 32)
@@ -151,7 +156,9 @@ def test_published_settings_are_compared_in_all_tables(tmp_path):
         ("Duo+DCD, greedy tail", "OWT", "8", "entropy", "5.3"): ("5.30", "agrees"),
     }
     text = (tmp_path / "out/report.md").read_text()
-    assert "| Duo | 95 ± 0.05 (89.35) | 49.8 ± 0.05 (49.78) |" in text  # as the paper
+    assert (
+        "| Duo | 95.00 ± 0.05 (89.35) | 49.80 ± 0.05 (49.78) |" in text
+    )  # as the paper
     assert "Rule: a measurement agrees" in text
     assert "abab" * 16 in text
     pixels = picture(tmp_path / "out")

@@ -123,6 +123,11 @@ def write_workplace(folder: Path) -> Path:
         (folder / "outputs" / name).mkdir(parents=True)
         content = json.dumps(likelihood(name))
         (folder / "outputs" / name / "likelihood.json").write_text(content)
+    for name in ("outputs/run", "runs/mine", "runs/duo", "runs/mdlm"):
+        (folder / name / "csv/version_0").mkdir(parents=True)
+        (folder / name / "likelihood.json").write_text(json.dumps(likelihood()))
+        log = folder / name / "csv/version_0/metrics.csv"
+        log.write_text("step,train/nll,val/ppl,val/ppl_stderr\n9,3.0,,\n9,,8.0,0.5\n")
     (folder / "outputs" / "images").mkdir()
     (folder / "outputs" / "images" / "fid.json").write_text(json.dumps(images()))
     readme = PAGES["README.md"]

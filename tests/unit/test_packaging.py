@@ -73,7 +73,12 @@ TESTS.remove(ROOT / "tests" / "support" / "uses.py")
 
 
 def test_every_pin_lies_in_its_range():
-    ranges = {**OF_EXTRA["dev"], **OF_EXTRA["s3"], **RUN_TIME}
+    ranges = {
+        **RUN_TIME,
+        **OF_EXTRA["dev"],
+        **OF_EXTRA["s3"],
+        **OF_EXTRA["tensorboard"],
+    }
     assert PINS.keys() == ranges.keys()
     for name, pin in PINS.items():
         (version,) = (x.version for x in pin.specifier)

@@ -43,7 +43,7 @@ VARIANTS = {
     "cosine": ("lr_scheduler=cosine_decay_warmup",),
     "halving": ("lr_scheduler=step_scheduler",),
     "gradients": ("callbacks=[grad_record]",),
-    "loggers": ("logger=[csv,wandb]",),
+    "loggers": ("logger=[csv,tensorboard,wandb]",),
     "curriculum off": ("algo=mdlm", "data=openwebtext"),
     "images": ("data=cifar10", "model=unet", "algo.backbone=unet"),
 }
@@ -105,6 +105,7 @@ ELSEWHERE = {
     "model.vocab_lookup": "only one value",
     "algo.posterior_loss_weight": "only one value",
     "logger.csv._target_": "Hydra's",
+    "logger.tensorboard._target_": "Hydra's",
 }
 
 

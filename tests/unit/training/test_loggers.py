@@ -1,24 +1,30 @@
 """Loggers: which are asked for, what each is built with, and what is refused."""
 
+import csv
 import os
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from omegaconf import OmegaConf
 from refusals import refused
+from short_run import train_in
 
+from cli.checks import check_loggers
 from cli.commandline import explain
-from training.loggers import build_loggers, logger_names
+from training.loggers import TensorBoard, build_loggers, logger_names
 
 CHOICES = {
     "logger=csv": ["csv"],
     "logger=wandb": ["wandb"],
     "logger=[csv,wandb]": ["csv", "wandb"],
     "logger=[wandb]": ["wandb"],
+    "logger=tensorboard": ["tensorboard"],
+    "logger=[csv,tensorboard]": ["csv", "tensorboard"],
     "logger=none": [],
     "logger=[]": [],
 }
@@ -150,7 +156,8 @@ def test_an_unknown_logger_is_one_line(compose):
         with pytest.raises(HydraException) as error:
             compose(f"logger={choice}")
         assert explain(error.value) == (
-            "Unknown logger='cvs'. Did you mean 'csv'? Choose from: csv, none, wandb."
+            "Unknown logger='cvs'. Did you mean 'csv'? Choose from: csv, none, "
+            "tensorboard, wandb."
         )
 
 
@@ -159,3 +166,87 @@ def test_what_is_no_logger_is_refused(compose):
     config = compose()
     config.logger = "csv"  # as in a config file of the user's
     refused(partial(logger_names, config), "logger='csv'", "override /logger: csv")
+
+
+# ---------------------------------------------------------------- tensorboard
+
+
+def test_without_its_package_tensorboard_is_refused(compose, monkeypatch):
+    """At once; other loggers need nothing, and tensorboardX will do."""
+    there = {}
+    monkeypatch.setattr("importlib.util.find_spec", there.get)
+    config = compose("logger=[csv,tensorboard]")
+    words = "logger=tensorboard", "pip install tensorboard", "logger=csv"
+    refused(partial(check_loggers, config), *words)
+    for choice in ("csv", "none", "[]"):
+        check_loggers(compose(f"logger={choice}"))
+    there["tensorboardX"] = True
+    check_loggers(config)
+
+
+@pytest.fixture
+def events():
+    """events(folder): the log of a run, read by TensorBoard's own reader."""
+    module = "tensorboard.backend.event_processing.event_accumulator"
+    reader = pytest.importorskip(module)
+
+    def read(folder):
+        log = reader.EventAccumulator(str(folder), {reader.TENSORS: 0})
+        return log.Reload()
+
+    return read
+
+
+def scalars(log) -> dict[tuple[str, int], float]:
+    return {
+        (name, event.step): pytest.approx(event.value, rel=1e-6)
+        for name in log.Tags()["scalars"]
+        for event in log.Scalars(name)
+    }
+
+
+def in_csv(folder) -> dict[tuple[str, int], float]:
+    found = {}
+    for path in sorted(folder.glob("csv/version_*/metrics.csv")):
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                step = int(row.pop("step"))
+                found |= {(k, step): float(x) for k, x in row.items() if x}
+    return found
+
+
+def test_tensorboard_has_what_the_csv_file_has(events, tmp_path):
+    """Names, updates, numbers; samples as texts; a resumed run adds to the same log."""
+    words = ["logger=[csv,tensorboard]", "eval.generate_samples=True"]
+    words += ["trainer.log_every_n_steps=1", "sampling.num_sample_log=2"]
+    train_in(tmp_path, *words)
+    log = events(tmp_path / "tensorboard")
+    first = scalars(log)
+    assert first == in_csv(tmp_path)
+    assert {"train/nll", "val/ppl", "val/ppl_stderr"} <= {name for name, _ in first}
+    assert {step for _, step in first} == {0, 1}
+    (texts,) = log.Tensors("samples/text_summary")
+    assert texts.step == 2
+    (text,) = texts.tensor_proto.string_val
+    assert text.startswith(b"    ")
+    assert text.count(b"---") >= 1
+    train_in(tmp_path, *words, "trainer.max_steps=4")
+    both = scalars(events(tmp_path / "tensorboard"))
+    assert first.items() <= both.items()
+    assert {step for _, step in both} == {0, 1, 2, 3}
+    assert both == in_csv(tmp_path)
+
+
+def test_tensorboard_shows_texts_as_they_are_and_pictures(events, tmp_path):
+    logger = TensorBoard(str(tmp_path))
+    logger.log_table("samples@global_step7", ["x"], [["a\n# b"], ["`\x1b[0m`"]])
+    images = [np.full((2, 3, 3), x, dtype=np.uint8) for x in (0, 255)]
+    logger.log_image("samples@global_step7", images)
+    logger.save()
+    log = events(tmp_path / "tensorboard")
+    (text,) = log.Tensors("samples/text_summary")
+    (said,) = text.tensor_proto.string_val
+    assert said.decode() == "    a\n    # b\n\n---\n\n    `\\x1b[0m`"
+    assert text.step == 7
+    (picture,) = log.Images("samples")
+    assert (picture.step, picture.width, picture.height) == (7, 6, 2)
