@@ -83,6 +83,32 @@ def byte_ids(tokenizer: Any, is_text: bool) -> np.ndarray | None:
     return ids
 
 
+def bytes_of_ids(tokenizer: Any) -> np.ndarray | None:
+    """How many bytes of UTF-8 each id stands for, (ids,), 0 for special tokens.
+
+    Args:
+        tokenizer: Of `transformers`.
+
+    Returns:
+        The numbers; None where they depend on an id's neighbours or are not known.
+    """
+    from tokenizers import decoders
+
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    is_of_bytes = isinstance(decoder, decoders.ByteLevel)  # a character for each
+    if not is_of_bytes and not isinstance(decoder, decoders.Fuse):
+        return None
+    vocabulary = tokenizer.get_vocab()
+    sizes = np.zeros(max(vocabulary.values()) + 1, dtype=np.int64)
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    special = {*tokenizer.all_special_tokens}
+    for entry, index in vocabulary.items():
+        if entry not in special:
+            is_coded = is_of_bytes and entry not in added
+            sizes[index] = len(entry) if is_coded else len(entry.encode())
+    return sizes
+
+
 def _byte_of(entry: str) -> int:
     """The byte that a character of the byte-level alphabet stands for.
 

@@ -11,8 +11,10 @@ from omegaconf import DictConfig
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.reading import read_evaluated
 from cli.settle import prepare
+from data.encoding import bytes_of_ids
 from data.fingerprints import known_fingerprint
 from data.published import published_documents
+from data.rows import TokenRows
 from data.tokenizers import get_tokenizer
 from dataloader import DataModule, check_limit
 from evaluation.records import check_path, likelihood_record, origin
@@ -110,11 +112,21 @@ def _report(
     for name, units in words.metrics.items():
         number = measured(results[name], results[f"{name}_stderr"])
         lines[f"{model.bound}{name}{units}"] = number
+    per_byte, tokens_per_byte = "bits per byte", _tokens_per_byte(rows, data.tokenizer)
+    if tokens_per_byte is not None:
+        for end in ("", "_stderr"):
+            bits = results[f"bpd{end}"] * tokens_per_byte
+            results = results | {f"bits_per_byte{end}": bits}
+        number = measured(results["bits_per_byte"], results["bits_per_byte_stderr"])
+        lines[f"{model.bound}{per_byte}"] = number
     if config.eval.unigram_baseline:
         counts = (x.valid_counts(model.vocab_size) for x in (data.load("train"), rows))
         nll = unigram_nll(*counts)
         value = math.exp(nll) if "ppl" in words.metrics else nll / math.log(2)
         lines[words.unigram] = measured(value)
+        if tokens_per_byte is not None:
+            value = nll / math.log(2) * tokens_per_byte
+            lines[f"{per_byte} of a unigram model"] = measured(value)
     documents, fingerprint = rows.num_documents, rows.fingerprint()
     published = published_documents(config, "valid")
     if documents is not None:
@@ -141,3 +153,14 @@ def _report(
         write_json(config.eval.results_path, record)
         lines["file"] = config.eval.results_path
     report_lines(lines, title)
+
+
+def _tokens_per_byte(rows: TokenRows, tokenizer: Any) -> float | None:
+    """How many tokens, special ones included, rows have for each byte of their text;
+    None where tokens have no bytes of their own."""
+    sizes = bytes_of_ids(tokenizer)
+    if sizes is None:
+        return None
+    counts = rows.valid_counts(max(len(sizes), len(rows.counts())))
+    num_bytes = int(sizes @ counts[: len(sizes)])
+    return int(counts.sum()) / num_bytes if num_bytes else None

@@ -76,16 +76,17 @@ def likelihood_record(
 
     Args:
         config: The run's config.
-        results: nll (nats per token), bpd (bits per token), ppl (not of images), and
-            the standard error of each under NAME_stderr; rows and tokens that were
-            measured.
+        results: nll (nats per token), bpd (bits per token), ppl (not of images),
+            bits_per_byte (where tokens have bytes of their own), and the standard error
+            of each under NAME_stderr; rows and tokens that were measured.
         fingerprint: Of all rows of the data set.
         expected: Of the published data set's, where it is known.
         of_checkpoint: From `origin`.
         of_documents: How many the rows' source has, and the published one:
             `documents` and `published_documents`; None: not known.
     """
-    names = [*NUMBERS, *(f"{name}_stderr" for name in NUMBERS)]
+    numbers = (*NUMBERS, "bits_per_byte")
+    names = [*numbers, *(f"{name}_stderr" for name in numbers)]
     data = config.data
     return {
         "mode": "ppl_eval",

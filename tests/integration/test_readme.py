@@ -41,7 +41,9 @@ from models.registry import validate_backbone
 from report.mode import jobs_of
 
 README = PAGES["README.md"]
-COMMANDS = main_commands()
+# Of one path, which test_first_model.py walks.
+FIRST_MODEL = commands("main", "docs/first_model.md")
+COMMANDS = [x for x in main_commands() if x not in FIRST_MODEL]
 # Of these the network is that of a released model, which is made small for the test.
 RELEASED = [
     x for x in COMMANDS if "gpt2" in x or ("duo.ckpt" in x and "report." not in x)
@@ -116,7 +118,7 @@ def small(line: str) -> list[str]:
             added.append("eval.gen_ppl_eval_model_name_or_path=null")
         if "data.source=FILES" in line:
             added += ["model=tiny", "model.length=64", "loader.global_batch_size=4"]
-        elif "data=text_files" in line:
+        elif "data=text_files" in line or "small_text" in line:
             added.append("data.cache_dir=cache")
         else:
             added.append("data.valid_fraction=0.01")

@@ -119,6 +119,19 @@ def test_bytes_are_looked_up_with_the_same_ids(monkeypatch):
     assert encoding.byte_ids(text8_tokenizer(), True) is None
 
 
+@pytest.mark.parametrize("name", ["bytes", "gpt2", "text8", "across_words"])
+def test_ids_have_the_bytes_of_their_text(name):
+    """Where they are known; a special token has none."""
+    tokenizer = OWN[name]() if name in OWN else tokenizer_of(name)
+    sizes = encoding.bytes_of_ids(tokenizer)
+    text = "the cat sat" if name == "text8" else "the cat's \n é 你好 \U0001f600."
+    ids = token_ids([text], tokenizer)[0]
+    if sizes is not None:
+        assert sizes[ids].sum() == len(text.encode())
+        assert not sizes[tokenizer.all_special_ids].any()
+    assert (sizes is None) == (name == "across_words")
+
+
 def test_without_a_seam_a_text_stays_whole(caplog, monkeypatch):
     """Tokens that reach from word to word: nothing is known of where to cut."""
     monkeypatch.setattr(encoding, "PIECE", 50)
