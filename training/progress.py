@@ -4,6 +4,7 @@ where nobody sees a bar, and a line for every validation.
 
 import datetime
 import logging
+import math
 import sys
 import time
 from typing import Any, Protocol, cast
@@ -13,11 +14,13 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from tqdm.auto import tqdm
 
 from metrics.numbers import measured
+from training.sample_logging import SampleLogging
 
 log = logging.getLogger(__name__)
 
 # Seconds between two lines: a tenth of those that have passed, within these.
 LEAST, MOST = 5.0, 600.0
+SHOWN = 100  # characters of a sample on the way
 
 
 class Measured(Protocol):
@@ -33,15 +36,59 @@ def is_watched() -> bool:
 
 
 class ProgressBar(TQDMProgressBar):
-    """Ends where the run does, also where its epoch has no end."""
+    """Counts the updates of the whole run where their number is known, however short or
+    long an epoch is, and is drawn with the first update and then twice a second."""
 
-    @property
-    def total_train_batches(self) -> int | float:
-        trainer = self.trainer
+    INTERVAL = 0.5  # seconds
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=1)
+        self._drawn = -math.inf  # when, in seconds
+
+    def _is_due(self, is_last: bool = False) -> bool:
+        now = time.monotonic()
+        if not is_last and now - self._drawn < self.INTERVAL:
+            return False
+        self._drawn = now
+        return True
+
+    def on_train_start(self, *args: Any) -> None:
+        super().on_train_start(*args)
+        if self.trainer.max_steps >= 0:
+            bar = self.train_progress_bar
+            bar.total = self.trainer.max_steps
+            bar.initial = bar.n = self.trainer.global_step  # of a run that goes on
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
         if trainer.max_steps < 0:
-            return super().total_train_batches
-        of_run = trainer.max_steps * trainer.accumulate_grad_batches
-        return min(super().total_train_batches, of_run)
+            super().on_train_epoch_start(trainer, *args)
+        else:
+            bar = self.train_progress_bar
+            bar.set_description(f"epoch {trainer.current_epoch}", refresh=False)
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, model: lightning.LightningModule, *args: Any
+    ) -> None:
+        bar, step = self.train_progress_bar, trainer.global_step
+        if not self._is_due(step == trainer.max_steps):
+            return
+        if trainer.max_steps < 0:
+            super().on_train_batch_end(trainer, model, *args)
+            return
+        bar.n = step
+        bar.set_postfix(self.get_metrics(trainer, model))
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        if self.trainer.max_steps < 0:
+            super().on_train_epoch_end(*args)
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        if self._is_due():
+            super().on_validation_batch_end(*args)
+
+    def on_predict_batch_end(self, *args: Any) -> None:
+        if self._is_due():
+            super().on_predict_batch_end(*args)
 
 
 class Progress(lightning.Callback):
@@ -155,6 +202,9 @@ class Progress(lightning.Callback):
                     f"{name} {measured(float(trainer.callback_metrics[name]))}"
                 )
         say(trainer, f"step {trainer.global_step}: {', '.join(numbers)}")
+        for one_of in trainer.callbacks:
+            if isinstance(one_of, SampleLogging) and one_of.texts:
+                say(trainer, f"a sample: {one_of.texts[0][:SHOWN]!r}")
 
 
 def say(trainer: lightning.Trainer, line: str) -> None:

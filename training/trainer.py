@@ -105,7 +105,7 @@ def build_trainer(
     has_bar = is_shown and is_watched()
     callbacks = [*callbacks, Progress(counts=is_shown and not has_bar)]
     if has_bar:
-        callbacks.append(ProgressBar(refresh_rate=10))
+        callbacks.append(ProgressBar())
     if SLURMEnvironment.detect():  # RunEnd does what its own handlers would
         plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
     every = config.trainer.val_check_interval
