@@ -173,7 +173,7 @@ def like(template: Any, whole: Rule | None = None) -> Rule:
                 refuse(value, where, f"a dict of {', '.join(template)} alone")
         elif isinstance(template, (list, tuple)):
             each(like(template[0], whole) if template else _anything)(value, where)
-        elif isinstance(template, Tensor):
+        elif is_tensor(template):
             same = is_tensor(value) and value.shape == template.shape
             if not same or value.is_complex() != template.is_complex():
                 refuse(value, where, shown(template))
