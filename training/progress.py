@@ -202,7 +202,7 @@ class Progress(lightning.Callback):
                     f"{name} {measured(float(trainer.callback_metrics[name]))}"
                 )
         say(trainer, f"step {trainer.global_step}: {', '.join(numbers)}")
-        for one_of in trainer.callbacks:
+        for one_of in cast(Any, trainer).callbacks:
             if isinstance(one_of, SampleLogging) and one_of.texts:
                 say(trainer, f"a sample: {one_of.texts[0][:SHOWN]!r}")
 
