@@ -187,14 +187,17 @@ def prepare_data(config: DictConfig) -> dict[str, Any]:
 
 
 def inspect(config: DictConfig) -> dict[str, str]:
-    """Prints what a checkpoint is; builds nothing."""
-    from checkpoints.about import describe
+    """Prints what a checkpoint is, and the commands for it; builds nothing."""
+    from checkpoints.about import describe, describe_network
     from checkpoints.reading import read_evaluated
-    from report.console import report_lines
+    from cli.uses import commands
+    from report.console import report_lines, say
 
-    path = config.eval.checkpoint_path
-    lines = describe(read_evaluated(config))
+    path, checkpoint = config.eval.checkpoint_path, read_evaluated(config)
+    lines = {**describe(checkpoint), **describe_network(checkpoint)}
     report_lines({"file": str(path), **lines})
+    for line in commands(checkpoint, str(path), config.plugins):
+        say(line)
     return lines
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from checkpoints.checkpoint import Checkpoint
-from checkpoints.keys import check_sizes
+from checkpoints.keys import check_sizes, sizes_of
 from checkpoints.schema import is_reference
 from utils import choices_of
 
@@ -116,6 +116,42 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
         for name, value in lines.items()
         if value is not None or name in always
     }
+
+
+def describe_network(checkpoint: Checkpoint) -> dict[str, str]:
+    """Kind and sizes of its network, and its noise, as lines of a table."""
+    weights = checkpoint.weights or {}
+    rest = (x for name, x in weights.items() if not name.endswith(UNCOUNTED))
+    count = sum(x.numel() for x in rest)
+    embedding = next((weights[x].numel() for x in EMBEDDINGS if x in weights), None)
+    lines = {
+        "network": _network(checkpoint),
+        "without embedding": None if embedding is None else f"{count - embedding:,}",
+        "classes": checkpoint.setting("data.num_classes"),
+        "noise": checkpoint.setting("noise.type"),
+    }
+    return {name: str(x) for name, x in lines.items() if x is not None}
+
+
+def _network(checkpoint: Checkpoint) -> str | None:
+    """Its kind and sizes, as the file states them; else as its weights have them."""
+    kind = checkpoint.setting("model.type") or checkpoint.setting("algo.backbone")
+    found = sizes_of(checkpoint.shapes)
+    values = {key: checkpoint.setting(f"model.{key}") for key in SIZES}
+    values = {key: found.get(key) if x is None else x for key, x in values.items()}
+    words = [f"{SIZES[key]} {x}" for key, x in values.items() if x is not None]
+    words = [str(kind), *words] if kind is not None else words
+    return ", ".join(words) or None
+
+
+SIZES = {
+    "hidden_size": "hidden size",
+    "n_blocks": "blocks",
+    "n_heads": "heads",
+    "cond_dim": "conditioning",
+    "ch": "channels",
+    "num_scales": "levels",
+}
 
 
 def likelihood(algo: str | None) -> str | None:

@@ -65,6 +65,19 @@ _BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
 _CONDITION = "backbone.sigma_map.mlp.0.weight"
 
 
+def sizes_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int | None]:
+    """Sizes of a transformer by the shapes of its weights, as far as they say."""
+    embedding = shapes.get(_EMBEDDING, ())
+    blocks = {match[1] for match in map(_BLOCK.match, shapes) if match}
+    found = {
+        "hidden_size": embedding[1] if len(embedding) == 2 else None,
+        "n_blocks": len(blocks) or None,
+    }
+    if _CONDITION in shapes:
+        found["cond_dim"] = next(iter(shapes[_CONDITION]), None)
+    return found
+
+
 def check_sizes(
     shapes: Mapping[str, Sequence[int]], sizes: Mapping[str, Any], where: str
 ) -> None:
@@ -77,14 +90,7 @@ def check_sizes(
         sizes: `hidden_size`, `n_blocks`, `n_heads`, `cond_dim`, those that are stated.
         where: What is said to have them, for the message.
     """
-    embedding = shapes.get(_EMBEDDING, ())
-    blocks = {match[1] for match in map(_BLOCK.match, shapes) if match}
-    found = {
-        "hidden_size": embedding[1] if len(embedding) == 2 else None,
-        "n_blocks": len(blocks) or None,
-    }
-    if _CONDITION in shapes:
-        found["cond_dim"] = next(iter(shapes[_CONDITION]), None)
+    found = sizes_of(shapes)
     for name, value in found.items():
         if sizes.get(name) not in (None, value):
             raise ConfigError(
