@@ -25,12 +25,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cli.again import command_again
 from cli.checks import check
-from cli.commandline import arguments, explain, find_inputs, no_choice
+from cli.commandline import arguments, explain, find_inputs, missing_key, no_choice
 from cli.environment import print_plainly, share_cores, tell_nobody
 from cli.known_keys import refuse_unread
 from cli.paths import (
     DRAWING,
     check_writable,
+    no_folder,
     not_permitted,
     permission_line,
     place_outputs,
@@ -39,7 +40,7 @@ from cli.paths import (
     unusable,
 )
 from cli.plugins import import_named, import_plugins, with_settings
-from cli.quiet import keep_quiet
+from cli.quiet import keep_quiet, show_once
 from cli.signals import ending_on_signals, was_left_alone, what_is_kept
 from cli.stated import take_over_as_given, take_over_from
 from report.sweep import REFUSED, is_sweep
@@ -263,7 +264,10 @@ def carry_out(
         take_over_from(config, words)
     check(config)
     check_writable(config)
-    imported("cli.settle.settle")(config)  # from here on with torch
+    settle = imported("cli.settle.settle")  # from here on with torch
+    if hydra is not None:
+        show_once()
+    settle(config)
     return mode(config)
 
 
@@ -300,7 +304,7 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         there = "Checkpoints that were written are as they were"
         return fail(f"{error}. {there}{_again(config, True)}", 1)
     except (ConfigError, OmegaConfBaseException) as error:
-        return _refused(str(error))
+        return _refused(missing_key(error) or str(error))
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -356,8 +360,9 @@ def main() -> Any:
     except HydraException as error:
         return fail(explain(error))
     except (OSError, ValueError) as error:  # Hydra makes the folder of a run
-        if choice := no_choice(sys.argv[1:], error):
-            return fail(choice)
+        for explained in (no_choice, no_folder):
+            if line := explained(sys.argv[1:], error):
+                return fail(line)
         if refusal := not_permitted(error):
             return fail(permission_line(refusal))
         raise

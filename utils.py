@@ -121,7 +121,7 @@ def unknown_value(
     key: str, value: Any, choices: Iterable[object], where: str = ""
 ) -> str:
     """The one line for a value outside its choices, with the nearest as a hint."""
-    names = sorted(map(str, choices))
+    names = sorted({"null" if x is None else str(x) for x in choices})
     context = f" ({where})" if where else ""
     return (
         f"Unknown {key}={value!r}{context}.{did_you_mean(value, names)} "
@@ -131,8 +131,10 @@ def unknown_value(
 
 def did_you_mean(value: Any, choices: Iterable[str]) -> str:
     """' Did you mean ...?' if a choice is close to `value`, else nothing."""
-    close = difflib.get_close_matches(str(value), list(choices), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    names, word = {x.lower(): x for x in choices}, str(value).lower()
+    close = difflib.get_close_matches(word, names, n=1)
+    close = close or [x for x in names if len(word) > 2 and word in x]
+    return f" Did you mean {names[close[0]]!r}?" if close else ""
 
 
 def choices_of(group: str) -> list[str]:

@@ -118,8 +118,36 @@ NO_FEATURES = (
 )
 
 
+# Keys of other modes that only somebody gives who has forgotten mode=; the modes.
+FORGOTTEN = {
+    "eval.checkpoint_path": "ppl_eval, sample_eval, inspect or export",
+    "export.path": "export",
+    "export.push_to_hub": "export",
+    "report.table": "report",
+    "eval.fid_features": "fid_eval",
+    "eval.mauve_references": "sample_eval",
+    "sampling.prompt": "sample_eval",
+    "sampling.prompt_file": "sample_eval",
+    "sampling.infill": "sample_eval",
+}
+
+
+def check_mode(config: DictConfig) -> None:
+    """Refuses to train where another mode was meant."""
+    if config.mode != "train" or config.algo.backbone == "hf_dit":
+        return
+    for key, modes in FORGOTTEN.items():
+        value = OmegaConf.select(config, key)
+        if value:
+            raise ConfigError(
+                f"{key}={value!r} changes nothing with mode=train, the default: add "
+                f"mode={modes.replace(', ', ', mode=').replace(' or ', ' or mode=')}."
+            )
+
+
 def check_files(config: DictConfig) -> None:
     """Refuses paths that lead to nothing."""
+    check_mode(config)
     if config.mode in EVALUATING:
         check_checkpoint_path(config.eval.checkpoint_path, "eval.checkpoint_path")
     if config.mode == "train" and config.training.finetune_path:

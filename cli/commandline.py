@@ -10,13 +10,15 @@ import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError
 
 from checkpoints.locating import checkpoint_in
-from cli.known_keys import unknown_key
+from cli.known_keys import known_keys, unknown_key
 from cli.mdlm import from_mdlm
 from cli.older_keys import translated
 from cli.paths import PATHS
 from cli.plugins import as_added, import_named, import_plugins, with_settings
+from cli.words import groups, refuse_words
 from data.tokenizers import PIXELS, TOKENIZERS
 from utils import (
     CONFIGS,
@@ -38,10 +40,14 @@ OWN = dict.fromkeys(
 
 def explain(error: HydraException) -> str:
     """Hydra's complaint about the command line as one line with the choices."""
-    if found := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", str(error)):
-        group, value = found.groups()
-        own = "" if did_you_mean(value, choices_of(group)) else OWN.get(group, "")
-        return unknown_value(group, value, choices_of(group)) + own
+    if found := re.search(r"Could not (?:find|load) '([^'/]+)/([^']*)'", str(error)):
+        return no_such_choice(*found.groups())
+    if found := re.search(r"Ambiguous value for .*?'([^=]+)=(.*?)'\n", str(error)):
+        key, value = found.groups()
+        return (
+            f"{key}={value} is several values: add -m for a run with each of them, or "
+            f"write {key}=[{value}] for a list, \"{key}='{value}'\" for a text."
+        )
     if found := re.search(r"Could not override '([^']+)'", str(error)):
         return unknown_key(found[1])
     if isinstance(error, OverrideParseException):
@@ -52,6 +58,26 @@ def explain(error: HydraException) -> str:
             f"into quotes for Hydra inside those of the shell: \"{key}='...'\"."
         )
     return str(error)
+
+
+def missing_key(error: Exception) -> str:
+    """One line for a key that was removed and is read; empty for another error."""
+    key = getattr(error, "full_key", None)
+    if not isinstance(error, ConfigAttributeError) or key not in known_keys():
+        return ""
+    return f"{key} is not there, and is needed: leave ~{key} out, or give {key}=VALUE."
+
+
+def no_such_choice(group: str, value: str) -> str:
+    """One line for a name that no file of a group has."""
+    if group == "data" and ("/" in value or os.path.isfile(value)):
+        return (
+            f"data={value!r} is no data set of configs/data/; to read your own files "
+            f"write data=text_files data.path={value}."
+        )
+    names = choices_of(group)
+    own = "" if did_you_mean(value, names) else OWN.get(group, "")
+    return unknown_value(group, value, names) + own
 
 
 def no_choice(argv: list[str], error: Exception) -> str:
@@ -121,10 +147,12 @@ def arguments(argv: list[str]) -> list[str]:
     Raises:
         ConfigError: If it says two things at once, in MDLM's words and in these.
     """
+    refuse_words(argv)
     flags = [argument for argument in argv if argument in ("-m", "--multirun")]
     rest = [argument for argument in argv if argument not in flags]
     words = from_mdlm(translated(rest), bool(flags))
-    return flags[:1] + [as_added(quoted(word, bool(flags))) for word in words]
+    given = (may_be_there(as_added(quoted(word, bool(flags)))) for word in words)
+    return [*flags[:1], *given]
 
 
 def composed(argv: list[str]) -> DictConfig:
@@ -147,6 +175,13 @@ def composed(argv: list[str]) -> DictConfig:
     import_plugins(config.plugins, folder)
     with_settings(config)
     return config
+
+
+def may_be_there(word: str) -> str:
+    """+KEY=VALUE as Hydra wants it where the config may have the key already."""
+    key = word.lstrip("+").partition("=")[0]
+    is_choice = "@" in key or key in groups() or key.startswith("hydra")
+    return f"+{word}" if re.match(r"\+[\w.]+=", word) and not is_choice else word
 
 
 # ---------------------------------------------------------------- files

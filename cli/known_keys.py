@@ -7,12 +7,13 @@ same kind as what is chosen, and the arguments of whatever has a `_target_`.
 import functools
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from cli.hints import key_hint
 from utils import ADDED, CONFIGS, ConfigError, did_you_mean, first_line
 
 # Keys that exist in published configs and change nothing in the published code. They
@@ -59,6 +60,26 @@ FORWARDED = {
         "torch.distributed.fsdp.FullyShardedDataParallel"
     ),
 }
+TRAINER = "training.trainer.Trainer"
+# The arguments of what takes long to import, which are known without that.
+ARGUMENTS = {
+    TRAINER: frozenset(
+        (
+            *("accelerator", "strategy", "devices", "num_nodes", "precision", "logger"),
+            *("callbacks", "fast_dev_run", "max_epochs", "min_epochs", "max_steps"),
+            *("min_steps", "max_time", "limit_train_batches", "limit_val_batches"),
+            *("limit_test_batches", "limit_predict_batches", "overfit_batches"),
+            *("val_check_interval", "check_val_every_n_epoch", "num_sanity_val_steps"),
+            *("log_every_n_steps", "enable_checkpointing", "enable_progress_bar"),
+            *("enable_model_summary", "accumulate_grad_batches", "gradient_clip_val"),
+            *("gradient_clip_algorithm", "deterministic", "benchmark"),
+            *("inference_mode", "use_distributed_sampler", "profiler"),
+            *("detect_anomaly", "barebones", "plugins", "sync_batchnorm"),
+            *("reload_dataloaders_every_n_epochs", "default_root_dir"),
+            *("enable_autolog_hparams", "model_registry"),
+        )
+    )
+}
 # Arguments that would be ignored, because the code gives them, and what does the same.
 TAKEN = {
     "lr_scheduler.optimizer": "optim.KEY=...",
@@ -101,6 +122,8 @@ def refuse_unread(config: DictConfig) -> None:
     for added in added_keys(config):
         if added.target is None:
             raise ConfigError(unknown_key(added.key))
+        if added.target in ARGUMENTS:
+            _refuse_other(added, ARGUMENTS[added.target])
 
 
 def refuse_arguments(config: DictConfig) -> None:
@@ -113,11 +136,16 @@ def refuse_arguments(config: DictConfig) -> None:
         if added.target is None:
             continue
         names = _arguments_of(added)
-        if names is not None and added.name not in names:
-            hint = did_you_mean(added.name, names)
-            raise ConfigError(
-                f"{added.key}: {added.target} has no argument {added.name!r}.{hint}"
-            )
+        if names is not None:
+            _refuse_other(added, names)
+
+
+def _refuse_other(added: Added, names: Collection[str]) -> None:
+    if added.name not in names:
+        hint = did_you_mean(added.name, names)
+        raise ConfigError(
+            f"{added.key}: {added.target} has no argument {added.name!r}.{hint}"
+        )
 
 
 def _arguments_of(added: Added) -> set[str] | None:
@@ -145,18 +173,21 @@ def _arguments_of(added: Added) -> set[str] | None:
 def unknown_key(key: str) -> str:
     """What to say of a key that is not in the config."""
     group = key.rpartition(".")[0]
+    if key in TAKEN:
+        return f"{key} is not a key: give {TAKEN[key]}."
     if key in known_keys():
         top = key.split(".")[0]
         return f"{key} is a key of another {top}=..., not of the chosen one."
-    names = sorted(
+    if group == "trainer" and key.partition(".")[2] in ARGUMENTS[TRAINER]:
+        return f"{key} is not in the config: write +{key}=... to add it."
+    names = (
         x
         for x in known_keys()
         if not key.startswith(f"{x}.") and not x.startswith("hydra")
     )
-    same = next((f" Did you mean {x!r}?" for x in names if x.endswith(f".{key}")), "")
-    hint = same or did_you_mean(key, names)
+    hint = key_hint(key, names)
     top, _, each = group.partition(".")
-    if top in (BUILT_EACH if each else BUILT):
+    if top in (BUILT_EACH if each else BUILT) and group != "trainer":
         hint += f" If {group}._target_ has this argument, write +{key}=..."
     elif group in FREE:
         hint += f" To add one, write +{key}=..."

@@ -4,7 +4,7 @@ given, no two jobs of a sweep write to one place, and what cannot be written is 
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -146,6 +146,25 @@ def not_permitted(error: BaseException | None) -> OSError | None:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def no_folder(argv: Sequence[str], error: Exception) -> str:
+    """One line for a folder of the command line in which Hydra cannot make a run's."""
+    if not isinstance(error, OSError):
+        return ""
+    for word in argv:
+        key, _, value = word.lstrip("+").partition("=")
+        value = value.strip("'\"")
+        if key not in ("hydra.run.dir", "hydra.sweep.dir"):
+            continue
+        if not value:
+            return f"{key} is empty: give a folder."
+        path, at = os.path.abspath(value), os.path.abspath(str(error.filename or "/"))
+        if path.startswith(at) or at.startswith(path):
+            is_file = error.errno in (errno.EEXIST, errno.ENOTDIR)
+            reason = "this is no folder" if is_file else error.strerror
+            return f"{key}={value!r}: {reason} ({at}); give another folder."
+    return ""
 
 
 def unusable(error: OSError, config: DictConfig) -> OSError | None:

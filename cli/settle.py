@@ -18,7 +18,6 @@ from checkpoints.reading import read_checkpoint
 from cli.differences import differences
 from cli.known_keys import refuse_arguments
 from cli.modality import check_removal
-from cli.quiet import show_once
 from cli.values import check_kinds, check_values
 from models.device import keep_freed_memory
 from report.console import report_config
@@ -42,7 +41,6 @@ def settle(config: DictConfig) -> None:
     """
     keep_freed_memory()
     share_paths()
-    show_once()
     refuse_arguments(config)
     adopt_network(config)
     OmegaConf.resolve(config)

@@ -3,6 +3,7 @@
 Every key of the config has its line here, or a class that is built from it checks it.
 """
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -79,6 +80,11 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "trainer.num_sanity_val_steps": (int, -1, MANY),
     "trainer.log_every_n_steps": (int, 0, MANY),
     "trainer.check_val_every_n_epoch": (int, 1, MANY),
+    # Of Lightning's; no file has them, and + adds them.
+    "trainer.max_epochs": (int, -1, MANY),
+    "trainer.min_epochs": (int, 0, MANY),
+    "trainer.min_steps": (int, 0, MANY),
+    "trainer.reload_dataloaders_every_n_epochs": (int, 0, MANY),
     "loader.global_batch_size": (int, 1, MANY),
     "loader.eval_global_batch_size": (int, 1, MANY),
     "loader.batch_size": (int, 1, MANY),
@@ -109,7 +115,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "optim.weight_decay": (float, 0, 1e6),
     "optim.beta1": (float, 0, 1 - 1e-12),
     "optim.beta2": (float, 0, 1 - 1e-12),
-    "optim.eps": (float, 0, 1e6),
+    "optim.eps": (float, 1e-30, 1e6),  # 0 divides by 0
     "lr_scheduler.num_warmup_steps": (int, 0, MANY),
     "lr_scheduler.t_initial": (float, 0, MANY),
     "lr_scheduler.warmup_t": (float, 0, MANY),
@@ -121,6 +127,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
 # Numbers that may be null, which has a meaning of its own.
 NULLABLE = (
     *("trainer.gradient_clip_val", "trainer.check_val_every_n_epoch"),
+    *("trainer.max_epochs", "trainer.min_epochs", "trainer.min_steps"),
     "data.num_classes",
     "eval.fid_num_images",
     "sampling.guid_weight",
@@ -130,6 +137,8 @@ NULLABLE = (
 PARTS = {
     "trainer.limit_train_batches": 0,
     "trainer.limit_val_batches": 0,
+    "trainer.limit_test_batches": 0,
+    "trainer.limit_predict_batches": 0,
     "trainer.val_check_interval": 1,
 }
 
@@ -174,10 +183,21 @@ FLAGS = (
     "training.compile",
     "training.importance_sampling",
 )
+# The same of Lightning's, which may be null or are not there.
+FLAGS_OF_TRAINER = (
+    *("benchmark", "detect_anomaly", "enable_autolog_hparams", "enable_checkpointing"),
+    *("enable_model_summary", "enable_progress_bar", "inference_mode"),
+    "sync_batchnorm",
+)
 PRECISIONS = ("32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed", "bf16-true")
 # Keys with a few values.
 CHOICES: dict[str, Collection[Any]] = {
     **dict.fromkeys(FLAGS, (True, False)),
+    **{f"trainer.{name}": (True, False, None) for name in FLAGS_OF_TRAINER},
+    "trainer.barebones": (False,),  # it takes the log away
+    "trainer.deterministic": (True, False, "warn", None),
+    "trainer.fast_dev_run": (False,),  # it takes checkpoints and the log away
+    "trainer.gradient_clip_algorithm": ("norm", "value", None),
     "data.on_bad_row": ON_BAD_ROW,
     "training.loss_compile": ("auto", True, False),
     "data.special_tokens_in_text": ("keep", "split"),
@@ -270,6 +290,21 @@ def check_values(config: DictConfig) -> None:
             require(OmegaConf.select(config, key), choices, key)
     check_loss_chunk(config)
     check_labels(config)
+    check_time(config)
+
+
+def check_time(config: DictConfig) -> None:
+    """Refuses a time limit that is none."""
+    limit = OmegaConf.select(config, "trainer.max_time")
+    is_text = isinstance(limit, str) and _TIME.fullmatch(limit) is not None
+    if limit is not None and not is_text and not isinstance(limit, DictConfig):
+        raise ConfigError(
+            f"trainer.max_time={limit!r} is no time: write days, hours, minutes and "
+            "seconds, +trainer.max_time=00:12:00:00 for 12 hours."
+        )
+
+
+_TIME = re.compile(r"\d+:\d\d:\d\d:\d\d")
 
 
 def check_numbers(config: DictConfig) -> None:
@@ -282,8 +317,11 @@ def check_numbers(config: DictConfig) -> None:
         is_null = value is None and key in NULLABLE
         if not is_null and not (is_number and low <= value <= high):
             name = "whole number" if kind is int else "number"
+            is_whole = type(value) is float and value.is_integer() and kind is int
+            cure = f" Write {int(value)}." if is_whole and low <= value <= high else ""
             raise ConfigError(
-                f"{key}={value!r} is not a {name} of at least {low} and at most {high}."
+                f"{key}={value!r} is not a {name} of at least {low} and at most "
+                f"{high}.{cure}"
             )
 
 
@@ -291,11 +329,13 @@ def check_parts(config: DictConfig) -> None:
     """Refuses what is no number of batches and no part of an epoch, and a part of an
     epoch where updates are counted."""
     for key, low in PARTS.items():
-        value = OmegaConf.select(config, key) if _is_there(config, key) else low
+        if not _is_there(config, key):
+            continue
+        value = OmegaConf.select(config, key)
         is_count = type(value) is int and low <= value <= MANY
         is_part = type(value) is float and low / 1e9 <= value <= 1
         if not is_count and not is_part:
-            never = " limit_val_batches=0 validates never." if low else ""
+            never = " trainer.limit_val_batches=0 validates never." if low else ""
             raise ConfigError(
                 f"{key}={value!r} is not a whole number of at least {low}, nor a part "
                 f"of at most 1.0.{never}"

@@ -24,6 +24,7 @@ from checkpoints.reading import read_checkpoint
 from cli.commandline import composed
 from cli.environment import print_plainly, tell_nobody
 from cli.known_keys import refuse_unread
+from cli.quiet import keep_quiet, show_once
 from cli.settle import algorithm_class, check_batches, check_devices, settle
 from cli.stated import said, take, without
 from data.tokenizers import PIXELS, get_tokenizer
@@ -329,8 +330,10 @@ def command_line(argv: list[str]) -> list[str]:
 
 def main() -> None:
     tell_nobody()
+    keep_quiet()
     keep_freed_memory()
     print_plainly()
+    show_once()
     try:
         evaluate = register()
         sys.argv[1:] = command_line(sys.argv[1:])

@@ -28,7 +28,8 @@ def errors(text: str) -> list[str]:
 
 def printed_command(text: str) -> tuple[Path, list[str]]:
     """Folder and overrides of the command that a stopped run has printed."""
-    (line,) = errors(text)
+    assert "Traceback" not in text
+    (line,) = (x for x in text.splitlines() if x.startswith("stopped by"))
     place, _, words = line.partition("The command that goes on: ")[2].partition(" && ")
     overrides = shlex.split(words)
     assert overrides[1].endswith("main.py")

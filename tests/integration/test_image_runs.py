@@ -11,6 +11,8 @@ import torch
 from image_files import NAMES, images_of, labels_of, write_both
 from stand_ins import SHARED
 
+from metrics.numbers import measured
+
 TRAIN = images_of(30), labels_of(30)
 VALID = images_of(12, seed=1), labels_of(12)
 CLASSES = f"data.num_classes={len(NAMES)}"
@@ -134,10 +136,8 @@ def check_likelihood(folder: Path, source: Path, *overrides: str) -> None:
     assert said["bpd_stderr"] > 0
     assert said["ppl"] is said["ppl_stderr"] is None
     rows = [x for x in done.stdout.splitlines() if "val/" in x]
-    value, error = (f"{said[x]:.4f}" for x in ("bpd", "bpd_stderr"))
     (bits,) = (x for x in rows if "bits per dimension" in x)
-    assert value in bits
-    assert error in bits
+    assert bits.endswith(f"  {measured(said['bpd'], said['bpd_stderr'])}")
     (histogram,) = (x for x in rows if "histogram of values" in x)
     assert (
         7.9 < float(re.search(r"\d+\.\d+", histogram)[0]) < 8.4

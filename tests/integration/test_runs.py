@@ -9,6 +9,8 @@ import pytest
 import torch
 from command_line import TINY, logged, run
 
+from metrics.numbers import measured
+
 TEXT = "the quick brown fox jumps over the lazy dog and runs away. "
 SMALL = [x for x in TINY if not x.startswith("data")]
 
@@ -98,7 +100,8 @@ def test_judge_from_a_folder(checkpoint, tmp_path):
         cwd=tmp_path,
     )
     results = json.loads((tmp_path / "sample" / "samples.json").read_text())
-    assert f"{results['generative_ppl']:.4f}" in done.stdout
+    names = ("generative_ppl", "generative_ppl_stderr")
+    assert measured(*(results[name] for name in names)) in done.stdout
     # A random judge is close to uniform over its 260 entries.
     assert math.log(results["generative_ppl"]) == pytest.approx(math.log(260), abs=0.3)
 

@@ -18,6 +18,7 @@ import main
 from cli.commandline import quoted
 from cli.settle import algorithm_class
 from data.tokenizers import bytes_tokenizer
+from metrics.numbers import measured
 from report import console
 
 LENGTH = 16
@@ -215,7 +216,7 @@ def test_published_command(name, sample, capsys):
     out = capsys.readouterr().out
     for shown in ("4 samples, ", "evaluations", "samples_per_second", "samples.json"):
         assert shown in out
-    assert f"{results['entropy']:.4f}" in out
+    assert measured(results["entropy"], results["entropy_stderr"]) in out
 
 
 def test_lengths_of_windows_are_the_tokens_before_eos(sample):
@@ -365,7 +366,7 @@ def test_generative_perplexity_is_that_of_the_texts(judge, sample, capsys):
         ppl, error = plain_perplexity(judge.folder, results["generated_seqs"])
         assert results["generative_ppl"] == pytest.approx(ppl, rel=1e-5)
         assert results["generative_ppl_stderr"] == pytest.approx(error, rel=1e-3)
-        assert f"{ppl:.4f}"[:-1] in capsys.readouterr().out
+        assert measured(ppl, error) in capsys.readouterr().out
     assert len(judge.loads) == 1
 
 

@@ -34,7 +34,7 @@ def test_what_is_made_of_others_is_no_difference(compose):
         ("optim.lr=1e-4", "optim.lr=0.0001"),
         ("sampling.prompt='a b, c=d'", f"sampling.prompt={hydra_quoted('a b, c=d')}"),
         ("wandb.tags=[x,y]", "wandb.tags=[x,y]"),
-        ("eval.gen_ppl_eval_model_name_or_path=null", None),
+        ("eval.gen_ppl_eval_model_name_or_path=gpt2", None),
         ("training.ema=0", "training.ema=0"),
         ("eval.generate_samples=False", "eval.generate_samples=False"),
     ],

@@ -97,6 +97,7 @@ def test_an_error_is_one_line(capsys):
 
 def test_logs_and_warnings(monkeypatch, capsys):
     as_it_was = logging.getLogRecordFactory(), warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"{message}"
     try:
         environment.print_plainly()
         record = logging.getLogger("x").makeRecord(

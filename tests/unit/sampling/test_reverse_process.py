@@ -1,5 +1,7 @@
 """The reverse process of one call: what is evaluated, and how often."""
 
+import sys
+
 import pytest
 import torch
 
@@ -203,7 +205,9 @@ def test_a_step_is_spread_over_sequences(xt):
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_progress_is_shown_only_if_asked_for(model, xt, capsys, shown):
+def test_progress_is_shown_only_if_asked_for(model, xt, capsys, monkeypatch, shown):
+    """And only where somebody sees a bar."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     chain = Chain(model, xt == 0, None, show_progress=shown)
     assert list(chain.progress([1, 2])) == [1, 2]
     assert bool(capsys.readouterr().err) is shown
