@@ -119,6 +119,9 @@ def narrow(
     ]
     said = ", ".join(f"{name} {column[0]}" for name, column in same)
     shown = [pair for pair in columns if pair not in same]
+    # What matters most comes first, where a terminal has no room for all.
+    order = [*NAMES, "paper", "measured", "verdict"]
+    shown.sort(key=lambda x: order.index(x[0]) if x[0] in order else len(order))
     names = [name for name, _ in shown]
     lines = [list(line) for line in zip(*(column for _, column in shown), strict=True)]
     keys = sum(name in NAMES for name in names)

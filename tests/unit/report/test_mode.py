@@ -25,6 +25,24 @@ def test_what_every_line_says_is_said_once():
     assert narrow("t", header, lines[:1]) == ("t", header, lines[:1], 2)
 
 
+def test_a_narrow_screen_has_the_verdict_beside_the_numbers():
+    header = [
+        "model",
+        "dataset",
+        "paper",
+        "source",
+        "measured",
+        "difference",
+        "verdict",
+    ]
+    line = ["a", "OWT", "25.2", "X", "25.0", "-0.2", "agrees"]
+    _, names, lines, keys = narrow("t", header, [line])
+    assert names[:5] == ["model", "dataset", "paper", "measured", "verdict"]
+    assert lines[0][:5] == ["a", "OWT", "25.2", "25.0", "agrees"]
+    assert set(names) == set(header)
+    assert keys == 2
+
+
 def test_markdown_cells_hold_anything():
     assert markdown(["a"], [["x|y\nz"]]) == "| a |\n| --- |\n| x\\|y z |"
 

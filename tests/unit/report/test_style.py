@@ -1,6 +1,7 @@
 """How pictures look: one look a model, labels that do not collide, legends below."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 from matplotlib import image
@@ -149,6 +150,24 @@ def test_numbers_that_differ_much_are_logarithmic(figure, values, scale):
     (axes,) = style.panels(figure, 1)
     style.numbers_axis(axes, "y", values)
     assert axes.get_yscale() == scale
+
+
+def test_every_picture_goes_through_the_style():
+    """No other file of the project sets matplotlib up."""
+    root = Path(__file__).parents[3]
+    files = {x for x in root.rglob("*.py") if "tests" not in x.parts}
+    drawing = {
+        x for x in files if ".venv" not in x.parts and "matplotlib" in x.read_text()
+    }
+    assert drawing == {root / "report" / "style.py"}
+
+
+@pytest.mark.parametrize("name", ["report", "likelihood", "sweep", "training", "demo"])
+def test_pictures_of_the_documentation_fit_a_narrow_page(name):
+    """Small files, no wider than 8 inches at the resolution of all."""
+    path = Path(__file__).parents[3] / "docs" / "figures" / f"{name}.png"
+    assert path.stat().st_size < 150_000
+    assert image.imread(path).shape[1] <= style.WIDTH * style.DPI
 
 
 def test_both_files_are_written(tmp_path):
