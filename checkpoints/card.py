@@ -52,8 +52,8 @@ logits = model(ids{timesteps}).logits  # raw, (B, L, K)
 
 ```bash
 # Samples, the perplexity of your text, and further training on it.
-python main.py mode=sample_eval {settings} eval.checkpoint_path=FOLDER
-python main.py mode=ppl_eval {settings} data=text_files data.path='corpus/*.txt' eval.checkpoint_path=FOLDER
+python main.py mode=sample_eval eval.checkpoint_path=FOLDER
+python main.py mode=ppl_eval data=text_files data.path='corpus/*.txt' eval.checkpoint_path=FOLDER
 python main.py {settings} data=text_files data.path='corpus/*.txt' training.finetune_path=FOLDER
 ```
 """  # noqa: E501

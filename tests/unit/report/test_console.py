@@ -95,7 +95,11 @@ def test_an_error_is_one_line(capsys):
     assert r"\x1b[2J" in line
 
 
+AS_USUAL = warnings.formatwarning  # what other tests run in this process changes it
+
+
 def test_logs_and_warnings(monkeypatch, capsys):
+    monkeypatch.setattr(warnings, "formatwarning", AS_USUAL)
     as_it_was = logging.getLogRecordFactory(), warnings.formatwarning
     warnings.formatwarning = lambda message, *_: f"{message}"
     try:
