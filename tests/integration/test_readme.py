@@ -32,7 +32,8 @@ from recorder import record
 from released import SIZES
 
 import main
-from cli.commandline import quoted
+from cli.commandline import find_inputs, quoted
+from cli.stated import take_over, without
 from data.tokenizers import get_tokenizer
 from evaluation import harness
 from evaluation.samples import sample_eval
@@ -46,10 +47,12 @@ FIRST_MODEL = commands("main", "docs/first_model.md")
 COMMANDS = [x for x in main_commands() if x not in FIRST_MODEL]
 # Of these the network is that of a released model, which is made small for the test.
 RELEASED = [
-    x for x in COMMANDS if "gpt2" in x or ("duo.ckpt" in x and "report." not in x)
+    x
+    for x in COMMANDS
+    if "gpt2" in x or "path=runs/mine" in x or ("duo.ckpt" in x and "report." not in x)
 ]
 # A trained model of its own, and the command that samples from it.
-QUICK_START = [x for x in RELEASED if "runs/mine" in x]
+QUICK_START = [x for x in RELEASED if "=runs/mine" in x]
 EVALUATING = [x for x in COMMANDS if "+report.checkpoints." in x]
 RANKS = [x for x in COMMANDS if "trainer.devices=2" in x]
 # Run by test_fid_eval.py and test_script_runs.py.
@@ -120,8 +123,8 @@ def small(line: str) -> list[str]:
             added += ["model=tiny", "model.length=64", "loader.global_batch_size=4"]
         elif "data=text_files" in line or "small_text" in line:
             added.append("data.cache_dir=cache")
-        else:
-            added.append("data.valid_fraction=0.01")
+        elif mode == "train" or "data=" in line or "experiment=" in line:
+            added.append("data.valid_fraction=0.01")  # else the checkpoint says it
     return added
 
 
@@ -189,6 +192,14 @@ def run_here(line, folder, released, compose, monkeypatch):
         added += ["loader.eval_batch_size=2", "sampling.num_sample_batches=1"]
         added += ["sampling.steps=2"]
     config = compose(*overrides, *added, tiny=False)
+    if "experiment=" not in line:
+        find_inputs(config, str(released))
+        words = [*overrides, *added]
+
+        def again(choices):
+            return compose(*choices, *without(words, choices), tiny=False)
+
+        take_over(config, words, again)
     results = main.run.__wrapped__(config)
     assert results.get("nll", 0) > 0 or results["num_samples"] == 2
 

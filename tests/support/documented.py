@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from command_line import ROOT, run
 from evaluated import images, likelihood
-from released import random_weights, write_released
+from released import SIZES, random_weights, write_released
 from stand_ins import write_documents
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -157,7 +157,14 @@ def write_released_models(folder: Path) -> Path:
     write_released(folder / "s-sahoo/duo", "DUO", GPT2 + 1, length=1024)
     write_released(folder / "kuleshov-group/mdlm-owt", "mdlm", GPT2 + 1, length=1024)
     weights = random_weights(GPT2 + 1)
-    torch.save({"state_dict": weights, "global_step": 1}, folder / "duo.ckpt")
+    names = {"hidden_dim": "hidden_size"}
+    config = {
+        "algo": {"name": "duo", "time_conditioning": True},
+        "model": {names.get(x, x): y for x, y in SIZES.items()} | {"length": 1024},
+        "data": {"tokenizer_name_or_path": "gpt2"},
+    }
+    content = {"state_dict": weights, "hyper_parameters": {"config": config}}
+    torch.save(content | {"global_step": 1}, folder / "duo.ckpt")
     core = bytes_tokenizer().backend_tokenizer
     vocab = sorted(core.get_vocab(), key=core.get_vocab().get)[:256]
     vocab += [f"<{index}>" for index in range(256, GPT2 - 1)] + ["<|endoftext|>"]
