@@ -3,9 +3,11 @@
 import collections
 import filecmp
 import glob
+import gzip
 import os
 import re
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,12 +101,19 @@ def find_files(paths: str | ListConfig | None, key: str) -> list[str]:
     for file in files:
         if os.path.isdir(file):
             raise ConfigError(
-                f"{key}={file!r} is a folder; name its files: {key}='{file}/*.jsonl'."
+                f"{key}={file!r} is a folder; name its files: {key}='{file}/"
+                f"*{_suffix_in(file)}'."
             )
         require(suffix_of(file), TEXT_FORMATS, f"suffix in {key}", file)
         if not os.path.isfile(file):
             raise ConfigError(f"{key}: {file} is no file, or a link to nothing.")
     return files
+
+
+def _suffix_in(folder: str) -> str:
+    """Of most files of a folder that can be read; .jsonl if there are none."""
+    found = collections.Counter(suffix_of(name) for name in os.listdir(folder))
+    return max(TEXT_FORMATS, key=lambda suffix: (found[suffix], suffix == ".jsonl"))
 
 
 def check_apart(train: list[str], valid: list[str], keys: tuple[str, str]) -> None:
@@ -116,18 +125,18 @@ def check_apart(train: list[str], valid: list[str], keys: tuple[str, str]) -> No
         keys: Config keys that named the two.
 
     Raises:
-        ConfigError: If a file is among both, under any name, as a link, or as a copy.
+        ConfigError: If a file is among both, under any name, as a link, or as a copy,
+            compressed or not.
     """
     same, by_size = set(), collections.defaultdict(list)
     for file in train:
         about = os.stat(file)
         same.add((about.st_dev, about.st_ino))
-        by_size[about.st_size].append(file)
+        by_size[_content_size(file)].append(file)
     both = []
     for file in valid:
-        about = os.stat(file)
-        copies = by_size[about.st_size] if about.st_size else []
-        is_copy = any(filecmp.cmp(file, other, shallow=False) for other in copies)
+        about, size = os.stat(file), _content_size(file)
+        is_copy = any(_are_alike(file, other) for other in by_size[size] if size)
         if (about.st_dev, about.st_ino) in same or is_copy:
             both.append(file)
     if both:
@@ -137,6 +146,40 @@ def check_apart(train: list[str], valid: list[str], keys: tuple[str, str]) -> No
             f"among the files of {keys[0]} that are trained on; take it out of one of "
             "them."
         )
+
+
+def _is_gzip(file: str) -> bool:
+    return file.lower().endswith(".gz")
+
+
+def _content_size(file: str) -> int:
+    """Bytes of a file, as one with .gz says before it was compressed, modulo 2^32."""
+    size = os.path.getsize(file)
+    if not _is_gzip(file) or size < 4:
+        return size % 2**32
+    with open(file, "rb") as content:
+        content.seek(-4, os.SEEK_END)
+        return int.from_bytes(content.read(), "little")
+
+
+def _are_alike(one: str, other: str) -> bool:
+    """Whether two files hold the same; a damaged one does not."""
+    if filecmp.cmp(one, other, shallow=False):
+        return True
+    if not (_is_gzip(one) or _is_gzip(other)):
+        return False
+    try:
+        with _content(one) as first, _content(other) as second:
+            while part := first.read(2**20):
+                if part != second.read(len(part)):
+                    return False
+            return not second.read(1)
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
+def _content(file: str) -> Any:
+    return gzip.open(file, "rb") if _is_gzip(file) else open(file, "rb")
 
 
 def by_number(file: str) -> list[str | int]:

@@ -159,7 +159,7 @@ MISTAKES = {
     "experiment=dmo": ["experiment='dmo'", "'demo'"],
     # paths
     "data=text_files": ["data.path is empty", "corpus/*.txt"],
-    f"{OWN} data.path=/tmp": ["data.path='/tmp' is a folder", "/tmp/*.jsonl"],
+    f"{OWN} data.path=/tmp": ["data.path='/tmp' is a folder", "/tmp/*."],
     f"{OWN} data.path=/no/x.txt": ["data.path='/no/x.txt'", "matches no file"],
     f"{OWN} data.valid_fraction=2": ["data.valid_fraction=2", "at most 1"],
     "mode=ppl_eval": ["eval.checkpoint_path is empty", "checkpoint"],

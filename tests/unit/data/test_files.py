@@ -28,6 +28,7 @@ from data.files import (
     TEXT_FORMATS,
     StoredTexts,
     Texts,
+    check_apart,
     find_files,
     load_files,
     read_texts,
@@ -355,8 +356,40 @@ def test_each_file_once_however_it_is_written(tmp_path):
 def test_what_is_no_file_is_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     refused(lambda: find_files(f"{tmp_path}/folder", "data.path"), "is a folder")
+    for name in ("a.txt", "b.TXT", "c.jsonl", "d.md", "e.md", "f.md"):
+        (tmp_path / "folder" / name).touch()
+    refused(lambda: find_files(f"{tmp_path}/folder", "data.path"), "/folder/*.txt'")
     (tmp_path / "x.txt").symlink_to(tmp_path / "gone.txt")
     refused(lambda: find_files(f"{tmp_path}/*.txt", "data.path"), "link to nothing")
+
+
+def test_a_copy_is_known_compressed_or_not(tmp_path):
+    """Of two files with one content, and of none with others."""
+    text = b"a line of text\n" * 1000
+    (tmp_path / "a.txt").write_bytes(text)
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text, 1))
+    (tmp_path / "c.TXT.GZ").write_bytes(gzip.compress(text, 9))
+    (tmp_path / "other.txt").write_bytes(text[::-1])
+    (tmp_path / "other.txt.gz").write_bytes(gzip.compress(text.upper()))
+    damaged = bytearray(gzip.compress(text))
+    damaged[20] ^= 255
+    (tmp_path / "damaged.txt.gz").write_bytes(damaged)
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "empty.txt.gz").write_bytes(gzip.compress(b""))
+    same, keys = ["a.txt", "b.txt.gz", "c.TXT.GZ"], ("data.path", "data.valid_path")
+    others = [
+        "other.txt",
+        "other.txt.gz",
+        "damaged.txt.gz",
+        "empty.txt",
+        "empty.txt.gz",
+    ]
+    files = {name: str(tmp_path / name) for name in (*same, *others)}
+    for one, two in itertools.permutations(files, 2):
+        if {one, two} <= {*same}:
+            refused(lambda x=one, y=two: check_apart([files[x]], [files[y]], keys), two)
+        else:
+            check_apart([files[one]], [files[two]], keys)
 
 
 @pytest.mark.parametrize("name", ["A.TXT", "b.Jsonl", "c.JSONL.GZ", "d.Parquet"])
