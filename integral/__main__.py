@@ -14,7 +14,6 @@ from typing import NoReturn
 import numpy as np
 from omegaconf import OmegaConf
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
 
 from integral.tables import Table, build_table, read_table, write_table
@@ -144,8 +143,8 @@ def report_suggestion(vocab_size: int, folder: Path) -> None:
     table.add_row("algo.curriculum.gamma_max", f"{gammas.high:.2f}")
     path = folder / f"gamma_{vocab_size}.png"
     draw(vocab_size, gammas, path)
-    table.add_row("plot", escape(printable(path)))
     console.print(table)
+    say(f"plot: {path}")
     say("auto for either key means the same.")
 
 

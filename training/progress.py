@@ -90,6 +90,14 @@ class ProgressBar(TQDMProgressBar):
         if self._is_due():
             super().on_predict_batch_end(*args)
 
+    def get_metrics(
+        self, trainer: lightning.Trainer, model: lightning.LightningModule
+    ) -> dict[str, Any]:
+        """The loss; the number of a logger's version tells nobody anything."""
+        metrics = super().get_metrics(trainer, model)
+        metrics.pop("v_num", None)
+        return {name.removeprefix("trainer/"): x for name, x in metrics.items()}
+
 
 class Progress(lightning.Callback):
     """Lines in the log: of the run, of updates, of validations.

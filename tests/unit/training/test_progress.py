@@ -188,3 +188,10 @@ def test_without_a_last_update_the_bar_is_that_of_an_epoch(drawn, trainer):
     bar = start(max_steps=-1)
     bar.on_train_batch_end(trainer, model(), None, None, 1)
     assert (bar.train_progress_bar.n, bar.train_progress_bar.total) == (2, 3)
+
+
+def test_a_bar_shows_the_loss_alone(monkeypatch):
+    bar = progress.ProgressBar()
+    said = {"v_num": 0, "trainer/loss": "2.5"}
+    monkeypatch.setattr(progress.TQDMProgressBar, "get_metrics", lambda *_: dict(said))
+    assert bar.get_metrics(None, None) == {"loss": "2.5"}
