@@ -16,16 +16,19 @@ from cli import plugins
 from cli.commandline import composed
 from cli.known_keys import forget, refuse_unread
 from cli.plugins import import_named, import_plugins
+from cli.settle import algorithm_class
 from data.registry import DATASETS
 from data.tokenizers import get_tokenizer
 from diffusion.base import Diffusion
-from evaluation.harness import complete
+from evaluation.harness import Arguments, complete, load
+from main import carry_out
 from metrics.registry import METRICS, measure
 from models.network import Network
 from models.noise import SCHEDULES, LogLinear, build_noise
 from models.registry import BACKBONES
 from sampling.predictors import Ancestral
 from sampling.registry import SAMPLERS
+from training.identity import record_of
 from utils import ADDED, ConfigError
 
 TABLES = (BACKBONES, DATASETS, SAMPLERS, SCHEDULES, METRICS, ADDED, plugins._ENTERED)
@@ -292,3 +295,54 @@ def test_a_data_set_gives_texts():
     config = composed(["data=numbers", "model=tiny", "model.length=16"])
     with pytest.raises(ConfigError, match=r"data.train='numbers' gives 1, a int"):
         DATASETS["numbers"].load(config, get_tokenizer(config), "train")
+
+
+# ---------------------------------------------------------------- whole modes
+
+SMALL = (
+    *("algo=mdlm", "data=synthetic", "data.vocab_size=7", "model=tiny"),
+    *("model.length=8", "model.n_blocks=1", "model.hidden_size=8", "model.n_heads=2"),
+    "trainer.accelerator=cpu",
+)
+
+
+def save(path: str, *words: str) -> None:
+    """A checkpoint of an untrained model."""
+    config = composed([*SMALL, *words])
+    model = algorithm_class(config)(config, get_tokenizer(config))
+    content = {"state_dict": model.state_dict(), "identity": record_of(config, {})}
+    model.on_save_checkpoint(content)
+    torch.save(content, path)
+
+
+def test_a_schedule_of_a_plugin_is_not_exported():
+    duo.schedule("slow")(type("Slow", (LogLinear,), {}))
+    save("slow.ckpt", "noise=slow")
+    words = ["mode=export", "eval.checkpoint_path=slow.ckpt", "export.path=exported"]
+    with pytest.raises(ConfigError, match=r"noise\.type='slow' is of a plug-in"):
+        carry_out(composed(words), os.getcwd(), words)
+    assert not os.path.exists("exported")
+
+
+def test_a_recipe_and_the_harness_may_name_them(tmp_path):
+    write(
+        "plug_net",
+        "import duo\nfrom models.dit import DIT\n"
+        "@duo.backbone('net', hidden_size=8, cond_dim=8, n_blocks=1, n_heads=2,\n"
+        "              dropout=0, attention='auto')\n"
+        "class Net(DIT):\n    pass\n",
+    )
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    recipe = "# @package _global_\nplugins: [plug_net]\nalgo: {backbone: net}\n"
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(recipe)
+    path = f"hydra.searchpath=[file://{tmp_path}/conf]"
+    config = composed([path, "experiment=mine", *SMALL])
+    assert config.algo.backbone == "net"
+    assert "net" in BACKBONES
+    own = ("model=net", "algo.backbone=net", "plugins=[plug_net]")
+    save("net.ckpt", *own, "model.length=8", "model.hidden_size=8")
+    given = Arguments(checkpoint="net.ckpt", device="cpu", overrides=own[2])
+    assert type(load(given).model.backbone).__name__ == "Net"
+    trained = duo.load("net.ckpt", own[2], device="cpu")
+    assert len(trained.sample(2, steps=2)) == 2
+    assert trained.evaluate("loader.eval_batch_size=64")["ppl"] > 1
