@@ -8,6 +8,7 @@ Overrides are the words of the command line, such as "algo=mdlm". A mistake rais
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import chdir, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cli.commandline import composed
 from cli.known_keys import known_keys, unknown_key
+from cli.quiet import keep_quiet
 from cli.values import check_kinds, check_values
 from utils import ConfigError, hydra_quoted, imported, one_line
 
@@ -253,7 +255,8 @@ def _carried_out(words: list[str], folder: str | Path) -> dict[str, Any]:
     """What a mode returns, with its files in a folder."""
     config, here = composed(words), os.getcwd()
     os.makedirs(folder, exist_ok=True)
-    with chdir(folder):
+    with chdir(folder), warnings.catch_warnings():
+        keep_quiet()
         return imported("main.carry_out")(config, here, words) or {}
 
 
