@@ -9,6 +9,8 @@ from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from checkpoints.about import DISTILLED
+from checkpoints.locating import checkpoint_in
+from checkpoints.outline import read_about
 from report.jobs import Job, make
 from report.output import save
 from report.runs import read_runs
@@ -169,6 +171,18 @@ def _pair(text: str) -> tuple[str, str]:
     return key, value
 
 
+def _says_its_length(checkpoint: str) -> bool:
+    """Whether an evaluation takes the length from a checkpoint that is here."""
+    key = "report.checkpoints"
+    if not path_exists(checkpoint):
+        return False
+    try:
+        about = read_about(checkpoint_in(checkpoint, key), key)
+    except ConfigError:  # which the evaluation says
+        return False
+    return about.setting("model.length") is not None
+
+
 def _job(
     spec: TableSpec,
     model: str,
@@ -196,6 +210,8 @@ def _job(
         "eval.checkpoint_path": checkpoint,
         "loader.eval_batch_size": "16",
     }
+    if _says_its_length(checkpoint):
+        del base["model.length"]
     sampling = {
         "eval.compute_generative_perplexity": "True",
         "loader.eval_batch_size": "8",

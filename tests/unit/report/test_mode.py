@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from evaluated import images, likelihood, samples, write
 from refusals import refused
 
@@ -234,6 +235,16 @@ def test_evaluations_of_a_table_have_the_settings_that_it_wants(compose, table):
             == made.data.insert_valid_eos
         ]
         assert same, one
+
+
+def test_a_checkpoint_says_its_own_length(compose, tmp_path):
+    config = {"algo": {"name": "mdlm"}, "model": {"length": 48}}
+    for name, settings in (("says", {"config": config}), ("silent", {})):
+        content = {"state_dict": {}, "hyper_parameters": settings}
+        torch.save(content, tmp_path / f"{name}.ckpt")
+        path = f"+report.checkpoints={{mdlm: {tmp_path}/{name}.ckpt}}"
+        jobs = jobs_of(compose("report.table=zero_shot", path))
+        assert ("model.length" in jobs[0].overrides) == (name == "silent")
 
 
 DOCS = (Path(__file__).parents[3] / "docs" / "reproduce.md").read_text()
