@@ -355,7 +355,7 @@ OTHER_RUNS = (
     "data.tokenizer_name_or_path=bytes",
     "eval.checkpoint_path=b.ckpt",
     "eval.disable_ema=True",
-    "eval.gen_ppl_eval_model_name_or_path=null",
+    "eval.gen_ppl_eval_model_name_or_path=gpt2",
     "eval.mauve_references=a.txt",
 )
 
