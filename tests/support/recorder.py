@@ -86,6 +86,8 @@ def published(script: str, values: dict[str, str]) -> list[str]:
         values: Of all its variables.
     """
     found = listed(script, values)
+    if found.get("mode") == "sample_eval":  # the default of the published code
+        found = {"eval.gen_ppl_eval_model_name_or_path": "gpt2-large"} | found
     words = [f"{key}={_for_hydra(value)}" for key, value in found.items()]
     has_wandb = any(key.lstrip("+").startswith("wandb.") for key in found)
     return words + ["logger=[csv,wandb]"] * has_wandb
