@@ -61,6 +61,7 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
     is_one_step = False  # whether one pass of the network makes a sample
     has_score = False
     has_mask = False
+    has_leave_one_out = False  # whether x_theta is without the position's own token
     is_discrete_time = False  # whether algo.T > 0 has a meaning
     has_estimators = False  # whether those of `diffusion.estimators` have one
     has_subs_masking = False  # whether algo.subs_masking=True has one

@@ -17,7 +17,7 @@ from data.files import find_files
 from data.registry import check_splits, packed_splits
 from data.tokenizers import check_tokenizer
 from models.registry import validate_backbone
-from sampling.registry import ALIASES, SAMPLERS, check_guidance
+from sampling.registry import ALIASES, CORRECTORS, SAMPLERS, check_guidance
 from utils import ConfigError, path_exists, require
 
 # By mode: the splits of the data that it reads.
@@ -63,6 +63,8 @@ def check(config: DictConfig) -> None:
         SAMPLERS.keys() | ALIASES.keys(),
         "sampling.predictor",
     )
+    if config.sampling.corrector is not None:
+        require(config.sampling.corrector, CORRECTORS, "sampling.corrector")
     check_values(config)
     check_guidance(config)
     check_unet_use(config)

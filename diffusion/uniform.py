@@ -16,8 +16,18 @@ from diffusion.base import Diffusion, Draw
 class UniformState(Diffusion):
     """Each token becomes a uniform draw over all K with probability 1 - alpha_t.
 
-    Reference: D3PM (arXiv:2107.03006), uniform; UDLM (arXiv:2412.10193).
+    What a network learns here, x_theta, is the leave-one-out denoiser, to a factor of
+    each position,
+
+        x_theta(v) = p(x_0^i = v | x_t without position i),
+
+    for which `posterior` is the true reverse process. It is not p(x_0^i = v | x_t).
+
+    Reference: D3PM (arXiv:2107.03006), uniform; UDLM (arXiv:2412.10193); leave-one-out:
+    arXiv:2605.22765.
     """
+
+    has_leave_one_out = True
 
     @staticmethod
     def vocabulary(tokenizer: Any) -> tuple[int, None]:
@@ -48,8 +58,42 @@ class UniformState(Diffusion):
         return mixture / (K * alpha_t * p_xt + 1 - alpha_t)
 
     def marginal(self, x0_probs: Tensor, alpha_s: Tensor) -> Tensor:
+        """alpha_s p + (1 - alpha_s) / K.
+
+        With p leave-one-out at x_s it is the law of a token given all others,
+        p(x_s^i | x_s without position i).
+        """
         alpha_s = alpha_s[..., None]
         return alpha_s * x0_probs + (1 - alpha_s) / x0_probs.shape[-1]
+
+    def denoiser_of(self, log_loo: Tensor, *, xt: Tensor, alpha_t: Tensor) -> Tensor:
+        """log p(x_0 = v | x_t) from the leave-one-out denoiser, (..., K).
+
+            p(v | x_t) ~ LOO(v) (K alpha_t [v = x_t] + 1 - alpha_t)
+
+        so that the entry at x_t moves by log(1 + K alpha_t / (1 - alpha_t)).
+
+        Args:
+            log_loo: log p(x_0 = v | x_t without this position), (..., K), up to a
+                constant of each row: what the network gives.
+            xt: Noisy ids, (...).
+            alpha_t: Signal levels that broadcast with xt.
+        """
+        shift = self._evidence(log_loo, alpha_t).expand(xt.shape)[..., None]
+        return log_loo.scatter_add(-1, xt[..., None], shift).log_softmax(dim=-1)
+
+    def leave_one_out_of(
+        self, log_denoiser: Tensor, *, xt: Tensor, alpha_t: Tensor
+    ) -> Tensor:
+        """log p(x_0 = v | x_t without this position), (..., K), from the denoiser."""
+        shift = self._evidence(log_denoiser, alpha_t).expand(xt.shape)[..., None]
+        return log_denoiser.scatter_add(-1, xt[..., None], -shift).log_softmax(dim=-1)
+
+    @staticmethod
+    def _evidence(like: Tensor, alpha_t: Tensor) -> Tensor:
+        """log(1 + K alpha_t / (1 - alpha_t)): what x_t itself says for v = x_t."""
+        noise = (1 - alpha_t).clamp(min=torch.finfo(alpha_t.dtype).eps)
+        return torch.log1p(like.shape[-1] * alpha_t / noise).to(like.dtype)
 
     def change_bound(self, xt: Tensor, *, alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
         """The mixture's weight apart from staying, over its smallest total.

@@ -10,6 +10,7 @@ from checkpoints.about import DISTILLED, likelihood
 from checkpoints.checkpoint import Checkpoint
 from data.fingerprints import Fingerprint
 from report.runs import NUMBERS
+from sampling.correctors import Gibbs
 from utils import ConfigError, filesystem_of, first_line
 
 ROUNDS = ("algo.update_teacher_every", "algo.grow_dt_every")  # updates of a round
@@ -130,7 +131,8 @@ def images_record(
     sampling, batch_size = config.sampling, config.loader.eval_batch_size
     names = (
         *("steps", "refine_steps", "predictor", "guid_weight", "noise_removal"),
-        *("p_nucleus", "use_float64"),
+        *("temperature", "p_nucleus", "use_float64"),
+        *("order", "order_noise", "gamma", "corrector", *Gibbs.keys),
     )
     return {
         "mode": "fid_eval",

@@ -78,6 +78,8 @@ FIELDS = {
         "noise_removal": (("settings", "sampling", "noise_removal"), _TEXT + _FLAG),
         "use_float64": (("settings", "sampling", "use_float64"), _FLAG),
         "p_nucleus": (("settings", "sampling", "p_nucleus"), (int, float)),
+        "temperature": (("settings", "sampling", "temperature"), (int, float, *_NONE)),
+        "corrector": (("settings", "sampling", "corrector"), _TEXT + _NONE),
         "semi_ar": (("settings", "sampling", "semi_ar"), _FLAG),
         "prompt": (("settings", "sampling", "prompt"), _TEXT + _NONE),
         "prompt_file": (("settings", "sampling", "prompt_file"), _TEXT + _NONE),

@@ -170,6 +170,10 @@ def objections(one: Evaluation, model: str) -> list[str]:
         lines.append(f"predictor is {predictor}, not {wanted[0]}")
     if model != "AR" and removal_of(settings) not in ("ancestral", "greedy"):
         lines.append(f"noise_removal is {removal_of(settings)}")
+    if settings["temperature"] not in (None, 1):
+        lines.append(f"temperature is {settings['temperature']}")
+    if settings["corrector"] is not None:
+        lines.append(f"corrector is {settings['corrector']}")
     if settings["distilled"] and round_of(one) == "?":
         lines.append(f"step {settings['step']} is not the end of a round")
     return lines

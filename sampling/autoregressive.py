@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from models.attention import KVCache
-from sampling.categorical import nucleus
+from sampling.categorical import nucleus, tempered
 from sampling.denoiser import Algorithm, LeftToRight, Model
 from sampling.prompts import Given
 from sampling.reverse_process import Chain, Samples
@@ -49,8 +49,8 @@ class AutoRegressive(Sampler):
         model = cast(LeftToRight, chain.model)
         logits = model.logits_for_loss(hidden)
         chain.note_logits(logits)
-        probs = model.process_logits(self.widen(logits)).exp()
-        return self.draw(nucleus(probs, self.p_nucleus), chain.generator)
+        log_p = tempered(model.process_logits(self.widen(logits)), self.temperature)
+        return self.draw(nucleus(log_p.exp(), self.p_nucleus), chain.generator)
 
 
 class SemiAutoRegressive:

@@ -1,4 +1,5 @@
-"""Draws from categorical distributions, and nucleus truncation of the probabilities.
+"""Draws from categorical distributions, and what is done to the probabilities before:
+a temperature and truncation to the nucleus.
 
 Rows need not be normalised unless said. Shapes: K vocabulary.
 """
@@ -46,6 +47,25 @@ def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.rand(
         like.shape, dtype=like.dtype, device=like.device, generator=generator
     )
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """log p / temperature, normalised, (..., K); at temperature 1 the input as it is.
+
+    At temperature 0 the most likely token has probability 1, of equals the first one.
+
+    Args:
+        logits: log p up to a constant of each row; -inf is allowed.
+        temperature: At least 0.
+    """
+    if temperature == 1:
+        return logits
+    if temperature == 0:
+        best = logits.argmax(dim=-1, keepdim=True)
+        return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
+    # The largest is 0 before the division, so that nothing overflows.
+    shifted = logits - logits.amax(dim=-1, keepdim=True)
+    return (shifted / temperature).log_softmax(dim=-1)
 
 
 def nucleus(probs: Tensor, top_p: float) -> Tensor:

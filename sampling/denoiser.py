@@ -22,6 +22,7 @@ class Algorithm(Protocol):
     is_one_step: bool
     has_mask: bool
     has_score: bool
+    has_leave_one_out: bool
 
 
 class Model(Protocol):

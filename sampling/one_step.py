@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from sampling.categorical import nucleus
+from sampling.categorical import nucleus, tempered
 from sampling.denoiser import Algorithm, Generator
 from sampling.reverse_process import Chain
 from sampling.sampler import Sampler
@@ -55,6 +55,7 @@ class OneStep(Sampler):
             logits = chain.model.logits_for_loss(hidden[place])
             chain.note_logits(logits)
             logits = model.generated_logits(self.widen(logits))
+            logits = tempered(logits, self.temperature)
             probs = nucleus(logits.softmax(dim=-1), self.p_nucleus)
             x[place] = self.draw(probs, chain.generator)
         if self.refine_steps == 0:

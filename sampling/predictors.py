@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sampling.categorical import nucleus
+from sampling.categorical import nucleus, tempered
 from sampling.denoiser import Algorithm, Denoiser
 from sampling.reverse_process import Chain, Step, Tokens
 from sampling.sampler import Sampler
@@ -86,7 +86,7 @@ class Analytic(Sampler):
         transition(y) = e^-d [y = x_t] + (1 - e^-d) [x_t = m]
 
     So tokens stay, and with S = sum_{y != m} s(y) a mask is revealed with probability
-    min(1, (e^d - 1) S), as y with probability s(y) / S.
+    min(1, (e^d - 1) S), as y with probability s(y) / S, on which a temperature acts.
 
     Reference: SEDD (arXiv:2310.16834), analytic sampling.
     """
@@ -117,7 +117,8 @@ class Analytic(Sampler):
             log_total = log_score.logsumexp(dim=-1)
             rate = tokens.pick(expm1_d).to(log_total.dtype)
             reveal = (rate.log() + log_total).exp().clamp(max=1)
-            return reveal, nucleus(log_score.softmax(dim=-1), self.p_nucleus)
+            p = tempered(log_score, self.temperature).softmax(dim=-1)
+            return reveal, nucleus(p, self.p_nucleus)
 
         def whole_row(tokens: Tokens) -> Tensor:
             reveal, probs = revealed(tokens)

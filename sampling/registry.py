@@ -6,7 +6,7 @@ without torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -14,6 +14,7 @@ from utils import ConfigError, choose, imported
 
 if TYPE_CHECKING:
     from sampling.autoregressive import SemiAutoRegressive
+    from sampling.correctors import Corrector
     from sampling.denoiser import Algorithm
     from sampling.sampler import Sampler
 
@@ -30,7 +31,11 @@ SAMPLERS: dict[str, tuple[str | type[Sampler], ...]] = {
     "first_hitting": ("sampling.predictors.FirstHitting",),
     "psi": ("sampling.psi.Psi",),
     "one_step": ("sampling.one_step.OneStep",),
+    "confidence": ("sampling.ordered.Confidence",),
+    "entropy_bound": ("sampling.ordered.EntropyBound",),
 }
+# By `sampling.corrector`.
+CORRECTORS = {"gibbs": "sampling.correctors.Gibbs"}
 # Names in MDLM's configs.
 ALIASES = {"ddpm": "ancestral", "ddpm_cache": "ancestral_cache"}
 
@@ -69,9 +74,53 @@ def check_sampler(config: DictConfig, algorithm: type[Algorithm]) -> None:
     """
     check_guidance(config)
     sampling = config.sampling
-    sampler_class(sampling.predictor, algorithm).validate_config(sampling)
+    sampler = sampler_class(sampling.predictor, algorithm)
+    sampler.validate_config(sampling)
+    check_keys_of_others(sampling, sampler)
+    check_corrector(config, algorithm)
     if sampling.semi_ar:
         _windows().validate_config(config, algorithm)
+
+
+def check_keys_of_others(sampling: DictConfig, chosen: type[Sampler]) -> None:
+    """Refuses keys that only another sampler or corrector reads."""
+    readers: dict[str, dict[str, Any]] = {}
+    for name in SAMPLERS:
+        for sampler in samplers_of(name):
+            if sampler is not chosen:
+                readers[f"sampling.predictor={name}"] = sampler.keys
+    for name, path in CORRECTORS.items():
+        if name != sampling.corrector:
+            readers[f"sampling.corrector={name}"] = imported(path).keys
+    for reader, keys in readers.items():
+        for key, value in keys.items():
+            if key not in chosen.keys and sampling[key] != value:
+                kind = reader.partition("=")[0]
+                now = sampling[kind.removeprefix("sampling.")] or "null"
+                raise ConfigError(
+                    f"sampling.{key}={sampling[key]!r} is for {reader}; with {kind}="
+                    f"{now} the only value is {value!r}."
+                )
+
+
+def check_corrector(config: DictConfig, algorithm: type[Algorithm]) -> None:
+    """Refuses correctors that there are not, or not for this algorithm."""
+    name = config.sampling.corrector
+    if name is None:
+        return
+    choose(CORRECTORS, name, "sampling.corrector")
+    if not algorithm.has_leave_one_out:
+        cure = (
+            "sampling.predictor=psi with a mode such as sampling.psi.middle_mode="
+            "constant-remdm-0.01, which masks tokens again, corrects masked diffusion"
+            if algorithm.has_mask and not algorithm.is_one_step
+            else "the only value is null"
+        )
+        raise ConfigError(
+            f"sampling.corrector={name!r} is for uniform-state diffusion, such as "
+            f"algo=duo_base, not for algo={config.algo.name}; {cure}."
+        )
+    imported(CORRECTORS[name]).validate_config(config.sampling)
 
 
 def check_guidance(config: DictConfig) -> None:
@@ -96,9 +145,18 @@ def build_sampler(
     sampling = config.sampling
     kind = sampler_class(sampling.predictor, algorithm)
     sampler = kind(sampling, config.algo.compat)
+    sampler.corrector = build_corrector(sampling)
     if not sampling.semi_ar:
         return sampler
     return _windows()(sampler, sampling.stride_length, sampling.num_strides)
+
+
+def build_corrector(sampling: DictConfig) -> Corrector | None:
+    """The corrector that `config.sampling` names, if any."""
+    if sampling.corrector is None:
+        return None
+    kind: type[Corrector] = imported(CORRECTORS[sampling.corrector])
+    return kind(sampling)
 
 
 def _windows() -> type[SemiAutoRegressive]:

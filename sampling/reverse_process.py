@@ -117,6 +117,11 @@ class Chain:
         dtype = wide_dtype(device)
         return torch.rand(shape, dtype=dtype, device=device, generator=self.generator)
 
+    def gumbel(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard Gumbel noise, -log(-log u), finite."""
+        u = self.uniform(shape)
+        return -(-u.clamp(min=torch.finfo(u.dtype).tiny).log()).log()
+
     def tokens(self, xt: Tensor, alpha_t: Tensor, where: Tensor) -> Iterator[Tokens]:
         """Evaluates the sequences with a position in `where`, (B, L) bool, and the
         head at these positions."""

@@ -14,7 +14,7 @@ levels are (B, 1) or (B, L).
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from omegaconf import DictConfig
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from models.device import wide_dtype
 from models.noise import Noise
-from sampling.categorical import exponential_race, inverse_cdf, nucleus
+from sampling.categorical import exponential_race, inverse_cdf, nucleus, tempered
+from sampling.correctors import Corrector
 from sampling.denoiser import Algorithm, Denoiser, Model
 from sampling.guidance import guided_posterior
 from sampling.prompts import Given
@@ -59,9 +60,14 @@ class Sampler:
     }
     removal_of_true = "greedy"  # what noise_removal=True meant in MDLM's configs
     refines = False  # whether sampling.refine_steps has a meaning
+    # Keys of `sampling` that this sampler alone reads, with the values they have if it
+    # is another one.
+    keys: ClassVar[dict[str, Any]] = {}
+    corrector: Corrector | None = None  # between its steps
 
     def __init__(self, config: DictConfig, compat: str = "paper") -> None:
         self.num_steps: int = config.steps
+        self.temperature: float = config.temperature
         self.p_nucleus: float = config.p_nucleus
         self.use_float64: bool = config.use_float64
         self.guid_weight: float | None = config.guid_weight
@@ -175,10 +181,13 @@ class Sampler:
 
     def run(self, chain: Chain, xt: Tensor, num_steps: int) -> Tensor:
         """From the prior to clean tokens, (B, L) -> (B, L)."""
-        plan = [step.to(xt) for step in self.plan(chain.model.noise, num_steps)]
-        for step in chain.progress(plan):
+        noise, corrector = chain.model.noise, self.corrector
+        plan = [(step, step.to(xt)) for step in self.plan(noise, num_steps)]
+        for on_host, step in chain.progress(plan):
             xt = self.step(chain, xt, step)
-        return self.remove_noise(chain, xt, plan[-1].alpha_s)
+            if corrector is not None and corrector.is_due(noise, on_host.alpha_s):
+                xt = corrector(self, chain, xt, step.alpha_s)
+        return self.remove_noise(chain, xt, plan[-1][1].alpha_s)
 
     def plan(self, noise: Noise, num_steps: int) -> list[Step]:
         """The steps, on the host."""
@@ -297,10 +306,20 @@ class Sampler:
         return [self.x_theta(model, each) for each in tokens.each()]
 
     def x_theta(self, model: Denoiser, tokens: Tokens) -> Tensor:
-        """Probabilities of clean tokens, nucleus applied, (n, K)."""
-        logits = self.widen(tokens.logits)
-        log_x_theta = model.denoised(logits, xt=tokens.xt, sigma=tokens.sigma)
+        """Probabilities that clean tokens are drawn from: those of the model with the
+        temperature, then the nucleus applied, (n, K)."""
+        log_x_theta = tempered(self.log_x_theta(model, tokens), self.temperature)
         return nucleus(log_x_theta.exp(), self.p_nucleus)
+
+    def belief(self, model: Denoiser, tokens: Tokens) -> Tensor:
+        """The model's own probabilities of clean tokens, guided if they are, (n, K):
+        by them positions are compared, at any temperature and nucleus."""
+        return self.guided([self.log_x_theta(model, x).exp() for x in tokens.each()])
+
+    def log_x_theta(self, model: Denoiser, tokens: Tokens) -> Tensor:
+        """Log-probabilities of clean tokens as the model has them, (n, K)."""
+        logits = self.widen(tokens.logits)
+        return model.denoised(logits, xt=tokens.xt, sigma=tokens.sigma)
 
     def widen(self, logits: Tensor) -> Tensor:
         """float64 where asked for and where the device has it, else float32."""

@@ -22,6 +22,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from cli.settle import algorithm_class
 from data.tokenizers import get_tokenizer
 from metrics.fid import inception_score
+from sampling.correctors import Gibbs
 
 SIDE, NUM_REAL, NUM_IMAGES, BATCH_SIZE = 8, 22, 26, 4
 REAL = images_of(NUM_REAL, SIDE, seed=1)
@@ -158,8 +159,14 @@ def test_the_record_says_what_the_numbers_depend_on(whole, folder):
         "predictor": "ancestral",
         "guid_weight": 2.0,
         "noise_removal": "ancestral",
+        "temperature": 1.0,
         "p_nucleus": 1.0,
         "use_float64": True,
+        "order": "top_prob",
+        "order_noise": 0.0,
+        "gamma": 0.1,
+        "corrector": None,
+        **Gibbs.keys,
         "noise": "log-linear",
         "batch_size": BATCH_SIZE,
         "processes": 1,

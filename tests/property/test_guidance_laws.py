@@ -141,17 +141,17 @@ def test_guided_samples_follow_the_enumeration(
     model, beliefs = build(predictor, name, guid_weight=weight)
     for label in (0, 1):
         pair = beliefs[label], beliefs[NONE]
-        if predictor == "first_hitting":
+        if predictor in enumeration.JOINTS:
             plain = enumeration.x_theta
             with monkeypatch.context() as patch:
                 patch.setattr(
                     enumeration,
                     "x_theta",
-                    lambda model, pair, alpha_t, plain=plain: mix(
-                        *(plain(model, belief, alpha_t) for belief in pair), weight
+                    lambda model, pair, alpha_t, plain=plain, **raw: mix(
+                        *(plain(model, x, alpha_t, **raw) for x in pair), weight
                     ),
                 )
-                expected = enumeration.first_hitting(model, pair)
+                expected = enumeration.JOINTS[predictor](model, pair, 3)
         else:
             expected = enumerated(model, pair, weight, 3)
         assert p_value(counts_of(model, label, 3), expected) > SIGNIFICANCE

@@ -8,12 +8,14 @@ is 1e-3 for all tests together (Bonferroni, for 400 of them; there are fewer).
 import pytest
 import torch
 from enumeration import (
+    JOINTS,
     K,
     N,
     configure,
     draw_counts,
     enumerate_samples,
     first_hitting,
+    ordered,
     p_value,
     pair_model,
     x_theta,
@@ -23,7 +25,8 @@ from tiny import SAMPLING
 from models.noise import SCHEDULES
 
 SIGNIFICANCE = 1e-3 / 400
-STEPPING = [pair for pair in SAMPLING if pair[0] != "first_hitting" and pair[1] != "ar"]
+STEPPING = [pair for pair in SAMPLING if pair[0] not in JOINTS and pair[1] != "ar"]
+ORDERED = [pair for pair in SAMPLING if JOINTS.get(pair[0]) is ordered]
 HITTING = [name for predictor, name in SAMPLING if predictor == "first_hitting"]
 # A sampler knows a schedule by its levels alone: most have one number of steps.
 GRIDS = [
@@ -129,6 +132,23 @@ def test_nucleus_truncates_the_belief(build, predictor, name, use_float64, seed)
     assert p_value(counts, enumerate_samples(model, belief, 4)) < SIGNIFICANCE
 
 
+@pytest.mark.parametrize(
+    ("predictor", "name"),
+    [*STEPPING, ("confidence", "mdlm"), ("entropy_bound", "sedd")],
+)
+@pytest.mark.parametrize("use_float64", [True, False])
+def test_temperature_sharpens_the_belief(build, predictor, name, use_float64, seed):
+    """Of every kernel, and before the nucleus; samples are not those of the belief
+    itself."""
+    settings = {"temperature": 0.6, "p_nucleus": 0.95, "use_float64": use_float64}
+    model, belief = build(predictor, name, **settings)
+    enumerated = ordered if predictor in JOINTS else enumerate_samples
+    counts = draw_counts(model, 3, seed)
+    assert p_value(counts, enumerated(model, belief, 3)) > SIGNIFICANCE
+    model.sampler.temperature = 1.0
+    assert p_value(counts, enumerated(model, belief, 3)) < SIGNIFICANCE
+
+
 @pairs
 @pytest.mark.parametrize("use_float64", [True, False])
 def test_samples_given_a_token_follow_the_enumeration(
@@ -159,6 +179,47 @@ def test_windows_follow_the_enumeration_given_what_they_keep(build, name, seed):
     for pair, probs in ((x[:, :2], first_window), (x[:, 1:], expected)):
         counts = (pair[:, 0] * K + pair[:, 1]).bincount(minlength=K * K)
         assert p_value(counts, probs) > SIGNIFICANCE
+
+
+# ---------------------------------------------------------------- chosen order
+
+
+@pytest.mark.parametrize(("predictor", "name"), ORDERED)
+@pytest.mark.parametrize("use_float64", [True, False])
+@pytest.mark.parametrize("is_timed", [True, False])
+def test_ordered_samples_follow_the_enumeration(
+    build, predictor, name, use_float64, is_timed, seed
+):
+    """And are not those of the model's law in as many steps."""
+    model, belief = build(predictor, name, is_timed=is_timed, use_float64=use_float64)
+    counts = draw_counts(model, 4, seed)
+    assert p_value(counts, ordered(model, belief, 4)) > SIGNIFICANCE
+    model, belief = build("ancestral", name, is_timed=is_timed)
+    assert p_value(counts, enumerate_samples(model, belief, 4)) < SIGNIFICANCE
+
+
+@pytest.mark.parametrize("order", ["top_prob", "margin", "entropy"])
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_orders_follow_the_enumeration(build, order, num_steps, seed):
+    model, belief = build("confidence", "mdlm", order=order, p_nucleus=0.9)
+    expected = ordered(model, belief, num_steps)
+    assert p_value(draw_counts(model, num_steps, seed), expected) > SIGNIFICANCE
+
+
+@pytest.mark.parametrize("gamma", [0, 1.2, 1.6, 1e9])
+def test_bounds_follow_the_enumeration(build, gamma, seed):
+    """From one token at a time to all at once."""
+    model, belief = build("entropy_bound", "mdlm", gamma=gamma)
+    expected = ordered(model, belief, 1)
+    assert p_value(draw_counts(model, 1, seed), expected) > SIGNIFICANCE
+
+
+@pytest.mark.parametrize(("predictor", "name"), ORDERED)
+def test_ordered_samples_given_a_token(build, predictor, name, seed):
+    model, belief = build(predictor, name)
+    counts = draw_counts(model, 3, seed, first=3)
+    assert counts[3].sum() == N
+    assert p_value(counts, ordered(model, belief, 3, first=3)) > SIGNIFICANCE
 
 
 # ---------------------------------------------------------------- first hitting

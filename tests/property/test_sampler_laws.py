@@ -7,10 +7,11 @@ this file together below 1e-3); seeds are fixed.
 import pytest
 import torch
 import torch.nn.functional as F
+from enumeration import configure
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sampling.categorical import exponential_race, inverse_cdf, nucleus
+from sampling.categorical import exponential_race, inverse_cdf, nucleus, tempered
 from sampling.prompts import Given
 from sampling.registry import build_sampler
 from sampling.reverse_process import Chain, Step
@@ -84,6 +85,38 @@ def test_nucleus_of_zero_is_greedy(weights):
     got = nucleus(probs, 0.0)
     assert sorted(got[0].tolist()) == [0.0] * (len(weights) - 1) + [1.0]
     assert (got * probs).sum() == probs.max()
+
+
+# ---------------------------------------------------------------- temperature
+
+
+@given(weights, st.floats(1e-3, 100.0))
+def test_a_temperature_is_a_power_of_the_probabilities(weights, temperature):
+    """p^(1 / T), normalised; in float64, and the input stays."""
+    probs = torch.tensor([weights], dtype=torch.float64)
+    log_p = (probs / probs.sum()).log()
+    before = log_p.clone()
+    got = tempered(log_p, temperature).exp()
+    assert torch.equal(log_p, before)
+    expected = (log_p / temperature).softmax(dim=-1)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(tempered(log_p + 7, temperature).exp(), got)
+
+
+def test_temperature_one_is_the_same_tensor():
+    log_p = torch.randn(3, 5)
+    assert tempered(log_p, 1.0) is log_p
+
+
+@given(weights)
+def test_temperature_zero_is_the_limit(weights):
+    """All on the largest, the first of equals; tiny ones overflow nowhere."""
+    log_p = torch.tensor([[*weights, -torch.inf, -1e6]], dtype=torch.float64)
+    best = F.one_hot(log_p.argmax(dim=-1), log_p.shape[-1]).double()
+    assert torch.equal(tempered(log_p, 0.0).exp(), best)
+    tiny = tempered(log_p, 1e-300).exp()
+    ties = (log_p == log_p.amax()).double()
+    torch.testing.assert_close(tiny, ties / ties.sum())
 
 
 # ---------------------------------------------------------------- every sampler
@@ -171,6 +204,29 @@ def test_samples_are_clean_tokens(build, use_float64, p_nucleus):
         assert bool(((x >= 0) & (x < model.vocab_size)).all())
 
 
+@pytest.mark.parametrize("use_float64", [True, False])
+def test_temperature_zero_leaves_nothing_to_chance_but_noise(build, use_float64):
+    """The tokens are clean; an absorbing state, of which all is revealed in one step,
+    and an autoregressive model write the same in every sample."""
+    model = build(f"sampling.use_float64={use_float64}", "sampling.temperature=0")
+    x = tokens_of(model, 16, seeded(1), num_steps=1)
+    if model.mask_index is None:
+        return
+    assert not (x == model.mask_index).any()
+    if model.config.sampling.predictor not in ("first_hitting", "one_step"):
+        assert bool((x == x[:1]).all())
+
+
+def test_temperature_one_is_no_temperature(build):
+    """Token for token, and a half gives others."""
+    model = build()
+    expected = tokens_of(model, 16, seeded(1))
+    model.sampler.temperature = 1.0
+    assert torch.equal(tokens_of(model, 16, seeded(1)), expected)
+    model.sampler.temperature = 0.1
+    assert not torch.equal(tokens_of(model, 16, seeded(1)), expected)
+
+
 def test_a_mask_inside_the_vocabulary_is_not_sampled(build, stub_tokenizer):
     model = build(tokenizer=stub_tokenizer(7, 0, mask_token_id=2))
     if model.mask_index is None:
@@ -213,10 +269,13 @@ def test_ignore_bos_puts_bos_first(build):
 
 
 def test_absorbing_samplers_draw_from_a_fixed_belief(build, laws, give_logits):
-    """If p never changes, each token is a draw from p, in any number of steps."""
+    """If p never changes, each token is a draw from p, in any number of steps; in the
+    order of drawn probabilities likely tokens are drawn again less often."""
     model = build()
     if model.mask_index is None or model.is_autoregressive:
         pytest.skip("not an absorbing state")
+    if model.config.sampling.predictor == "confidence":
+        configure(model, order="margin")
     p = torch.tensor([0.4, 0.05, 0.25, 0.1, 0.15, 0.05, 0.0], dtype=torch.float64)
     logits = laws.logits_for(model, p)
     give_logits(model, lambda xt, sigma: logits.expand(*xt.shape, 7))

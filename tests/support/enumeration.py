@@ -69,12 +69,20 @@ def configure(model, **sampling) -> None:
 # ---------------------------------------------------------------- kernels
 
 
-def x_theta(model, belief: Belief, alpha_t: Tensor) -> Tensor:
-    """Probabilities of clean tokens in every state, nucleus applied, (S, L, K)."""
+def x_theta(model, belief: Belief, alpha_t: Tensor, is_raw: bool = False) -> Tensor:
+    """Probabilities of clean tokens in every state, (S, L, K), temperature and nucleus
+    applied if not raw."""
     logits = belief(STATES, -alpha_t.log().expand(len(STATES), 1))
     if isinstance(model, AbsorbingState):
         logits[..., model.mask_index] = -torch.inf
-    return nucleus(logits.softmax(dim=-1), model.sampler.p_nucleus)
+    p = logits.softmax(dim=-1)
+    return p if is_raw else truncated(model, p)
+
+
+def truncated(model, p: Tensor) -> Tensor:
+    """p^(1 / temperature), then the nucleus, normalised, (..., K)."""
+    p = p ** (1 / model.sampler.temperature)
+    return nucleus(p / p.sum(dim=-1, keepdim=True), model.sampler.p_nucleus)
 
 
 def ancestral(model, belief, alpha_t, alpha_s, kappa=1.0) -> Tensor:
@@ -119,7 +127,7 @@ def true_scores(model, belief, alpha_t) -> Tensor:
         scores = logits.softmax(dim=-1) * (alpha_t / (1 - alpha_t))[..., None]
     scores[..., m] = 0
     total = scores.sum(dim=-1, keepdim=True)
-    return nucleus(scores / total, model.sampler.p_nucleus) * total
+    return truncated(model, scores / total) * total
 
 
 KERNELS = {
@@ -185,6 +193,90 @@ def first_hitting(model, belief: Belief, num_nodes: int = 12) -> Tensor:
         right_first = earlier[m, m, 1][None, :] * later[m, :, 0].T
         joint += weight * node * (left_first + right_first)
     return joint
+
+
+def ordered(model, belief: Belief, num_steps: int, first: int | None = None) -> Tensor:
+    """Exact joint of samplers that choose the order, (K, K), as `enumerate_samples`.
+
+    A step with both tokens masked draws both and keeps the surer one of them, or both;
+    with one masked it reveals that, if any.
+    """
+    m, total = model.mask_index, 2 if first is None else 1
+    joint = torch.zeros(K, K, dtype=torch.float64)
+    joint[m if first is None else first, m] = 1
+    is_bound = model.config.sampling.predictor == "entropy_bound"
+    steps = _bound_steps if is_bound else _confidence_steps
+    for count, levels in steps(model, num_steps, total):
+        p, raw = (
+            {
+                masked: x_theta(
+                    model, belief, levels[masked].view(1, 1), is_raw=is_raw
+                ).view(K, K, L, K)
+                for masked in range(1, total + 1)
+            }
+            for is_raw in (False, True)
+        )
+        new = joint.clone()
+        new[m], new[:, m] = 0, 0
+        new += joint[:, m, None] * p[1][:, m, 1] * _is_token(m)[:, None]
+        new += joint[m] * p[1][m, :, 0].T * _is_token(m)
+        if total == 2:
+            pair = joint[m, m] * torch.outer(*p[2][m, m])
+            scores = [score_of(model.config.sampling, row) for row in raw[2][m, m]]
+            if is_bound:
+                least = -max(float(score[0]) for score in scores)
+                count = 2 if least <= model.config.sampling.gamma else 1
+            is_first = scores[0][:, None] >= scores[1]
+            if count == 2:
+                new += pair
+            else:
+                new[:, m] += (pair * is_first).sum(dim=1)
+                new[m] += (pair * ~is_first).sum(dim=0)
+        joint = new
+    assert abs(float(joint.sum()) - 1) < 1e-9
+    return joint
+
+
+def _is_token(mask_index: int) -> Tensor:
+    return torch.arange(K) != mask_index
+
+
+def _confidence_steps(model, num_steps: int, total: int):
+    """How many masks each step reveals, but for those without any, and its level."""
+    left, alpha_1 = total, model.sampler.plan(model.noise, num_steps)[0].alpha_t
+    for index, step in enumerate(model.sampler.plan(model.noise, num_steps), start=1):
+        expected = total * float((1 - step.alpha_s) / (1 - alpha_1))
+        stay = round(expected) if index < num_steps else 0
+        if stay < left:
+            yield left - stay, {1: step.alpha_t, 2: step.alpha_t}
+        left = stay
+
+
+def _bound_steps(model, num_steps: int, total: int):
+    """The level at which the network is asked, by the number of masks left."""
+    noise = 1 - model.noise(torch.ones((), dtype=torch.float64)).alpha_t
+    levels = {masked: 1 - noise * masked / total for masked in range(1, total + 1)}
+    yield from [(1, levels)] * total
+
+
+def score_of(sampling, p: Tensor) -> Tensor:
+    """How sure a model is of each token it may draw, (K,) -> (K,)."""
+    top = p.sort(descending=True).values
+    scores = {
+        "top_prob": p,
+        "margin": (top[0] - top[1]).expand(K),
+        "entropy": torch.special.entr(p).sum().neg().expand(K),
+    }
+    is_bound = sampling.predictor == "entropy_bound"
+    return scores["entropy" if is_bound else sampling.order]
+
+
+# By predictor, where tokens of a step depend on each other: the joint of samples.
+JOINTS = {
+    "first_hitting": lambda model, belief, num_steps: first_hitting(model, belief),
+    "confidence": ordered,
+    "entropy_bound": ordered,
+}
 
 
 def draw_counts(model, num_steps: int, seed: int, first: int | None = None) -> Tensor:

@@ -292,6 +292,8 @@ SAMPLES_DIFFER = {
     "settings/eval.gen_ppl_eval_model_name_or_path": ("gpt2", "judge is gpt2"),
     "settings/sampling/use_float64": (False, "use_float64 is False"),
     "settings/sampling/p_nucleus": (0.9, "p_nucleus is 0.9"),
+    "settings/sampling/temperature": (0.8, "temperature is 0.8"),
+    "settings/sampling/corrector": ("gibbs", "corrector is gibbs"),
     "settings/sampling/semi_ar": (True, "semi_ar is True"),
     "settings/sampling/prompt": ("a", "prompt is a"),
     "settings/sampling/predictor": ("psi", "predictor is psi, not ancestral"),

@@ -10,12 +10,23 @@ from nursery import ROOT
 from refusals import refused
 
 from algo import AR, DUO_BASE, MDLM, D3PMAbsorb, SEDDAbsorb
+from cli.settle import algorithm_class
+from diffusion.uniform import UniformState
 from sampling.autoregressive import AutoRegressive
 from sampling.categorical import exponential_race, inverse_cdf
+from sampling.correctors import Gibbs
+from sampling.ordered import Confidence, EntropyBound
 from sampling.predictors import Analytic, Ancestral, AncestralCache, FirstHitting
 from sampling.psi import Psi
-from sampling.registry import SAMPLERS, check_sampler, sampler_class, samplers_of
-from utils import ConfigError
+from sampling.registry import (
+    CORRECTORS,
+    SAMPLERS,
+    build_sampler,
+    check_sampler,
+    sampler_class,
+    samplers_of,
+)
+from utils import ConfigError, imported
 
 # ---------------------------------------------------------------- look-up
 
@@ -31,6 +42,8 @@ from utils import ConfigError
         ("ancestral_cache", D3PMAbsorb, AncestralCache),
         ("first_hitting", SEDDAbsorb, FirstHitting),
         ("psi", DUO_BASE, Psi),
+        ("confidence", MDLM, Confidence),
+        ("entropy_bound", D3PMAbsorb, EntropyBound),
     ],
 )
 def test_the_sampler_that_fits_is_chosen(predictor, algorithm, expected):
@@ -45,6 +58,8 @@ def test_the_sampler_that_fits_is_chosen(predictor, algorithm, expected):
         ("first_hitting", DUO_BASE),
         ("ancestral_cache", DUO_BASE),
         ("psi", AR),
+        ("confidence", DUO_BASE),
+        ("entropy_bound", AR),
         ("x", MDLM),
     ],
 )
@@ -61,8 +76,6 @@ def test_a_sampler_that_does_not_fit_is_refused(predictor, algorithm):
 
 
 def test_at_most_one_sampler_of_a_name_fits(algo_name, compose):
-    from cli.settle import algorithm_class
-
     algorithm = algorithm_class(compose(f"algo={algo_name}"))
     for samplers in map(samplers_of, SAMPLERS):
         assert sum(sampler.fits(algorithm) for sampler in samplers) <= 1
@@ -252,6 +265,98 @@ def test_settings_are_refused_without_a_sampler_and_by_the_sampler(
     refused(lambda: Psi(config.sampling), part)
     monkeypatch.setattr(Psi, "__init__", None)
     refused(lambda: check_sampler(config, MDLM), part)
+
+
+KEYS_OF_OTHERS = {
+    "order": ("sampling.order=margin", "sampling.predictor=confidence"),
+    "order_noise": ("sampling.order_noise=0.5", "sampling.predictor=confidence"),
+    "gamma": ("sampling.gamma=0.2", "sampling.predictor=entropy_bound"),
+    "corrector_steps": ("sampling.corrector_steps=2", "sampling.corrector=gibbs"),
+    "corrector_parallel": ("sampling.corrector_parallel=2", "sampling.corrector=gibbs"),
+    "corrector_select": (
+        "sampling.corrector_select=lowest_max",
+        "sampling.corrector=gibbs",
+    ),
+    "corrector_temperature": (
+        "sampling.corrector_temperature=0",
+        "sampling.corrector=gibbs",
+    ),
+    "corrector_t_min": ("sampling.corrector_t_min=0.1", "sampling.corrector=gibbs"),
+    "corrector_t_max": ("sampling.corrector_t_max=0.9", "sampling.corrector=gibbs"),
+}
+
+
+@pytest.mark.parametrize("key", KEYS_OF_OTHERS)
+def test_a_key_of_another_sampler_is_refused(compose, sampling_pair, key):
+    """Its value without effect is not, whoever reads it."""
+    predictor, name = sampling_pair
+    override, reader = KEYS_OF_OTHERS[key]
+    algorithm = algorithm_class(compose(f"algo={name}"))
+    config = compose(f"algo={name}", f"sampling.predictor={predictor}", override)
+    if reader == f"sampling.predictor={predictor}":
+        check_sampler(config, algorithm)
+        return
+    refused(
+        lambda: check_sampler(config, algorithm),
+        f"{override.partition('=')[0]}=",
+        f"is for {reader}; with {reader.partition('=')[0]}=",
+        "the only value is",
+    )
+
+
+def test_every_key_of_one_sampler_is_refused_with_others(compose):
+    """The table above is whole, and configs hold the values without effect."""
+    classes = [*map(imported, CORRECTORS.values())]
+    for name in SAMPLERS:
+        classes += samplers_of(name)
+    keys = {key: value for kind in classes for key, value in kind.keys.items()}
+    assert keys.keys() == KEYS_OF_OTHERS.keys()
+    sampling = compose("algo=mdlm").sampling
+    assert {key: sampling[key] for key in keys} == keys
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (("algo=mdlm", "corrector=gibbs"), ("algo=mdlm", "predictor=psi")),
+        (("algo=sedd", "corrector=gibbs"), ("algo=sedd", "predictor=psi")),
+        (("algo=ar", "corrector=gibbs"), ("algo=ar", "the only value is null")),
+        (("algo=dimo", "corrector=gibbs"), ("algo=dimo", "the only value is null")),
+        (("algo=duo", "corrector=gibs"), ("Did you mean 'gibbs'",)),
+        (
+            ("algo=duo", "corrector=gibbs", "corrector_select=lowest"),
+            ("sampling.corrector_select='lowest'", "lowest_margin"),
+        ),
+        (
+            ("algo=duo", "corrector=gibbs", "corrector_temperature=0.5"),
+            ("corrector_temperature=0.5", "corrector_select=random"),
+        ),
+        (
+            (
+                "algo=duo",
+                "corrector=gibbs",
+                "corrector_t_min=0.5",
+                "corrector_t_max=0.4",
+            ),
+            ("corrector_t_min=0.5", "corrector_t_max=0.4"),
+        ),
+        (("algo=mdlm", "predictor=confidence", "order=x"), ("order='x'", "margin")),
+    ],
+)
+def test_correctors_and_orders_without_a_meaning_are_refused(compose, overrides, parts):
+    algo, *others = overrides
+    config = compose(algo, *(f"sampling.{other}" for other in others))
+    refused(lambda: check_sampler(config, algorithm_class(config)), *parts)
+
+
+def test_correctors_are_for_every_uniform_algorithm(compose, algo_name):
+    config = compose(f"algo={algo_name}", "sampling.corrector=gibbs")
+    algorithm = algorithm_class(config)
+    is_uniform = issubclass(algorithm, UniformState)
+    assert algorithm.has_leave_one_out is is_uniform
+    if is_uniform:
+        sampler = build_sampler(config, algorithm)
+        assert type(sampler.corrector) is Gibbs
 
 
 def test_names_of_samplers_cost_no_torch():
