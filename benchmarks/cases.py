@@ -150,6 +150,8 @@ SAMPLING = (
     SamplingCase("mdlm", "ancestral_cache", batch=16, steps=0.25),
     SamplingCase("mdlm", "psi"),
     SamplingCase("mdlm", "first_hitting"),
+    SamplingCase("mdlm", "confidence"),
+    SamplingCase("mdlm", "entropy_bound"),
     SamplingCase("sedd", "analytic"),
     SamplingCase("ar", "ancestral", length=2),
 )

@@ -87,12 +87,45 @@ def _first_hitting(model, num_samples: int, num_steps: int) -> Tensor:
     return xt
 
 
+def _confidence(model, num_samples: int, num_steps: int) -> Tensor:
+    """The surest of the masks, as many as the schedule says."""
+    xt, left = _prior(model, num_samples), model.num_tokens
+    levels = list(_levels(model, num_steps))
+    for index, (alpha_t, alpha_s) in enumerate(levels, start=1):
+        expected = float((1 - alpha_s) / (1 - levels[0][0])) * model.num_tokens
+        stay = round(expected) if index < num_steps else 0
+        p = _denoise(model, xt, alpha_t)
+        x0 = _draw(p)
+        score = p.gather(-1, x0[..., None])[..., 0]
+        score[xt != model.mask_index] = -torch.inf
+        surest = score.topk(left - stay).indices
+        xt, left = xt.scatter(1, surest, x0.gather(1, surest)), stay
+    return xt
+
+
+def _entropy_bound(model, num_samples: int, num_steps: int, gamma=0.1) -> Tensor:
+    """Masks by their entropy, as long as the sum of those before is below gamma."""
+    xt, m = _prior(model, num_samples), model.mask_index
+    while (masked := xt == m).any():
+        left = masked.double().mean().clamp(max=1 - 1e-3)
+        p = _denoise(model, xt, 1 - left[None, None])
+        x0, H = _draw(p), torch.special.entr(p).sum(-1)
+        H, order = H.masked_fill(~masked, torch.inf).sort(-1)
+        within = H.cumsum(-1) - H <= gamma
+        within[:, 0] = True
+        reveals = torch.zeros_like(masked).scatter(1, order, within) & masked
+        xt = torch.where(reveals, x0, xt)
+    return xt
+
+
 PREDICTORS = {
     "ancestral": _ancestral,
     "ancestral_cache": _ancestral_cache,
     "psi": _psi,
     "analytic": _analytic,
     "first_hitting": _first_hitting,
+    "confidence": _confidence,
+    "entropy_bound": _entropy_bound,
 }
 
 

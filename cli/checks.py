@@ -66,6 +66,7 @@ def check(config: DictConfig) -> None:
     if config.sampling.corrector is not None:
         require(config.sampling.corrector, CORRECTORS, "sampling.corrector")
     check_values(config)
+    check_likelihood(config)
     check_guidance(config)
     check_unet_use(config)
     validate_backbone(config)
@@ -173,6 +174,24 @@ def check_measures(config: DictConfig) -> None:
             f"trainer.limit_val_batches={limit!r}: mode=ppl_eval would measure "
             "nothing; leave it out, or give a number of batches."
         )
+
+
+def check_likelihood(config: DictConfig) -> None:
+    """Refuses the chain rule in other modes, and its keys without it."""
+    of_eval = config.eval
+    if of_eval.likelihood == "chain_rule":
+        if config.mode != "ppl_eval":
+            raise ConfigError(
+                "eval.likelihood='chain_rule' is for mode=ppl_eval, not "
+                f"mode={config.mode}; the only value is nelbo."
+            )
+        return
+    for key, value in (("likelihood_order", "random"), ("likelihood_block", 1)):
+        if of_eval[key] != value:
+            raise ConfigError(
+                f"eval.{key}={of_eval[key]!r} is for eval.likelihood=chain_rule; with "
+                f"eval.likelihood={of_eval.likelihood} the only value is {value}."
+            )
 
 
 def check_inert_keys(config: DictConfig) -> None:

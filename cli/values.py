@@ -118,6 +118,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "callbacks.grad_record.num_grads_log": (int, 0, MANY),
     "eval.fid_num_images": (int, 2, MANY),
     "eval.ngram_order": (int, 0, 62),
+    "eval.likelihood_block": (int, 1, MANY),
     "eval.perplexity_batch_size": (int, 1, MANY),
     "optim.lr": (float, 0, 1e6),
     "optim.weight_decay": (float, 0, 1e6),
@@ -207,6 +208,8 @@ CHOICES: dict[str, Collection[Any]] = {
     "trainer.fast_dev_run": (False,),  # it takes checkpoints and the log away
     "trainer.gradient_clip_algorithm": ("norm", "value", None),
     "data.on_bad_row": ON_BAD_ROW,
+    "eval.likelihood": ("nelbo", "chain_rule"),
+    "eval.likelihood_order": ("random", "left_to_right"),
     "training.loss_compile": ("auto", True, False),
     "data.special_tokens_in_text": ("keep", "split"),
     "model.attention": ("auto", "flash", "sdpa"),

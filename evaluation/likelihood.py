@@ -17,6 +17,7 @@ from data.published import published_documents
 from data.rows import TokenRows
 from data.tokenizers import get_tokenizer
 from dataloader import DataModule, check_limit
+from evaluation.chain_rule import ChainRule, check_chain_rule
 from evaluation.records import check_path, likelihood_record, origin
 from metrics.likelihood import unigram_nll
 from metrics.numbers import measured
@@ -52,6 +53,7 @@ def ppl_eval(config: DictConfig) -> dict[str, Any]:
     """Prints val/nll, val/bpd and val/ppl of a checkpoint, with standard errors, and
     writes them to `eval.results_path`."""
     algorithm = prepare(config)
+    check_chain_rule(config, algorithm)
     check_path(config.eval.results_path, "eval.results_path")
     checkpoint = read_evaluated(config)
     tokenizer = get_tokenizer(config)
@@ -59,9 +61,12 @@ def ppl_eval(config: DictConfig) -> dict[str, Any]:
     model.load_weights(checkpoint, "eval.checkpoint_path")
     data = DataModule(config, tokenizer, model.mask_index)
     check_limit(config, len(data.load("valid")))
-    trainer = build_trainer(config, callbacks=[], logger=build_loggers(config))
+    has_chain_rule = config.eval.likelihood == "chain_rule"
+    beside = [ChainRule(config.eval)] if has_chain_rule else []
+    trainer = build_trainer(config, callbacks=[*beside], logger=build_loggers(config))
     trainer.validate(model, datamodule=data, verbose=False)
-    return report_likelihood(config, model, data, checkpoint)
+    exact = beside[0].record() if beside else None
+    return report_likelihood(config, model, data, checkpoint, exact)
 
 
 def report_likelihood(
@@ -69,10 +74,12 @@ def report_likelihood(
     model: TrainerBase,
     data: DataModule,
     checkpoint: Checkpoint | None = None,
+    chain_rule: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A table of the last validation, beside a unigram model if asked for.
 
-    Of a `checkpoint` it is written to `eval.results_path`, too.
+    Of a `checkpoint` it is written to `eval.results_path`, too, with what
+    `ChainRule.record` says, if anything.
 
     Returns:
         The numbers of the validation, of which step and weights they are, and how many
@@ -89,6 +96,8 @@ def report_likelihood(
         results |= {name: about[name] for name in ("step", "weights")}
     if "ppl" not in WORDINGS[config.data.modality].metrics:
         results = {x: y for x, y in results.items() if not x.startswith("ppl")}
+    if chain_rule is not None:
+        results["chain_rule"] = chain_rule
     _report(config, model, data, results, about)
     return results
 
@@ -119,6 +128,10 @@ def _report(
             results = results | {f"bits_per_byte{end}": bits}
         number = measured(results["bits_per_byte"], results["bits_per_byte_stderr"])
         lines[f"{model.bound}{per_byte}"] = number
+    if exact := results.get("chain_rule"):
+        for name, units in words.metrics.items():
+            number = measured(exact[name], exact[f"{name}_stderr"])
+            lines[f"chain rule, {name}{units}"] = number
     if config.eval.unigram_baseline:
         counts = (x.valid_counts(model.vocab_size) for x in (data.load("train"), rows))
         nll = unigram_nll(*counts)

@@ -108,7 +108,16 @@ def likelihood_record(
             "expected_sha256": None if expected is None else expected.sha256,
         },
         **{name: _finite(results.get(name, math.nan)) for name in names},
+        **_chain_rule(results.get("chain_rule")),
     }
+
+
+def _chain_rule(exact: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Under `chain_rule`, where it was measured: estimator, order, block, numbers."""
+    if exact is None:
+        return {}
+    plain = {x: _finite(y) if type(y) is float else y for x, y in exact.items()}
+    return {"chain_rule": plain}
 
 
 def images_record(

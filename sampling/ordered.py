@@ -24,6 +24,12 @@ from utils import choose
 Score = Callable[[Tensor, Tensor], Tensor]
 
 
+def without_mask(log_p: Tensor, mask_index: int) -> Tensor:
+    """Log-probabilities given that it is a token, not the mask, (..., K)."""
+    is_mask = torch.arange(log_p.shape[-1], device=log_p.device) == mask_index
+    return log_p.masked_fill(is_mask, -torch.inf).log_softmax(dim=-1)
+
+
 def entropy(p: Tensor) -> Tensor:
     """In nats, (n, K) -> (n,); exactly 0 where one token is certain."""
     return torch.special.entr(p).sum(dim=-1)
@@ -59,9 +65,7 @@ class Ordered(Sampler):
 
     def log_x_theta(self, model: Denoiser, tokens: Tokens) -> Tensor:
         """Whatever the model believes of the mask: a proposal is a token."""
-        log_p = super().log_x_theta(model, tokens)
-        is_mask = torch.arange(log_p.shape[-1], device=log_p.device) == model.mask_index
-        return log_p.masked_fill(is_mask, -torch.inf).log_softmax(dim=-1)
+        return without_mask(super().log_x_theta(model, tokens), model.mask_index)
 
     def masked(self, chain: Chain, xt: Tensor) -> Tensor:
         """What is still to be revealed, (B, L) bool; not all that `undecided` says."""

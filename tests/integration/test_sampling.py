@@ -261,6 +261,36 @@ def test_gaps_are_filled_between_the_given_text(name, predictor, sample):
         assert set(text[4:8] + text[11] + text[13:]) <= set(WRITES + "$")
 
 
+CHOOSING = {
+    "gibbs": (
+        *("algo=duo_base", "sampling.corrector=gibbs", "sampling.corrector_parallel=3"),
+        "sampling.corrector_select=lowest_max",
+    ),
+    "confidence": (
+        "algo=mdlm",
+        "sampling.predictor=confidence",
+        "sampling.order=margin",
+    ),
+    "entropy_bound": ("algo=sedd", "sampling.predictor=entropy_bound"),
+}
+
+
+@pytest.mark.parametrize("name", CHOOSING)
+def test_samplers_that_choose_positions_fill_gaps(name, sample):
+    """The file says all on which they depend, the temperature among it."""
+    results = sample(
+        *("data=synthetic", *CHOOSING[name], "sampling.temperature=0.7"),
+        *("sampling.steps=5", "sampling.infill=THE[MASK:4]SAT[MASK]."),
+    )
+    for text in map(characters, results["generated_seqs"]):
+        assert (text[:4], text[8:11], text[12]) == ("^THE", "SAT", ".")
+        assert set(text[4:8] + text[11] + text[13:]) <= set(WRITES + "$")
+    settings = results["settings"]["sampling"]
+    assert settings["temperature"] == 0.7
+    assert (settings["corrector"] or settings["predictor"]) == name
+    assert results["evaluations"] > 0
+
+
 def test_prompts_of_a_file_take_turns(sample, tmp_path):
     lines = ['"A"', '{"infill": "B[MASK:2]C"}', '{"prompt": "DE"}']
     (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
@@ -294,6 +324,9 @@ def test_mistakes_are_one_line_and_leave_no_file(sample, tmp_path, capsys):
         (f"sampling.prompt={'a' * LENGTH}", "model.length"),
         (f"sampling.prompt_file={tmp_path}/prompts.txt", "holds 5 prompts"),
         ("sampling.infill=none", "no gap"),
+        ("sampling.temperature=-0.1", "at least 0 and at most"),
+        ("sampling.gamma=0.5", "is for sampling.predictor=entropy_bound"),
+        ("sampling.corrector=gibbs", "sampling.predictor=psi"),
     ):
         with pytest.raises(SystemExit) as end:
             sample("algo=mdlm", "data=synthetic", override)
