@@ -21,7 +21,7 @@ from utils import ConfigError
 
 # By `eval.likelihood_order`: positions in the order in which they are revealed, (B, L),
 # from the shape and a generator of the host.
-ORDERS: dict[str, Callable[[tuple[int, int], torch.Generator], Tensor]] = {
+ORDERS: dict[str, Callable[[tuple[int, ...], torch.Generator], Tensor]] = {
     "random": lambda shape, generator: torch.rand(
         shape, dtype=torch.float64, generator=generator
     ).argsort(dim=-1),
