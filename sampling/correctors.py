@@ -178,6 +178,7 @@ class Gibbs:
     def _lowest(self, values: Tensor, free: Tensor) -> Tensor:
         """The free positions with the lowest values of each sequence, (B, L) bool."""
         count = min(self.parallel, values.shape[1])
+        values = values.clamp(max=torch.finfo(values.dtype).max)  # a margin may be inf
         values = values.masked_fill(~free, torch.inf)
         lowest = values.topk(count, dim=-1, largest=False).indices
         return torch.zeros_like(free).scatter(-1, lowest, True) & free

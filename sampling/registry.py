@@ -77,7 +77,7 @@ def check_sampler(config: DictConfig, algorithm: type[Algorithm]) -> None:
     sampler = sampler_class(sampling.predictor, algorithm)
     sampler.validate_config(sampling)
     check_keys_of_others(sampling, sampler)
-    check_corrector(config, algorithm)
+    check_corrector(config, algorithm, sampler)
     if sampling.semi_ar:
         _windows().validate_config(config, algorithm)
 
@@ -103,7 +103,9 @@ def check_keys_of_others(sampling: DictConfig, chosen: type[Sampler]) -> None:
                 )
 
 
-def check_corrector(config: DictConfig, algorithm: type[Algorithm]) -> None:
+def check_corrector(
+    config: DictConfig, algorithm: type[Algorithm], sampler: type[Sampler]
+) -> None:
     """Refuses correctors that there are not, or not for this algorithm."""
     name = config.sampling.corrector
     if name is None:
@@ -121,6 +123,22 @@ def check_corrector(config: DictConfig, algorithm: type[Algorithm]) -> None:
             f"algo=duo_base, not for algo={config.algo.name}; {cure}."
         )
     imported(CORRECTORS[name]).validate_config(config.sampling)
+    check_window(config, sampler)
+
+
+def check_window(config: DictConfig, kind: type[Sampler]) -> None:
+    """Refuses times of a corrector at which no step ends."""
+    sampling = config.sampling
+    noise = imported("models.noise.build_noise")(config.noise)
+    sampler = kind(sampling, config.algo.compat)
+    corrector = build_corrector(sampling)
+    plan = sampler.plan(noise, sampling.steps)
+    if corrector and not any(corrector.is_due(noise, step.alpha_s) for step in plan):
+        raise ConfigError(
+            f"sampling.corrector_t_min={sampling.corrector_t_min} and sampling."
+            f"corrector_t_max={sampling.corrector_t_max}: none of the sampling.steps="
+            f"{sampling.steps} steps ends at a time between them; widen the window."
+        )
 
 
 def check_guidance(config: DictConfig) -> None:

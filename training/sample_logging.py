@@ -8,7 +8,7 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from metrics.judge import GenerativePerplexity
@@ -168,7 +168,8 @@ class SampleLogging(lightning.Callback):
     ) -> None:
         """Images (N, H, W, 3) of bytes as a picture, by their classes (N,) if any."""
         path = f"{model.config.checkpointing.save_dir}/samples/step_{model.global_step}"
-        write_json(f"{path}.json", numbers | {"num_images": len(images)})
+        said = {"num_images": len(images), "sampling": plain(model.config.sampling)}
+        write_json(f"{path}.json", numbers | said)
         if self.write_picture is not None:
             self.write_picture(f"{path}.png", images, labels)
         shown = list(images[: model.config.sampling.num_sample_log])
@@ -186,7 +187,8 @@ class SampleLogging(lightning.Callback):
     ) -> None:
         config, step = model.config, model.global_step
         path = f"{config.checkpointing.save_dir}/samples/step_{step}.json"
-        write_json(path, numbers | {"generated_seqs": texts})
+        said = {"generated_seqs": texts, "sampling": plain(config.sampling)}
+        write_json(path, numbers | said)
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):  # wandb
                 shown = [[x] for x in texts[: config.sampling.num_sample_log]]
@@ -195,3 +197,8 @@ class SampleLogging(lightning.Callback):
                     columns=["Generated Samples"],
                     data=shown,
                 )
+
+
+def plain(config: DictConfig) -> Any:
+    """What samples depend on, as their file says it."""
+    return OmegaConf.to_container(config, resolve=True)

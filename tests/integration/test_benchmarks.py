@@ -115,6 +115,7 @@ def test_the_other_sections_measure_and_report(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_predictor_is_measured(tmp_path):
     algorithms = ("ar", "mdlm", "sedd", "duo_base")
     rows = run_sections(tmp_path, "sampling", algorithms=algorithms)["sampling"]

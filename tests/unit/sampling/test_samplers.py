@@ -340,6 +340,15 @@ def test_every_key_of_one_sampler_is_refused_with_others(compose):
             ),
             ("corrector_t_min=0.5", "corrector_t_max=0.4"),
         ),
+        (
+            (
+                "algo=duo",
+                "corrector=gibbs",
+                "corrector_t_min=0.51",
+                "corrector_t_max=0.6",
+            ),
+            ("corrector_t_min=0.51", "sampling.steps=8", "widen"),
+        ),
         (("algo=mdlm", "predictor=confidence", "order=x"), ("order='x'", "margin")),
     ],
 )

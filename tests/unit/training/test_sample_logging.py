@@ -77,6 +77,7 @@ def test_images_are_a_picture(tmp_path, overrides, classes):
         assert torch.cat(asked).tolist() == classes
     said = json.loads((tmp_path / "samples/step_7.json").read_text())
     assert said["num_images"] == 8
+    assert said["sampling"]["temperature"] == 1.0
     assert said["sample_entropy"] == float(logged["val/sample_entropy"])
     assert callback.texts == []
     assert [x.shape for x in shown["samples@global_step7"]] == [(2, 2, 3)] * 3
