@@ -11,7 +11,7 @@ INSTALL ?= --requirement requirements.txt
 VENV_ARGS ?=
 DEMO := $(CURDIR)/outputs/demo/$(shell date +%Y-%m-%d-%H%M%S)
 
-.PHONY: help demo test lint format test-slow test-wheel test-slurm distill-table bench bench-gpu profile clean
+.PHONY: help demo test lint format test-slow test-wheel test-slurm distill-table frontier-table bench bench-gpu profile clean
 .DEFAULT_GOAL := demo
 
 # Installs what is asked for and is not there yet.
@@ -56,6 +56,9 @@ test-slurm: $(READY)  ## jobs under a real Slurm: apt-get install slurm-wlm mung
 
 distill-table: $(READY)  ## SDTT, DI[M]O and DCD beside their teachers, on two cores
 	$(BIN)/python benchmarks/distill_table.py $(ARGS)
+
+frontier-table: $(READY)  ## samplers of DUO, MDLM and AR at the entropy of held-out text
+	$(BIN)/python benchmarks/frontier_table.py $(ARGS)
 
 bench: $(READY)  ## training, evaluation, sampling: ours against plain eager code
 	$(BIN)/python benchmarks/bench.py $(ARGS)

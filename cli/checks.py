@@ -25,9 +25,8 @@ SPLITS: dict[str, Callable[[DictConfig], tuple[str, ...]]] = {
     "train": lambda config: ("train", "valid"),
     "ppl_eval": lambda config: ("valid",),
     "sample_eval": lambda config: (
-        ("train",)
-        if config.eval.ngram_order or config.sampling.labels == "data"
-        else ()
+        *("train",) * (config.eval.ngram_order > 0 or config.sampling.labels == "data"),
+        *("valid",) * config.eval.held_out,
     ),
     "fid_eval": lambda config: ("train",),
     "prepare_data": packed_splits,

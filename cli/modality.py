@@ -38,6 +38,7 @@ TEXT_ONLY = {
     "eval.compute_generative_perplexity": TextOnly(False, NO_TEXT),
     "eval.mauve_references": TextOnly(None, NO_TEXT),
     "eval.ngram_order": TextOnly(0, "neighbouring values of a row are no n-grams"),
+    "eval.held_out": TextOnly(False, NO_TEXT),
     "sampling.prompt": TextOnly(None, "a text cannot be a part of an image"),
     "sampling.prompt_file": TextOnly(None, "a text cannot be a part of an image"),
     "sampling.infill": TextOnly(None, "a text cannot be a part of an image"),

@@ -118,6 +118,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "callbacks.grad_record.num_grads_log": (int, 0, MANY),
     "eval.fid_num_images": (int, 2, MANY),
     "eval.ngram_order": (int, 0, 62),
+    "report.entropy": (float, 0, 100),
     "eval.likelihood_block": (int, 1, MANY),
     "eval.perplexity_batch_size": (int, 1, MANY),
     "optim.lr": (float, 0, 1e6),
@@ -138,7 +139,7 @@ NULLABLE = (
     *("trainer.gradient_clip_val", "trainer.check_val_every_n_epoch"),
     *("trainer.max_epochs", "trainer.min_epochs", "trainer.min_steps"),
     "data.num_classes",
-    "eval.fid_num_images",
+    *("eval.fid_num_images", "report.entropy"),
     "sampling.guid_weight",
 )
 
@@ -176,7 +177,7 @@ FLAGS = (
     "eval.compute_perplexity_on_sanity",
     "eval.disable_ema",
     "eval.generate_samples",
-    "eval.unigram_baseline",
+    *("eval.held_out", "eval.unigram_baseline"),
     "loader.pin_memory",
     "lr_scheduler.t_in_epochs",
     "lr_scheduler.warmup_prefix",

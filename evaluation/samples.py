@@ -25,6 +25,7 @@ from data.images import ImageRows
 from data.readers import Files
 from data.tokenizers import get_tokenizer
 from dataloader import DataModule
+from evaluation.held_out import held_out
 from evaluation.image_file import write_arrays
 from evaluation.parts import Parts
 from evaluation.records import origin
@@ -79,13 +80,16 @@ def _sample_eval(
     model = algorithm(config, tokenizer)
     model.load_weights(checkpoint, "eval.checkpoint_path")
     prompts = read_prompts(config, tokenizer, model.sampler.length(model.num_tokens))
+    data = DataModule(config, tokenizer, model.mask_index)
     ngrams = None
     if order:
-        rows = DataModule(config, tokenizer, model.mask_index).load("train").ids
-        ngrams = NGramModel(rows, order, model.vocab_size)
+        ngrams = NGramModel(data.load("train").ids, order, model.vocab_size)
+    about: dict[str, Any] = {}
+    if config.eval.held_out:
+        about["held_out"] = held_out(data.load("valid"), ngrams)
     drawing = Drawing(model, file, judge, prompts, ngrams, classes)
     draw_all(model, drawing, file)
-    about = origin(config, checkpoint, model.ema is not None)
+    about["checkpoint"] = origin(config, checkpoint, model.ema is not None)
     return finish_samples(drawing, references, about)
 
 
@@ -137,7 +141,7 @@ def stopped(error: KeyboardInterrupt | SystemExit, file: Parts[Any]) -> RunStopp
 def finish_samples(
     drawing: "Drawing", references: list[str], about: dict[str, Any]
 ) -> dict[str, Any]:
-    """The whole JSON, `about` the checkpoint included, and a report of it."""
+    """The whole JSON, with `about` the checkpoint and held-out text, and a report."""
     file, judge, config = drawing.file, drawing.judge, drawing.model.config
     batches = file.batches()
     if len(batches) < file.num_batches:
@@ -146,11 +150,7 @@ def finish_samples(
     results = summarise(batches)
     if is_image(config):
         where = write_images(drawing, batches)
-        file.write(
-            results
-            | {"checkpoint": about, "complete": True, "generated_seqs": []}
-            | where
-        )
+        file.write(results | about | {"complete": True, "generated_seqs": []} | where)
         file.close()
         report_lines(where)
         report_sampling(config, results)
@@ -160,7 +160,7 @@ def finish_samples(
         plain = [without_marks(text, drawing.model.tokenizer) for text in texts]
         features = [judge.features(x) for x in (references, plain)]
         results["mauve"] = mauve_score(features[0], features[1], seed=config.seed)
-    file.write(results | {"checkpoint": about, "complete": True})
+    file.write(results | about | {"complete": True})
     file.close()
     count = config.sampling.num_sample_log
     report_samples(texts[:count], [drawing.given_parts(i) for i in range(count)])

@@ -11,6 +11,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from checkpoints.about import DISTILLED
 from checkpoints.locating import checkpoint_in
 from checkpoints.outline import read_about
+from report.frontier import frontier as frontier_of
+from report.frontier_output import save as save_frontier
 from report.jobs import Job, make
 from report.output import save
 from report.runs import read_runs
@@ -44,6 +46,11 @@ def report(config: DictConfig) -> dict[str, int]:
     asked = config.report.table
     if asked is not None:
         choose({**TABLES, **OF_RUNS}, asked, "report.table")
+    if config.report.entropy is not None and asked != "frontier":
+        raise ConfigError(
+            f"report.entropy={config.report.entropy} is for report.table=frontier, not "
+            f"report.table={asked or 'null'}."
+        )
     if asked in OF_RUNS:
         return OF_RUNS[asked](config)
     published = read_published()
@@ -81,21 +88,46 @@ def training(config: DictConfig) -> dict[str, int]:
     Returns:
         How many there are.
     """
-    runs = texts(config, "runs")
-    if not runs:
-        raise ConfigError(
-            "report.runs=[]: report.table=training needs the folders of runs, or their "
-            "metrics.csv."
-        )
-    if config.report.checkpoints:
-        raise ConfigError("report.checkpoints is of no use: report.table=training.")
-    logged = read_logs([named(entry) for entry in runs])
+    logged = read_logs(runs_of(config, "the folders of runs, or their metrics.csv"))
     save_training(logged, here(config.report.path))
     return {"runs": len(logged)}
 
 
-# Tables of what runs have logged, which no paper has: what makes them.
-OF_RUNS = {"training": training}
+def frontier(config: DictConfig) -> dict[str, int]:
+    """Samplers at the same entropy, from the samples of `report.runs`.
+
+    Returns:
+        How many there are.
+    """
+    what = "files or folders of mode=sample_eval"
+    evaluations = read_runs(runs_of(config, what))
+    shown = frontier_of(evaluations, config.report.entropy)
+    if shown is None:
+        raise ConfigError(
+            f"report.table=frontier needs {what} with a judge: eval.ngram_order=5, or "
+            "eval.gen_ppl_eval_model_name_or_path=gpt2-large."
+        )
+    save_frontier(shown, f"{here(config.report.path)}/report")
+    return {"samplers": len(shown.samplers)}
+
+
+def runs_of(config: DictConfig, what: str) -> list[tuple[str | None, str]]:
+    """`report.runs` of a table that has nothing to evaluate.
+
+    Args:
+        config: The run's config.
+        what: It reads.
+    """
+    table, runs = config.report.table, texts(config, "runs")
+    if not runs:
+        raise ConfigError(f"report.runs=[]: report.table={table} needs {what}.")
+    if config.report.checkpoints:
+        raise ConfigError(f"report.checkpoints is of no use: report.table={table}.")
+    return [named(entry) for entry in runs]
+
+
+# Tables of what runs have left, which no paper has: what makes them.
+OF_RUNS = {"training": training, "frontier": frontier}
 
 
 def texts(config: DictConfig, name: str) -> list[str]:

@@ -33,6 +33,7 @@ class Evaluation(NamedTuple):
 
 _TEXT, _WHOLE, _FLAG = (str,), (int,), (bool,)
 _NONE = (type(None),)
+_SOME = (int, float, *_NONE)
 _CHECKPOINT = {
     "weights": (("checkpoint", "weights"), _TEXT + _NONE),
     "trained_as": (("checkpoint", "algo"), _TEXT + _NONE),
@@ -72,6 +73,7 @@ FIELDS = {
         "length": (("settings", "model", "length"), _WHOLE),
         "judge": (("settings", "eval.gen_ppl_eval_model_name_or_path"), _TEXT + _NONE),
         "ngram_order": (("settings", "eval.ngram_order"), _WHOLE + _NONE),
+        "sampling": (("settings", "sampling"), (dict,)),  # all of it
         "steps": (("settings", "sampling", "steps"), _WHOLE),
         "refine_steps": (("settings", "sampling", "refine_steps"), _WHOLE + _NONE),
         "predictor": (("settings", "sampling", "predictor"), _TEXT),
@@ -80,11 +82,21 @@ FIELDS = {
         "p_nucleus": (("settings", "sampling", "p_nucleus"), (int, float)),
         "temperature": (("settings", "sampling", "temperature"), (int, float, *_NONE)),
         "corrector": (("settings", "sampling", "corrector"), _TEXT + _NONE),
+        "corrector_steps": (
+            ("settings", "sampling", "corrector_steps"),
+            _WHOLE + _NONE,
+        ),
         "semi_ar": (("settings", "sampling", "semi_ar"), _FLAG),
         "prompt": (("settings", "sampling", "prompt"), _TEXT + _NONE),
         "prompt_file": (("settings", "sampling", "prompt_file"), _TEXT + _NONE),
         "infill": (("settings", "sampling", "infill"), _TEXT + _NONE),
+        "evaluations": (("evaluations",), _SOME),
         "samples": (("num_samples",), _WHOLE),
+        "held_out_rows": (("held_out", "rows"), _WHOLE + _NONE),
+        "held_out_entropy": (("held_out", "entropy"), _SOME),
+        "held_out_entropy_stderr": (("held_out", "entropy_stderr"), _SOME),
+        "held_out_ngram_ppl": (("held_out", "ngram_ppl"), _SOME),
+        "held_out_ngram_ppl_stderr": (("held_out", "ngram_ppl_stderr"), _SOME),
         "complete": (("complete",), _FLAG),
     },
     "fid_eval": {

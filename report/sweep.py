@@ -21,7 +21,10 @@ from rich.markup import escape
 from metrics.numbers import measured
 from report import style
 from report.formats import latex, markdown, print_table, screen, short_paths
-from utils import printable
+from report.frontier import frontier
+from report.frontier_output import save
+from report.runs import read_runs
+from utils import path_exists, printable
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -70,6 +73,7 @@ class Summary(Callback):
             "overrides": _overrides(hydra),
             "numbers": job_return.return_value or {},
             "about": _about(config),
+            "samples": OmegaConf.select(config, "eval.generated_samples_path"),
         }
         (Path(hydra.runtime.output_dir) / ROW).write_text(json.dumps(row))
 
@@ -79,6 +83,7 @@ class Summary(Callback):
         rows.sort(key=lambda row: row["job"])
         if rows:
             write_summary(rows, folder)
+            write_frontier(rows, folder)
         if any(REFUSED in row["numbers"] for row in rows):
             sys.exit(2)
 
@@ -134,6 +139,22 @@ def write_summary(jobs: list[dict[str, Any]], folder: Path) -> None:
     files = [folder / f"summary.{end}" for end in ("csv", "md", "tex")] + picture
     paths = (escape(printable(path.resolve())) for path in files)
     console.print("summary:", *paths, soft_wrap=True, highlight=False)
+
+
+def write_frontier(jobs: list[dict[str, Any]], folder: Path) -> None:
+    """Samplers at the same entropy, as frontier.md, .csv, .tex, .png and .pdf.
+
+    Nothing is written of less than two runs that have a perplexity.
+
+    Args:
+        jobs: As of `write_summary`, with the paths of their samples.
+        folder: Where the files go.
+    """
+    judged = [job for job in jobs if job["numbers"].get("entropy") is not None]
+    paths = [path for job in judged if (path := job.get("samples"))]
+    shown = frontier(read_runs([(None, path) for path in paths if path_exists(path)]))
+    if shown is not None and sum(len(x.points) for x in shown.samplers) > 1:
+        save(shown, str(folder / "frontier"))
 
 
 def _swept(jobs: list[dict[str, Any]]) -> list[str]:

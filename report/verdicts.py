@@ -247,7 +247,8 @@ def place(one: Evaluation, asked: str | None) -> tuple[str, list[str], list[str]
     _, table, columns, lines = found[0]
     if one.mode == "sample_eval" and is_of_another_kind(lines):
         name = Path(one.settings["tokenizer"]).name
-        return table, [f"{name}, length {one.settings['length']}"], lines
+        column = f"tokenizer {name}, length {one.settings['length']}"
+        return table, [column], lines
     same = (entry[2] for entry in found[1:] if entry[1] == table and entry[3] == lines)
     return table, columns + [x for column in same for x in column], lines
 

@@ -151,6 +151,8 @@ def test_command_runs(line, workplace):
         assert "summary.png" in done.stdout
     elif "report.table=training" in words:
         assert "8.0 ± 0.5" in done.stdout
+    elif "report.table=frontier" in words:
+        assert "samplers at the same entropy" in done.stdout
     else:
         assert SAYS[mode_of(line)] in done.stdout
 

@@ -15,6 +15,7 @@ from command_line import TINY, command, run
 from cli.settle import algorithm_class
 from data.tokenizers import get_tokenizer
 from metrics.numbers import measured
+from report.mode import report
 
 NUM_BATCHES, BATCH_SIZE = 40, 2
 SAMPLING = (
@@ -166,3 +167,31 @@ def test_a_sweep_ends_with_a_summary(checkpoint, tmp_path):
     assert (folder / "summary.png").read_bytes().startswith(b"\x89PNG\r\n")
     for name in ("csv", "md", "tex", "png", "pdf"):
         assert str(folder / f"summary.{name}") in table
+
+
+def test_a_sweep_over_temperatures_ends_with_a_frontier(checkpoint, tmp_path, compose):
+    """At the entropy of held-out text; a report over its folder has the same."""
+    asked = ("eval.ngram_order=2", "eval.held_out=True", "sampling.steps=4")
+    swept = ("sampling.temperature=0.1,1", "sampling.num_sample_batches=2")
+    run("-m", *SAMPLING, checkpoint, *asked, *swept, "hydra.sweep.dir=s", cwd=tmp_path)
+    content = json.loads((tmp_path / "s/0/samples.json").read_text())
+    about = content["held_out"]
+    assert about["rows"] > 0
+    assert about["entropy"] > 0
+    assert about["ngram_ppl"] > 1
+    with open(tmp_path / "s/frontier.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["row"] for row in rows] == ["run", "run", "at matched entropy"]
+    assert {row["value"] for row in rows[:2]} == {"0.1", "1"}
+    assert float(rows[2]["entropy"]) == about["entropy"]
+    entropies = [float(row["entropy"]) for row in rows[:2]]
+    is_within = min(entropies) <= about["entropy"] <= max(entropies)
+    assert bool(rows[2]["ppl"]) == is_within
+    where = f"report.path={tmp_path}/r"
+    table = ("mode=report", "report.table=frontier", f"report.runs={tmp_path}/s")
+    assert report(compose(*table, where)) == {"samplers": 1}
+    assert (tmp_path / "r/report.csv").read_text() == (
+        tmp_path / "s/frontier.csv"
+    ).read_text()
+    picture = tmp_path / "r/report.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from command_line import ROOT, run
-from evaluated import images, likelihood
+from evaluated import images, likelihood, samples
 from released import SIZES, random_weights, write_released
 from stand_ins import write_documents
 from tokenizers import Tokenizer, models
@@ -128,6 +128,8 @@ def write_workplace(folder: Path) -> Path:
         (folder / name / "likelihood.json").write_text(json.dumps(likelihood()))
         log = folder / name / "csv/version_0/metrics.csv"
         log.write_text("step,train/nll,val/ppl,val/ppl_stderr\n9,3.0,,\n9,,8.0,0.5\n")
+    (folder / "outputs" / "samples").mkdir()
+    (folder / "outputs" / "samples" / "samples.json").write_text(json.dumps(samples()))
     (folder / "outputs" / "images").mkdir()
     (folder / "outputs" / "images" / "fid.json").write_text(json.dumps(images()))
     readme = PAGES["README.md"]

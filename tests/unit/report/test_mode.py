@@ -174,6 +174,18 @@ MISTAKES = {
         ],
         ["report.checkpoints is of no use", "report.table=training"],
     ),
+    "frontier of nothing": (
+        ["report.table=frontier"],
+        ["report.runs=[]", "mode=sample_eval"],
+    ),
+    "frontier of likelihoods": (
+        ["report.table=frontier", "report.runs=good.json"],
+        ["with a judge", "eval.ngram_order"],
+    ),
+    "entropy of another table": (
+        ["report.entropy=5.4", "report.runs=good.json"],
+        ["report.entropy=5.4", "report.table=frontier", "null"],
+    ),
     "of no use": (
         ["report.runs=good.json", "report.data=[ptb]"],
         ["report.data is of no use"],

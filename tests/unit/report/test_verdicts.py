@@ -427,8 +427,11 @@ def test_an_own_method_stands_beside_the_papers(content):
 
 
 OTHER_KIND = [
-    ({"settings/model": {"length": 64}}, "gpt2, length 64"),
-    ({"settings/data.tokenizer_name_or_path": "/a/bytes"}, "bytes, length 1024"),
+    ({"settings/model": {"length": 64}}, "tokenizer gpt2, length 64"),
+    (
+        {"settings/data.tokenizer_name_or_path": "/a/bytes"},
+        "tokenizer bytes, length 1024",
+    ),
 ]
 
 

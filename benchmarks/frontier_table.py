@@ -1,0 +1,117 @@
+"""Samplers at the entropy of held-out text, judged without a download:
+`make frontier-table`.
+
+Trains DUO, MDLM and AR on the documentation strings of Python's standard library, or
+takes checkpoints of them, and draws samples by each sampler with several temperatures
+and numbers of steps. The judge is a 5-gram model of the training data.
+
+    python benchmarks/frontier_table.py [--checkpoints duo=FILE ...] [KEY=VALUE ...]
+
+What is finished stays in --folder, and the same command goes on from there. KEY=VALUE
+is given to every command.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.distill_table import MODELS, run  # noqa: E402
+
+TRAINING = {
+    "duo": MODELS["duo"].training,
+    "mdlm": MODELS["mdlm"].training,
+    "ar": ("experiment=demo", "algo=ar"),
+}
+TEMPERATURES = "sampling.temperature=0.8,1,1.15"
+STEPS = "sampling.steps=8,16,64"
+PSI = ("sampling.predictor=psi", "sampling.psi.middle_mode=constant-0.9", STEPS)
+
+
+class Sampler(NamedTuple):
+    model: str
+    overrides: tuple[str, ...]
+
+
+SAMPLERS = {
+    "duo-ancestral": Sampler("duo", (STEPS,)),
+    "duo-psi": Sampler("duo", PSI),
+    # A step and a sweep are two evaluations of the network.
+    "duo-gibbs": Sampler(
+        "duo",
+        (
+            "sampling.steps=4,8,32",
+            "sampling.corrector=gibbs",
+            "sampling.corrector_parallel=8",
+            "sampling.corrector_t_min=0.1",
+        ),
+    ),
+    "mdlm-ancestral": Sampler("mdlm", (STEPS,)),
+    "mdlm-psi": Sampler("mdlm", PSI),
+    "mdlm-confidence": Sampler("mdlm", ("sampling.predictor=confidence", STEPS)),
+    # These take about as many evaluations of the network as the steps above.
+    "mdlm-entropy_bound": Sampler(
+        "mdlm", ("sampling.predictor=entropy_bound", "sampling.gamma=20,8,0")
+    ),
+    "ar": Sampler("ar", ()),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument(
+        "--checkpoints",
+        nargs="*",
+        default=[],
+        metavar="MODEL=FILE",
+        help=f"of {', '.join(TRAINING)}; the others are trained",
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "outputs/frontier-table", help="of runs"
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks")
+    parser.add_argument("--anew", action="store_true", help="nothing of before is used")
+    args = parser.parse_args()
+    folder = args.folder.absolute()
+    given = dict(pair.partition("=")[::2] for pair in args.checkpoints)
+    if unknown := given.keys() - TRAINING.keys():
+        parser.error(f"--checkpoints: {', '.join(unknown)} is none of {list(TRAINING)}")
+    if args.anew:
+        shutil.rmtree(folder, ignore_errors=True)
+    with tqdm(total=len(SAMPLERS), desc="frontier-table") as bar:
+        for name, sampler in SAMPLERS.items():
+            bar.set_postfix_str(name)
+            model, place = sampler.model, folder / "samples" / name
+            if model not in given:
+                own = f"hydra.run.dir={folder / model}"
+                run(folder / model, *TRAINING[model], own, *args.overrides)
+                given[model] = str(folder / model / "checkpoints/last.ckpt")
+            run(
+                place,
+                *("-m", f"hydra.sweep.dir={place}", "experiment=demo_samples"),
+                *(f"algo={'duo_base' if model == 'duo' else model}", TEMPERATURES),
+                "sampling.noise_removal=ancestral",
+                f"eval.checkpoint_path={Path(given[model]).absolute()}",
+                *(*sampler.overrides, *args.overrides),
+            )
+            bar.update()
+    report = folder / "report"
+    run(
+        report,
+        *("mode=report", "report.table=frontier", f"report.path={report}"),
+        f"report.runs=[{folder / 'samples'}]",
+    )
+    args.output.mkdir(parents=True, exist_ok=True)
+    for end in ("md", "csv", "png"):
+        shutil.copyfile(report / f"report.{end}", args.output / f"frontier.{end}")
+
+
+if __name__ == "__main__":
+    main()
