@@ -228,7 +228,7 @@ def _kinds(runs: Sequence[Evaluation]) -> list[str]:
     files: dict[str, list[str]] = {}
     for name, one in zip(names, runs, strict=True):
         files.setdefault(name, []).append(one.settings["checkpoint"])
-    short = {}
+    short: dict[tuple[str, str], str | None] = {}
     for name, paths in files.items():
         unique = list(dict.fromkeys(paths))
         parts = short_paths(unique) if len(unique) > 1 else [None]
