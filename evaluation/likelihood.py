@@ -162,10 +162,20 @@ def _report(
     lines[name] = f"{fingerprint.sha256[:16]}{is_known}"
     if about is not None:
         found = {"documents": documents, "published_documents": published}
+        results = results | {"estimator": estimator_of(model)}
         record = likelihood_record(config, results, fingerprint, expected, about, found)
         write_json(config.eval.results_path, record)
         lines["file"] = config.eval.results_path
     report_lines(lines, title)
+
+
+def estimator_of(model: TrainerBase) -> str:
+    """How a validation finds a likelihood, in words."""
+    if model.is_autoregressive:
+        return "exact"
+    steps = model.config.algo.T
+    time = f"discrete time, T={steps}" if steps > 0 else "continuous time"
+    return f"bound (NELBO) in {time}, by Monte Carlo with one time a row"
 
 
 def _tokens_per_byte(rows: TokenRows, tokenizer: Any) -> float | None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from checkpoints.about import DISTILLED, likelihood
@@ -79,7 +80,8 @@ def likelihood_record(
         config: The run's config.
         results: nll (nats per token), bpd (bits per token), ppl (not of images),
             bits_per_byte (where tokens have bytes of their own), and the standard error
-            of each under NAME_stderr; rows and tokens that were measured.
+            of each under NAME_stderr; rows and tokens that were measured; estimator,
+            in words.
         fingerprint: Of all rows of the data set.
         expected: Of the published data set's, where it is known.
         of_checkpoint: From `origin`.
@@ -93,6 +95,9 @@ def likelihood_record(
         "mode": "ppl_eval",
         "algo": config.algo.name,
         "seed": config.seed,
+        "estimator": results.get("estimator"),
+        "precision": str(config.trainer.precision),
+        "loss_precision": config.training.loss_precision,  # of the logits
         "checkpoint": dict(of_checkpoint),
         "data": {
             "valid": data.valid,
@@ -118,6 +123,24 @@ def _chain_rule(exact: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     plain = {x: _finite(y) if type(y) is float else y for x, y in exact.items()}
     return {"chain_rule": plain}
+
+
+def samples_record(
+    config: DictConfig, draws: torch.dtype, of_checkpoint: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `samples.json` says beside the samples' numbers and `settings`.
+
+    Args:
+        config: The run's config.
+        draws: Type of the probabilities from which tokens were drawn.
+        of_checkpoint: From `origin`.
+    """
+    names = ("train", "valid", "wrap")
+    return {
+        "checkpoint": dict(of_checkpoint),
+        "draws": str(draws).removeprefix("torch."),
+        "data": {name: config.data[name] for name in names},
+    }
 
 
 def images_record(

@@ -28,7 +28,7 @@ from dataloader import DataModule
 from evaluation.held_out import held_out
 from evaluation.image_file import write_arrays
 from evaluation.parts import Parts
-from evaluation.records import origin
+from evaluation.records import origin, samples_record
 from evaluation.sample_file import DISTINCT, SampleFile, settings_of, summarise
 from metrics.judge import GenerativePerplexity, mauve_score, require_mauve
 from metrics.ngrams import NGramModel
@@ -89,7 +89,9 @@ def _sample_eval(
         about["held_out"] = held_out(data.load("valid"), ngrams)
     drawing = Drawing(model, file, judge, prompts, ngrams, classes)
     draw_all(model, drawing, file)
-    about["checkpoint"] = origin(config, checkpoint, model.ema is not None)
+    draws = model.sampler.draw_dtype(device_of(config))
+    of_checkpoint = origin(config, checkpoint, model.ema is not None)
+    about |= samples_record(config, draws, of_checkpoint)
     return finish_samples(drawing, references, about)
 
 
@@ -141,7 +143,7 @@ def stopped(error: KeyboardInterrupt | SystemExit, file: Parts[Any]) -> RunStopp
 def finish_samples(
     drawing: "Drawing", references: list[str], about: dict[str, Any]
 ) -> dict[str, Any]:
-    """The whole JSON, with `about` the checkpoint and held-out text, and a report."""
+    """The whole JSON, with what is said `about` it, and a report."""
     file, judge, config = drawing.file, drawing.judge, drawing.model.config
     batches = file.batches()
     if len(batches) < file.num_batches:

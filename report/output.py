@@ -9,7 +9,7 @@ from report.console import cell
 from report.formats import difference, latex, markdown, print_table, screen
 from report.plots import draw, label_of
 from report.tables import TABLES
-from report.verdicts import RULE, Row, other_rows
+from report.verdicts import RULE, UNPUBLISHED, Row, other_rows
 from utils import printable, whole_file
 
 COLUMNS = (
@@ -19,6 +19,11 @@ COLUMNS = (
 )
 PLUS_MINUS = "±: one standard error; bars in the picture are two."
 APART = "†: not comparable; the table below says why."
+ABOUT = (  # of a file
+    *("checkpoint", "step", "weights", "distilled", "estimator", "precision"),
+    *("tokenizer", "length", "wrap", "judge", "ngram_order", "draws", "samples"),
+    *("seed", "rows", "tokens", "sha256"),
+)
 _SAID_ONCE = ("dataset", "round", "metric", "source", "verdict")
 NAMES = ("model", "dataset", "steps", "round", "metric")  # of the lines of a table
 
@@ -93,7 +98,8 @@ def _line(row: Row, reasons: dict[str, int]) -> dict[str, str]:
         line["measured"] = measured(*row.measured)
         if row.published:
             line["difference"] = difference(row.measured[0], row.published.value)
-    if row.reason and row.verdict != "unpublished":  # which says it all
+    says_more = row.verdict != "unpublished" or not row.reason.startswith(UNPUBLISHED)
+    if row.reason and says_more:
         line["verdict"] += f" ({reasons.setdefault(row.reason, len(reasons) + 1)})"
     line["note"] = line.pop("note")  # last
     return {name: text or "" for name, text in line.items()}
@@ -192,9 +198,11 @@ def _cell(row: Row | None, mark: str) -> str:
 
 
 def files_of(rows: Iterable[Row]) -> str:
-    """A table of the evaluations, in Markdown."""
-    names = ("checkpoint", "step", "weights", "seed", "rows", "tokens", "sha256")
+    """A table of the evaluations and of what their numbers are, in Markdown; columns
+    that are empty are left out."""
     seen = {row.evaluation.path: row.evaluation for row in rows if row.evaluation}
+    every = [one.settings for one in seen.values()]
+    names = [name for name in ABOUT if any(x.get(name) is not None for x in every)]
     lines = []
     for path, one in seen.items():
         values = (part_of(one.settings, name) for name in names)

@@ -63,6 +63,8 @@ FIELDS = {
         "measured_tokens": (("data", "measured_tokens"), _WHOLE + _NONE),
         "sha256": (("data", "sha256"), _TEXT),
         "expected_sha256": (("data", "expected_sha256"), _TEXT + _NONE),
+        "estimator": (("estimator",), _TEXT + _NONE),
+        "precision": (("precision",), _TEXT + _NONE),
     },
     "sample_eval": {
         "algo": (("settings", "algo", "name"), _TEXT),
@@ -78,6 +80,9 @@ FIELDS = {
         "refine_steps": (("settings", "sampling", "refine_steps"), _WHOLE + _NONE),
         "predictor": (("settings", "sampling", "predictor"), _TEXT),
         "noise_removal": (("settings", "sampling", "noise_removal"), _TEXT + _FLAG),
+        "precision": (("settings", "trainer.precision"), (str, int, *_NONE)),
+        "draws": (("draws",), _TEXT + _NONE),
+        "train": (("data", "train"), _TEXT + _NONE),
         "use_float64": (("settings", "sampling", "use_float64"), _FLAG),
         "p_nucleus": (("settings", "sampling", "p_nucleus"), (int, float)),
         "temperature": (("settings", "sampling", "temperature"), (int, float, *_NONE)),

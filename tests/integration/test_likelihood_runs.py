@@ -34,6 +34,8 @@ def test_the_chain_rule_stands_beside_the_bound(checkpoint, tmp_path):
     )
     assert "chain rule, ppl" in done.stdout
     said = json.loads((tmp_path / "likelihood.json").read_text())
+    assert said["estimator"].startswith("bound (NELBO) in continuous time, by Monte")
+    assert (said["precision"], said["data"]["wrap"]) == ("32", True)
     rule = said["chain_rule"]
     assert rule["estimator"] == "chain rule in one random order a row, exact"
     assert (rule["order"], rule["block"]) == ("random", 1)

@@ -175,6 +175,8 @@ def test_a_sweep_over_temperatures_ends_with_a_frontier(checkpoint, tmp_path, co
     swept = ("sampling.temperature=0.1,1", "sampling.num_sample_batches=2")
     run("-m", *SAMPLING, checkpoint, *asked, *swept, "hydra.sweep.dir=s", cwd=tmp_path)
     content = json.loads((tmp_path / "s/0/samples.json").read_text())
+    assert content["draws"] == "float64"
+    assert content["data"] == {"train": "synthetic", "valid": "synthetic", "wrap": True}
     about = content["held_out"]
     assert about["rows"] > 0
     assert about["entropy"] > 0

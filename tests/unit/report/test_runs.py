@@ -95,7 +95,7 @@ def test_likelihood_is_written_as_it_is_read(compose):
     about = origin(config, Checkpoint(step=7), has_ema=True)
     numbers = {"nll": 1.0, "bpd": 1.4, "ppl": 2.7}
     results = numbers | {f"{name}_stderr": float("nan") for name in numbers}
-    results |= {"rows": 1, "tokens": 8}
+    results |= {"rows": 1, "tokens": 8, "estimator": "exact"}
     prints = Fingerprint(1, 8, "ef" * 32)
     expected = prints._replace(rows=2, sha256="cd" * 32)
     found = {"documents": 3, "published_documents": None}
@@ -109,6 +109,8 @@ def test_likelihood_is_written_as_it_is_read(compose):
     assert one.settings["expected_sha256"] == "cd" * 32
     assert one.settings["weights"] == "EMA"
     assert one.settings["distilled"] is None  # no config in the checkpoint
+    assert one.settings["estimator"] == "exact"
+    assert one.settings["precision"] == str(config.trainer.precision)
 
 
 @pytest.mark.parametrize("path", [None, "", 3, "/", "nostore://a/b.json"])

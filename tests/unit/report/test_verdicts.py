@@ -542,3 +542,31 @@ def test_images_of_distilled_and_of_raw_models_say_so():
     row, _ = compare([one], PUBLISHED, "fid")
     assert row.cell[0] == "Duo+DCD"
     assert "raw weights" in row.reason
+
+
+# ---------------------------------------------------------------- signatures
+
+OF_MDLM = {"algo": "mdlm", "settings/sampling/noise_removal": "ancestral"}
+SIGNED = [
+    (40.74, 5.278, 1000, True),  # what a public issue has
+    (40.7, 5.28, 1024, True),
+    (104.85, 5.63, 1024, False),
+    (40.7, 5.63, 1024, False),  # a better model
+    (104.85, 5.28, 1024, False),
+    (40.7, 5.28, 600, False),  # no published number is near
+]
+
+
+@pytest.mark.parametrize(("ppl", "entropy", "steps", "is_signed"), SIGNED)
+@pytest.mark.parametrize("use_float64", [True, False])
+def test_a_known_sign_of_a_mismatch_is_named(
+    ppl, entropy, steps, is_signed, use_float64
+):
+    """Whatever the file says of its draws; the verdict stays."""
+    own = {"settings/sampling/use_float64": use_float64}
+    rows = compared(samples(steps, ppl, entropy, **OF_MDLM, **own))
+    measured = [row for row in rows if row.evaluation]
+    assert len(measured) == 2
+    for row in measured:
+        assert ("as with float32 draws" in row.reason) == is_signed
+        assert ("104.85 / 5.63" in row.reason) == is_signed
