@@ -34,6 +34,8 @@ _OF_TEXT = (
 )
 SETTING = ("tokenizer", "length", *_OF_TEXT, "complete")
 _UNSAID = ("predictor", "corrector", "num_sample_batches", "labels", *_OF_TEXT)
+# Keys that set how many network evaluations a sampler takes, in words.
+COSTS = {"steps": "{} steps", "gamma": "gamma={}"}
 STEPLESS = ("first_hitting", "entropy_bound", "one_step")  # predictors
 
 
@@ -62,7 +64,7 @@ class Sampler(NamedTuple):
     """A curve."""
 
     name: str
-    line: str  # the name without the number of steps
+    line: str  # the name without what sets its network evaluations, steps or gamma
     budget: int | None  # network evaluations that its steps ask for; None: it has none
     is_for_all: bool  # stands beside samplers of any budget, as AR does
     points: list[Point]  # in the order of their entropy
@@ -168,10 +170,11 @@ def frontier(
         keys = _differing([chosen[id(one)] for one in some])
         for one in some:
             own, setting = chosen[id(one)], _setting(one, metric)
-            told = [_told(own, key) for key in keys if key not in (*along, "steps")]
+            keys = [key for key in keys if key not in along]
+            told = [_told(own, key) for key in keys if key not in COSTS]
             line = ", ".join([kind, *told])
-            has_steps = "steps" in keys and "steps" not in along
-            name = f"{line}, {own['steps']} steps" if has_steps else line
+            costs = [COSTS[key].format(own[key]) for key in keys if key in COSTS]
+            name = ", ".join([line, *costs])
             differs = "" if _key(setting) == usual else _differs(setting, first)
             is_ar = one.settings["algo"] == "ar"
             budget = None if "steps" in along else _budget(one, own)

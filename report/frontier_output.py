@@ -23,6 +23,7 @@ RULE = (
     "logarithm of perplexity is taken as linear in entropy; errors of both are "
     "propagated as independent. Beyond a sampler's runs nothing is said."
 )
+FEW = 4  # curves of which points are labelled, or values in a title
 
 
 def save(shown: Frontier, stem: str) -> None:
@@ -201,6 +202,10 @@ def _panel_of(sampler: Sampler, budgets: Sequence[int]) -> int | None:
     return min(budgets, key=lambda budget: abs(math.log(budget / own)))
 
 
+def _is_in(sampler: Sampler, panel: int, budgets: Sequence[int]) -> bool:
+    return _panel_of(sampler, budgets) in (panel, None)
+
+
 def draw(shown: Frontier, stem: str) -> list[str]:
     """Writes STEM.png and STEM.pdf: perplexity against entropy, a curve a sampler.
 
@@ -211,57 +216,66 @@ def draw(shown: Frontier, stem: str) -> list[str]:
     """
     budgets = _budgets(shown)
     panels: list[int | None] = list(budgets) if len(budgets) > 1 else [None]
-    looks = style.looks(sampler.line for sampler in shown.samplers)
-    text = shown.text
+    by_panel = [
+        [x for x in shown.samplers if panel is None or _is_in(x, panel, budgets)]
+        for panel in panels
+    ]
+    # Within a panel costs are the same.
+    names = [x.line if len(panels) > 1 else x.name for x in shown.samplers]
+    looks = style.looks(names)
+    by_sampler = dict(zip((x.name for x in shown.samplers), names, strict=True))
+    kind = "n-gram" if "-gram" in shown.judge else "generative"
+    has_labels = max(map(len, by_panel)) <= FEW
     with style.drawing() as pyplot:
         rows = -(-len(panels) // style.PANELS)
         height = 1.5 + 3.0 * rows + 0.12 * len(looks)
         figure = pyplot.figure(figsize=(style.WIDTH, height), layout="constrained")
         grid = style.panels(figure, len(panels))
-        for axes, panel in zip(grid, panels, strict=True):
-            some = [
-                sampler
-                for sampler in shown.samplers
-                if panel is None or _panel_of(sampler, budgets) in (panel, None)
-            ]
+        for axes, panel, some in zip(grid, panels, by_panel, strict=True):
             for sampler in some:
                 points = sampler.points
                 style.points(
                     axes,
                     [x.entropy for x in points],
                     [x.ppl for x in points],
-                    looks[sampler.line],
+                    looks[by_sampler[sampler.name]],
                     x_errors=[x.entropy_error for x in points],
                     y_errors=[x.ppl_error for x in points],
                     hollow=bool(sampler.differs),
                 )
-            if text is not None:
-                axes.axvline(text.entropy, color=style.GREY, linewidth=1)
+            if shown.text is not None:
+                axes.axvline(shown.text.entropy, color=style.GREY, linewidth=1)
             if panel is not None:
                 axes.set_title(f"about {panel} network evaluations")
-            kind = "n-gram" if "-gram" in shown.judge else "generative"
             axes.set_xlabel("entropy of samples (nats a token)")
             axes.set_ylabel(f"{kind} perplexity (a token)")
             style.numbers_axis(axes, "y", [x.ppl for s in some for x in s.points])
-        notes = ["entropy of held-out text"] if text else []
+        notes = ["entropy of held-out text"] if shown.text else []
         notes += [style.HOLLOW] if any(x.differs for x in shown.samplers) else []
         if any(x.ppl_error for sampler in shown.samplers for x in sampler.points):
             notes.append(style.BARS)
         of = f"tokenizer {shown.tokenizer}, length {shown.length}; judge: {shown.judge}"
-        beside = [f"beside points: {shown.along}"] if shown.along else []
-        style.title(figure, "perplexity of samples against their entropy", of, *beside)
+        told = _values(shown, has_labels)
+        style.title(figure, "perplexity of samples against their entropy", of, *told)
         style.legend(figure, looks, notes)
+        if not has_labels:
+            return style.save(figure, stem)
         # At the end, as it settles where everything is.
-        for axes, panel in zip(grid, panels, strict=True):
-            style.label_points(
-                figure,
-                axes,
-                [
-                    (x.beside, x.entropy, x.ppl)
-                    for sampler in shown.samplers
-                    if panel is None or _panel_of(sampler, budgets) in (panel, None)
-                    for x in sampler.points
-                    if x.beside
-                ],
-            )
+        for axes, some in zip(grid, by_panel, strict=True):
+            points = [x for sampler in some for x in sampler.points if x.beside]
+            labels = [(x.beside, x.entropy, x.ppl) for x in points]
+            style.label_points(figure, axes, labels)
         return style.save(figure, stem)
+
+
+def _values(shown: Frontier, has_labels: bool) -> list[str]:
+    """A line of the title: what draws the curves, where points are not labelled with
+    their values."""
+    if not shown.along:
+        return []
+    if has_labels:
+        return [f"beside points: {shown.along}"]
+    every = (x.beside for sampler in shown.samplers for x in sampler.points)
+    values = list(dict.fromkeys(every))
+    told = f" {', '.join(values)}" if len(values) <= FEW else ""
+    return [f"along a curve: {shown.along}{told}"]

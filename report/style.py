@@ -48,6 +48,17 @@ KNOWN = {
     "mdlm+sdtt": (5, 6),
     "mdlm+dimo": (3, 7),
 }
+# Of samplers in figures of their own; those that choose the order share a colour.
+SAMPLERS = {
+    "ar": KNOWN["ar"],
+    "duo, ancestral": (0, 0),
+    "duo, psi": (4, 4),
+    "duo, ancestral + gibbs": (2, 3),
+    "mdlm, ancestral": (1, 1),
+    "mdlm, psi": (5, 5),
+    "mdlm, confidence": (3, 6),
+    "mdlm, entropy_bound": (3, 8),
+}
 ALIASES = {
     "duo_base": "duo",
     "sedd": "sedd absorb",
@@ -55,6 +66,9 @@ ALIASES = {
     **dict.fromkeys(("distillation", "dcd", "duo, dcd", "duo, distilled"), "duo+dcd"),
     **dict.fromkeys(("sdtt", "mdlm, sdtt"), "mdlm+sdtt"),
     **dict.fromkeys(("dimo", "mdlm, di[m]o"), "mdlm+dimo"),
+    **{
+        f"duo_base, {x}": f"duo, {x}" for x in ("ancestral", "psi", "ancestral + gibbs")
+    },
 }
 SETTINGS: Any = {
     "axes.axisbelow": True,
@@ -92,7 +106,8 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     found: dict[str, Look] = {}
     for name in names:
         key = name.casefold()
-        numbers = KNOWN.get(ALIASES.get(key, key))
+        key = ALIASES.get(key, key)
+        numbers = KNOWN.get(key) or SAMPLERS.get(key)
         look = numbers and Look(COLOURS[numbers[0]], MARKERS[numbers[1]])
         if look is None or look in found.values():
             unknown.append(name)

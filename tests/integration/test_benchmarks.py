@@ -227,3 +227,27 @@ def test_distillations_side_by_side(tmp_path):
     again = bench("distill_table.py", *sizes, *places)
     assert again.returncode == 0, again.stderr
     assert logs == {path: path.stat().st_mtime_ns for path in logs}
+
+
+@pytest.mark.slow
+def test_samplers_at_the_entropy_of_held_out_text(tmp_path):
+    """A checkpoint that is given is not trained; each sampler is in the table."""
+    sizes = ("model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2")
+    sizes += ("trainer.max_steps=2", "trainer.val_check_interval=2")
+    sizes += ("sampling.num_sample_batches=1", "loader.eval_batch_size=4")
+    sizes += ("data.valid_fraction=0.01",)
+    places = ("--folder", str(tmp_path / "runs"), "--output", str(tmp_path))
+    done = bench("frontier_table.py", *sizes, *places)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "frontier.md").read_text()
+    for name in ("duo, ancestral + gibbs, 4 steps", "mdlm, entropy_bound, gamma=0"):
+        assert f"| {name} |" in text
+    assert (tmp_path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    given = f"ar={tmp_path}/runs/ar/checkpoints/last.ckpt"
+    logs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/**/log.txt")}
+    again = bench("frontier_table.py", *sizes, "--checkpoints", given, *places)
+    assert again.returncode == 0, again.stderr
+    assert logs == {path: path.stat().st_mtime_ns for path in logs}
+    wrong = bench("frontier_table.py", "--checkpoints", "gpt=x")
+    assert wrong.returncode == 2
+    assert "gpt is none of" in wrong.stderr

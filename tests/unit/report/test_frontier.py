@@ -130,6 +130,17 @@ def test_temperature_goes_before_steps():
     assert {x.line for x in shown.samplers} == {"duo_base, ancestral"}
 
 
+def test_gamma_is_what_entropy_bound_costs():
+    """As steps are for others."""
+    name = {"predictor": "entropy_bound"}
+    shown = frontier([run(t, gamma=x, **name) for t in (0.7, 1.0) for x in (0.0, 2.5)])
+    assert list(names(shown)) == [
+        f"duo_base, entropy_bound, gamma={x}" for x in ("0", "2.5")
+    ]
+    assert {x.line for x in shown.samplers} == {"duo_base, entropy_bound"}
+    assert {x.budget for x in shown.samplers} == {None}
+
+
 def test_samplers_are_told_apart_by_what_they_differ_in():
     """Each by keys of its own kind; what a sampler does not read is unsaid."""
     runs = [

@@ -98,6 +98,31 @@ def test_samplers_without_steps_stand_with_the_nearest(evaluations, panel):
     assert _panel_of(shown.samplers[-1], [8, 16]) == panel
 
 
+def test_points_of_few_curves_are_labelled(tmp_path, monkeypatch):
+    """Of more the title has the values; without panels each cost has a look."""
+    from matplotlib import pyplot
+
+    figures = []
+    monkeypatch.setattr(pyplot, "close", figures.append)
+    name = {"settings/sampling/predictor": "entropy_bound"}
+    for count in (2, 5):
+        runs = [
+            run(t, 5.4 + t / 10, 30.0 + i, **name, **{"settings/sampling/gamma": i})
+            for i in range(count)
+            for t in (0.7, 1.0)
+        ]
+        save(frontier(runs), str(tmp_path / "frontier"))
+    monkeypatch.undo()
+    pyplot.close("all")
+    few, many = figures
+    assert {x.get_text() for x in few.axes[0].texts} == {"0.7", "1"}
+    assert not many.axes[0].texts
+    assert "beside points: temperature" in few.get_suptitle()
+    assert "along a curve: temperature 0.7, 1" in many.get_suptitle()
+    colours = {x.lines[0].get_color() for x in many.axes[0].containers}
+    assert len(colours) == 5
+
+
 def test_panels_show_what_costs_as_much(tmp_path, monkeypatch):
     """Those left to right in all; a line marks the entropy."""
     from matplotlib import pyplot

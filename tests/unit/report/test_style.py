@@ -7,7 +7,7 @@ import pytest
 from matplotlib import image
 
 from report import style
-from report.style import COLOURS, KNOWN, MARKERS, Look, looks
+from report.style import COLOURS, KNOWN, MARKERS, SAMPLERS, Look, looks
 
 
 def grey(colour: str) -> float:
@@ -46,10 +46,11 @@ def test_names_of_the_command_line_mean_published_models():
 def test_looks_differ_in_grey():
     """By their markers where their colours are about as dark; all show on white."""
     assert all(grey(colour) < 0.75 for colour in COLOURS)
-    for a, b in itertools.combinations(KNOWN.values(), 2):
-        assert a != b
-        dark = [grey(COLOURS[x[0]]) for x in (a, b)]
-        assert a[1] != b[1] or abs(dark[0] - dark[1]) > 0.08
+    for together in (KNOWN, SAMPLERS):
+        for a, b in itertools.combinations(together.values(), 2):
+            assert a != b
+            dark = [grey(COLOURS[x[0]]) for x in (a, b)]
+            assert a[1] != b[1] or abs(dark[0] - dark[1]) > 0.08
 
 
 # ---------------------------------------------------------------- figures
