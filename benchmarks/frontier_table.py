@@ -109,8 +109,17 @@ def main() -> None:
         f"report.runs=[{folder / 'samples'}]",
     )
     args.output.mkdir(parents=True, exist_ok=True)
-    for end in ("md", "csv", "png"):
-        shutil.copyfile(report / f"report.{end}", args.output / f"frontier.{end}")
+    told = [
+        f"{model} by `{' '.join(TRAINING[model])}`"
+        if str(folder / model) in path
+        else f"{model} given"
+        for model, path in given.items()
+    ]
+    title, _, rest = (report / "report.md").read_text().partition("\n\n")
+    made = f"Made by `make frontier-table`. Trained on docstrings: {'; '.join(told)}."
+    text = "\n\n".join([title, made, rest.replace("(report.png)", "(frontier.png)")])
+    (args.output / "frontier.md").write_text(text)
+    shutil.copyfile(report / "report.png", args.output / "frontier.png")
 
 
 if __name__ == "__main__":
