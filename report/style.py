@@ -183,10 +183,22 @@ def save(figure: Any, stem: str) -> list[str]:
 
 
 def title(part: Any, *lines: str) -> None:
-    """What is shown, and of what: model, data, judge; long lines are folded."""
+    """What is shown, and of what: model, data, judge; long lines are folded, at
+    semicolons if that is enough."""
     width = int(12 * part.bbox.width / part.dpi)
-    folded = [x for line in lines for x in textwrap.wrap(clean(line), width)]
+    folded = [x for line in lines for x in folds(clean(line), width)]
     part.suptitle("\n".join(folded), fontsize=11)
+
+
+def folds(line: str, width: int) -> list[str]:
+    """A line as lines of `width` letters at most; words that are longer are cut."""
+    lines: list[str] = []
+    for text in line.split("; "):
+        if lines and len(lines[-1]) + len(text) + 2 <= width:
+            lines[-1] += f"; {text}"
+        else:
+            lines.append(text)
+    return [x for text in lines for x in textwrap.wrap(text, width)]
 
 
 def clean(text: str) -> str:

@@ -66,6 +66,20 @@ def figure():
         pyplot.close(made)
 
 
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [
+        ("a; b; c", ["a; b; c"]),
+        ("models; data set; judge: x", ["models; data set", "judge: x"]),
+        ("many words that go on; x", ["many words that", "go on", "x"]),
+        ("a" * 20, ["a" * 16, "a" * 4]),
+        ("", []),
+    ],
+)
+def test_titles_are_folded_at_semicolons_if_they_can_be(line, lines):
+    assert style.folds(line, 16) == lines
+
+
 def boxes(texts) -> list:
     return [text.get_window_extent().extents for text in texts]
 
