@@ -148,7 +148,8 @@ def test_data_are_prepared_without_a_model(tmp_path):
     first = start(tmp_path, "ptb", "mode=prepare_data", *where)
     made = written(tmp_path / "cache")
     again = start(tmp_path, "ptb", "mode=prepare_data", *where)
-    assert made and written(tmp_path / "cache") == made
+    assert made
+    assert written(tmp_path / "cache") == made
     for done in (first, again):
         said = "data.valid=ptb: 60 documents, the published set has 3370"
         assert said in done.stdout + done.stderr
