@@ -228,7 +228,7 @@ class Generator(MDLM):
         self, num_samples: int, generator: torch.Generator | None = None
     ) -> Tensor:
         """x_init of samples, (B, L)."""
-        return self.initial.draw(num_samples, generator).to(self.device)
+        return to_device(self.initial.draw(num_samples, generator), self.device)
 
 
 def no_noise(ids: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from distillation.masking import masked_count, masked_positions
-from models.device import to_device
+from models.device import to_device, wide_dtype, widened
 from utils import ConfigError
 
 # ---------------------------------------------------------------- how much is masked
@@ -180,22 +180,22 @@ class InitialTokens(nn.Module):
         shape = (num_samples, self.length)
         if self.kind == "data":
             index = torch.randint(REMEMBERED, (num_samples,), generator=host)
-            tokens = self.table.cpu()[index]
+            tokens = self.table[to_device(index, self.table.device)]
         else:
             tokens = self.tokens(shape, host)
         ratio = self.ratio.draw(host)
         return self.with_masks(tokens, torch.rand(shape, generator=host), ratio)
 
     def tokens(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Tokens that no text says."""
+        """Tokens that no text says, on the host or on the device of the model."""
         if self.kind != "unigram":
             ids = torch.randint(self.vocab_size - 1, shape, generator=generator)
             return ids + (ids >= self.mask_index)
         u = torch.rand(shape, dtype=torch.float64, generator=generator)
-        probs = self.table.double().cpu()
+        probs = self.table.to(wide_dtype(self.table.device), copy=True)
         probs[self.mask_index] = 0  # whatever a file says
         cdf = probs.cumsum(dim=0)
-        index = torch.searchsorted(cdf, u * cdf[-1], right=True)
+        index = torch.searchsorted(cdf, widened(u, cdf.device) * cdf[-1], right=True)
         return index.clamp(max=len(cdf) - 1)
 
     def with_masks(self, tokens: Tensor, u: Tensor, ratio: float) -> Tensor:

@@ -78,10 +78,12 @@ def nucleus(probs: Tensor, top_p: float) -> Tensor:
     rows = probs.flatten(0, -2)
     top = rows.topk(min(rows.shape[-1], NUCLEUS_CANDIDATES), dim=-1)
     kept = _keep(*top, rows, top_p)
-    is_wide = top.values.sum(dim=-1) <= top_p  # the set may go beyond the candidates
-    if top.values.shape != rows.shape and is_wide.any():
-        wide = rows[is_wide]
-        kept[is_wide] = _keep(*wide.sort(dim=-1, descending=True), wide, top_p)
+    if top.values.shape != rows.shape:
+        # Their sets may go beyond the candidates.
+        wide = (top.values.sum(dim=-1) <= top_p).nonzero().squeeze(-1)
+        if len(wide):
+            whole = rows[wide]
+            kept[wide] = _keep(*whole.sort(dim=-1, descending=True), whole, top_p)
     return kept.view_as(probs)
 
 

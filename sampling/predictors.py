@@ -131,7 +131,7 @@ class Analytic(Sampler):
                 probs = self.guided([whole_row(each) for each in tokens.each()])
                 return self.draw(probs, chain.generator)
             reveal, probs = revealed(tokens)
-            reveals = chain.uniform(reveal.shape) < reveal
+            reveals = (chain.uniform(reveal.shape) < reveal).nonzero().squeeze(-1)
             x = tokens.xt.clone()
             x[reveals] = self.draw(probs[reveals], chain.generator)
             return x

@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from models.device import to_device
 from utils import ConfigError, open_file, path_exists
 
 KEYS = ("prompt", "prompt_file", "infill")
@@ -42,7 +43,7 @@ class Given(NamedTuple):
         return Given(tokens, known)
 
     def to(self, device: torch.device) -> "Given":
-        return Given(*(x.to(device) for x in self))
+        return Given(*(to_device(x, device) for x in self))
 
     @classmethod
     def nothing(cls, num_samples: int, length: int, device: torch.device) -> "Given":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from models.device import wide_dtype
+from models.device import to_device, wide_dtype, widened
 from models.head import draw_chunk_size
 from sampling.denoiser import Denoiser
 from utils import NotFinite
@@ -36,9 +36,8 @@ class Step(NamedTuple):
 
     def to(self, like: Tensor) -> "Step":
         """Scalars of the host as (B, 1) on the device of `like`, (B, L)."""
-        device, dtype = like.device, wide_dtype(like.device)
         alpha_t, alpha_s = (
-            x.to(device, dtype).expand(len(like), 1)
+            widened(x, like.device).expand(len(like), 1)
             for x in (self.alpha_t, self.alpha_s)
         )
         return Step(alpha_t, alpha_s, self.kappa)
@@ -125,13 +124,16 @@ class Chain:
     def tokens(self, xt: Tensor, alpha_t: Tensor, where: Tensor) -> Iterator[Tokens]:
         """Evaluates the sequences with a position in `where`, (B, L) bool, and the
         head at these positions."""
-        wanted = where.any(dim=-1).nonzero().squeeze(-1)
-        if not len(wanted):
+        asked = self.asked(where)
+        of_host = asked.any(dim=-1).nonzero().squeeze(-1)
+        if not len(of_host):
             return
-        self.check_finite()  # of the step before, which the line above waited for
+        wanted, local, columns = (
+            to_device(x, xt.device)
+            for x in (of_host, *asked[of_host].nonzero(as_tuple=True))
+        )
         sigma = self.model.sigma(alpha_t)
         hidden = self._hidden(xt, sigma, wanted)  # (b, G, L, D)
-        local, columns = where[wanted].nonzero(as_tuple=True)
         for part in torch.arange(len(local), device=xt.device).split(self.chunk):
             rows = wanted[local[part]]
             logits = [
@@ -154,13 +156,27 @@ class Chain:
         """Keeps in mind, on the device, whether logits (n, K) are finite."""
         self._are_finite = self._are_finite & logits.amax(dim=-1).isfinite().all()
 
+    def asked(self, where: Tensor) -> Tensor:
+        """Positions (B, L) on the host, with which comes whether logits were finite:
+        the one time that a step waits for the device.
+
+        Raises:
+            NotFinite: As `check_finite`.
+        """
+        answer = torch.cat([where.flatten(), self._are_finite[None]]).cpu()
+        self._refuse_unless(answer[-1])
+        return answer[:-1].view(where.shape)
+
     def check_finite(self) -> None:
         """Waits for the device.
 
         Raises:
             NotFinite: If any logits so far were not finite.
         """
-        if not self._are_finite:
+        self._refuse_unless(self._are_finite)
+
+    def _refuse_unless(self, are_finite: Tensor) -> None:
+        if not are_finite:
             raise NotFinite(
                 "The logits of the network are not finite, so there are no samples: "
                 "its weights are of a run that has diverged, or trainer.precision is "

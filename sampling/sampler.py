@@ -20,7 +20,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from models.device import wide_dtype
+from models.device import to_device, wide_dtype
 from models.noise import Noise
 from sampling.categorical import exponential_race, inverse_cdf, nucleus, tempered
 from sampling.correctors import Corrector
@@ -169,7 +169,7 @@ class Sampler:
             if self.guid_weight:
                 raise ValueError("sampling.guid_weight needs labels")
             return (None,)
-        labels = labels.to(model.device)
+        labels = to_device(labels, model.device)
         none = torch.full_like(labels, model.num_classes)
         if not self.guid_weight:
             return (none,)

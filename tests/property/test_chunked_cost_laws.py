@@ -1,6 +1,5 @@
 """What the loss in chunks costs: no tensor of N x K elements, forward or backward; no
-wait for the device; no compilation per batch. Operations are watched as they are
-dispatched.
+compilation per batch. Operations are watched as they are dispatched.
 """
 
 import itertools
@@ -98,104 +97,6 @@ def test_larger_chunks_are_larger(large_vocabulary):
     largest, alive = sizes_of_a_step(large_vocabulary, chunk)
     assert largest == chunk * K
     assert alive == 0
-
-
-# ---------------------------------------------------------------- waiting
-
-
-class NoWaiting(TorchDispatchMode):
-    """Refuses what a device could answer only after all that is queued on it: values
-    on the host, and results whose size depends on values."""
-
-    WAITING = (
-        "_local_scalar_dense",
-        "_unique",
-        "bincount",
-        "equal",
-        "is_nonzero",
-        "masked_select",
-        "nonzero",
-        "repeat_interleave",
-        "unique",
-    )
-    INDEXING = ("index", "_index", "_unsafe_index")
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name.removeprefix("aten::")
-        waits = name.startswith(self.WAITING)
-        if name.startswith(self.INDEXING):
-            indices = tree_leaves(args[1:])
-            waits = any(getattr(x, "dtype", None) == torch.bool for x in indices)
-        if waits:
-            raise AssertionError(f"{func} waits for the device")
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture
-def step(make_model, algo_name, monkeypatch):
-    """A whole step of training; what is drawn on the host is drawn beforehand."""
-    model = make_model(f"algo={algo_name}").train()
-    batch = random_batch(model)
-    if not model.is_autoregressive:
-        t = model.sample_t(4)
-        monkeypatch.setattr(model, "sample_t", lambda *args: t)
-        for name in ("corrupt", "corrupt_pair", "plan"):
-            if hasattr(model, name):
-                z = getattr(model, name)(batch["input_ids"], t)
-                monkeypatch.setattr(model, name, lambda *args, z=z: z)
-        if model.is_one_step:
-            draws = model.draws(batch["input_ids"], "generator", 0)
-            masks = model.masks(draws.u.shape, "generator", "linear", 0)
-            monkeypatch.setattr(model, "draws", lambda *args: draws)
-            monkeypatch.setattr(model, "masks", lambda *args: masks)
-    monkeypatch.setattr(model, "log", lambda *args, **options: None)
-    optimizer, ema = model.make_optimizer(), model.make_ema()
-
-    def run():
-        loss = model.training_step(batch, 0)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        ema.update(model.averaged_parameters())
-
-    run.model = model
-    return run
-
-
-@pytest.mark.parametrize("chunk", [1, 5, "auto", None])
-def test_a_step_does_not_wait_for_the_device(step, chunk):
-    """Nothing between the first operation and the last needs a value on the host."""
-    with chunks_of(step.model, chunk):
-        step()
-        with NoWaiting():
-            step()
-
-
-@pytest.mark.parametrize(
-    "waiting",
-    [
-        lambda x: x.sum().item(),
-        lambda x: bool((x > 0).any()),
-        lambda x: x[x > 0],
-        lambda x: (x > 0).nonzero(),
-        lambda x: x.masked_select(x > 0),
-        lambda x: torch.equal(x, x),
-        lambda x: x.unique(),
-    ],
-)
-def test_the_probe_sees_what_waits(step, monkeypatch, waiting):
-    """In the loss of a token, from where it would be easiest to overlook."""
-    names = ("divergence", "token_surrogate", "nll_of_logits")
-    name = next(name for name in names if hasattr(step.model, name))
-    token_loss = getattr(step.model, name)
-
-    def careless(*logits, **inputs):
-        waiting(logits[0].detach())
-        return token_loss(*logits, **inputs)
-
-    monkeypatch.setattr(step.model, name, careless)
-    with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
-        step()
 
 
 # ---------------------------------------------------------------- compilation

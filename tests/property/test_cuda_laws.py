@@ -5,6 +5,8 @@ wait for the device. Run with `pytest -m gpu`.
 import pytest
 import torch
 from chunking import chunks_of, random_batch
+from steps import moved, update_of
+from tiny import SAMPLING
 
 pytestmark = [
     pytest.mark.gpu,
@@ -12,8 +14,7 @@ pytestmark = [
 ]
 
 
-def moved(batch):
-    return {name: x.cuda() for name, x in batch.items()}
+CUDA = torch.device("cuda")
 
 
 @pytest.mark.parametrize("chunk", [5, "auto", None])
@@ -23,32 +24,37 @@ def test_the_losses_of_the_cpu(make_model, algo_name, chunk):
     batch = random_batch(model)
     with chunks_of(model, chunk):
         expected = model.loss(batch, 2)
-        got = model.cuda().loss(moved(batch), 2)
+        got = model.cuda().loss(moved(batch, CUDA), 2)
     torch.testing.assert_close(got.nlls.cpu(), expected.nlls, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
-def test_a_step_does_not_wait(make_model, algo_name, precision, monkeypatch):
-    """Loss, backward, clipping, AdamW and EMA, in torch's own judgement."""
+def test_a_step_does_not_wait(make_model, algo_name, precision):
+    """In torch's own judgement."""
     overrides = ("trainer.accelerator=cuda", f"trainer.precision={precision}")
-    model = make_model(f"algo={algo_name}", *overrides).cuda().train()
-    monkeypatch.setattr(model, "log", lambda *args, **options: None)
-    batch = moved(random_batch(model))
-    optimizer, ema = model.make_optimizer(), model.make_ema()
-
-    def step():
-        with model.autocast():
-            loss = model.training_step(batch, 0)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(model.parameters())
-
-    step()  # compilation and the first allocations may wait
-    step()
+    model = make_model(f"algo={algo_name}", *overrides).cuda()
+    update = update_of(model, moved(random_batch(model), CUDA))
+    update()  # compilation and the first allocations may wait
+    update()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        step()
+        update()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("predictor", "name"), SAMPLING)
+def test_samplers_sample(make_model, predictor, name):
+    """Under bf16, exact draws and published ones."""
+    for use_float64 in (True, False):
+        model = make_model(
+            f"algo={name}",
+            f"sampling.predictor={predictor}",
+            f"sampling.use_float64={use_float64}",
+            "trainer.accelerator=cuda",
+            "trainer.precision=bf16",
+        ).cuda()
+        samples = model.generate_samples(3, torch.Generator(CUDA).manual_seed(1))
+        assert samples.tokens.device.type == "cuda"
+        assert samples.tokens.min() >= 0
+        assert samples.tokens.max() < model.vocab_size
