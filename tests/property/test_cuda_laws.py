@@ -5,7 +5,7 @@ wait for the device. Run with `pytest -m gpu`.
 import pytest
 import torch
 from chunking import chunks_of, random_batch
-from steps import moved, update_of
+from steps import Update, moved
 from tiny import SAMPLING
 
 pytestmark = [
@@ -33,7 +33,7 @@ def test_a_step_does_not_wait(make_model, algo_name, precision):
     """In torch's own judgement."""
     overrides = ("trainer.accelerator=cuda", f"trainer.precision={precision}")
     model = make_model(f"algo={algo_name}", *overrides).cuda()
-    update = update_of(model, moved(random_batch(model), CUDA))
+    update = Update(model, moved(random_batch(model), CUDA))
     update()  # compilation and the first allocations may wait
     update()
     torch.cuda.set_sync_debug_mode("error")

@@ -14,7 +14,7 @@ import torch
 from accelerator import DEVICE, StandIn
 from chunking import padded, random_batch
 from command_line import ROOT
-from steps import moved, update_of
+from steps import Update, moved
 from tiny import ALGORITHMS
 
 from models.device import to_device
@@ -31,22 +31,18 @@ def check_update(make_model, *overrides, batch=random_batch):
     """Two updates on the device, of which the second is watched, and two on the CPU."""
     model, other = (make_model(*overrides) for _ in range(2))
     inputs = batch(model)
-    update = update_of(other, inputs)
-    update()
-    expected = update()
+    right = Update(other, inputs)
+    right()
+    expected = right()
     with StandIn() as device:
         model.to(DEVICE)
-        update = update_of(model, moved(inputs, DEVICE))
+        update = Update(model, moved(inputs, DEVICE))
         update()
         with device.watched():
             loss = update()
     torch.testing.assert_close(loss.numbers, expected, rtol=1e-4, atol=1e-6)
-    pairs = [
-        *zip(model.parameters(), other.parameters(), strict=True),
-        *zip(model.ema.shadow_params, other.ema.shadow_params, strict=True),
-    ]
-    for got, right in pairs:
-        torch.testing.assert_close(got.numbers, right.detach(), rtol=1e-3, atol=1e-5)
+    for x, y in zip(update.kept(), right.kept(), strict=True):
+        torch.testing.assert_close(x.numbers, y.detach(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1, "auto"])
@@ -259,7 +255,7 @@ def check_seen(model, monkeypatch, waiting):
     monkeypatch.setattr(model, name, careless)
     with StandIn() as device:
         model.to(DEVICE)
-        update = update_of(model, moved(random_batch(model), DEVICE))
+        update = Update(model, moved(random_batch(model), DEVICE))
         line = r"waits for the device at tests/property/test_device_laws\.py:\d+, in "
         with device.watched(), pytest.raises(AssertionError, match=line):
             update()

@@ -1,6 +1,6 @@
 """A whole update of a model, as training makes it, on whatever device it is."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import SimpleNamespace
 
 import torch
@@ -9,22 +9,25 @@ from torch import Tensor
 from trainer_base import TrainerBase
 
 
-def update_of(model: TrainerBase, batch: Mapping[str, Tensor]) -> Callable[[], Tensor]:
-    """A function that makes an update and returns its loss: forward, backward, clipping
-    with the judgement whether all is finite, AdamW, EMA."""
-    model.train()
-    model.trainer = SimpleNamespace(
-        model=model, world_size=1, global_rank=0, global_step=0
-    )
-    model.log = lambda *args, **options: None
-    if model.device.type not in ("cpu", "cuda"):  # where the host learns of it later
-        model._updates.note = lambda step, values: None
-    optimizer, model.ema = model.make_optimizer(), model.make_ema()
-    assert optimizer.defaults["fused"]
+class Update:
+    """An update of a model on a batch: forward, backward, clipping with the judgement
+    whether all is finite, AdamW, EMA. Called, it returns the loss."""
 
-    def update() -> Tensor:
+    def __init__(self, model: TrainerBase, batch: Mapping[str, Tensor]) -> None:
+        self.model, self.batch = model.train(), batch
+        model.trainer = SimpleNamespace(
+            model=model, world_size=1, global_rank=0, global_step=0
+        )
+        model.log = lambda *args, **options: None
+        if model.device.type not in ("cpu", "cuda"):  # the host learns of it later
+            model._updates.note = lambda step, values: None
+        self.optimizer, model.ema = model.make_optimizer(), model.make_ema()
+        assert self.optimizer.defaults["fused"]
+
+    def __call__(self) -> Tensor:
+        model, optimizer = self.model, self.optimizer
         with model.autocast():
-            loss = model.training_step(batch, 0)
+            loss = model.training_step(self.batch, 0)
         loss.backward()
         model.configure_gradient_clipping(optimizer, 1.0)
         optimizer.step()
@@ -32,7 +35,11 @@ def update_of(model: TrainerBase, batch: Mapping[str, Tensor]) -> Callable[[], T
         model.ema.update(model.averaged_parameters())
         return loss.detach()
 
-    return update
+    def kept(self) -> list[Tensor]:
+        """What stays from update to update: weights, moments, averages."""
+        states = self.optimizer.state.values()
+        moments = [x for state in states for x in state.values()]
+        return [*self.model.parameters(), *moments, *self.model.ema.shadow_params]
 
 
 def moved(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
