@@ -11,7 +11,7 @@ INSTALL ?= --requirement requirements.txt
 VENV_ARGS ?=
 DEMO := $(CURDIR)/outputs/demo/$(shell date +%Y-%m-%d-%H%M%S)
 
-.PHONY: help demo test lint format test-slow test-wheel test-slurm distill-table frontier-table bench bench-gpu profile clean
+.PHONY: help demo test lint format test-slow test-wheel test-slurm distill-table frontier-table bench bench-gpu check-gpu profile clean
 .DEFAULT_GOAL := demo
 
 # Installs what is asked for and is not there yet.
@@ -65,6 +65,10 @@ bench: $(READY)  ## training, evaluation, sampling: ours against plain eager cod
 
 bench-gpu: $(READY)  ## the same on a CUDA device: model=small, L = 1024, bf16
 	$(BIN)/python benchmarks/bench.py --device cuda $(ARGS)
+
+# Installs nothing: a machine with a GPU and no network has what docs/gpu.md lists.
+check-gpu:  ## whether all of it works on this machine's GPU, and how fast; 8 minutes
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/check_gpu.py $(ARGS)
 
 profile: $(READY)  ## where the time of a train step goes
 	$(BIN)/python benchmarks/profile_step.py $(ARGS)

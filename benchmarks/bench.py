@@ -447,6 +447,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--sections", nargs="+", default=list(SECTIONS))
     compiles = argparse.BooleanOptionalAction
     parser.add_argument("--compile", action=compiles, default=device == "cuda")
+    parser.add_argument("--loss-compile", default="auto", help="auto, True or False")
     parser.add_argument("--loss-chunk", default="auto", help="auto, a number or null")
     parser.add_argument("--scaling-vocab-size", type=int, default=16384)
     parser.add_argument("--output", type=Path, default=HERE)

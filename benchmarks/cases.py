@@ -47,6 +47,7 @@ def build(name: str, args: argparse.Namespace, *overrides: str, **sizes: int):
         f"trainer.accelerator={args.device}",
         f"trainer.precision={args.precision}",
         f"training.compile={args.compile}",
+        f"training.loss_compile={args.loss_compile}",
         f"training.loss_chunk={args.loss_chunk}",
         *overrides,
     )
@@ -55,6 +56,8 @@ def build(name: str, args: argparse.Namespace, *overrides: str, **sizes: int):
     )
     torch.manual_seed(0)
     model = algorithm_class(config)(config, tokenizer).to(args.device)
+    if hasattr(model, "teacher"):
+        model.teacher.take(model.backbone.state_dict(), 0)
     shape = (size["batch_size"], size["length"])
     x0 = torch.randint(size["vocab_size"], shape, device=args.device)
     return model, x0
@@ -102,29 +105,35 @@ class OurStep:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
 
 
-def _update_of(
+def update_of(
     model, x0: Tensor, variant: str, nll: Callable[..., Tensor]
 ) -> Callable[[], object]:
+    """An update of a model on a batch of ids; `plain` by the losses that nll gives."""
     step = OurStep(model) if variant == "ours" else plain.PlainStep(nll, model)
     return lambda: step(x0)
 
 
 def train_step(name: str, variant: str, args, **sizes) -> Callable[[], object]:
     model, x0 = build(name, args, **sizes)
-    return _update_of(model.train(), x0, variant, plain.NLL[name])
+    return update_of(model.train(), x0, variant, plain.NLL[name])
 
 
 def evaluation(name: str, variant: str, args) -> Callable[[], object]:
     model, x0 = build(name, args)
+    return evaluation_of(model, x0, variant, plain.NLL[name])
+
+
+def evaluation_of(
+    model, x0: Tensor, variant: str, nll: Callable[..., Tensor]
+) -> Callable[[], object]:
+    """The losses of a batch of ids, without gradients; `plain` those that nll gives."""
     model.eval()
     batch = {"input_ids": x0, "attention_mask": torch.ones_like(x0)}
 
     @torch.no_grad()
     def step() -> object:
         with model.autocast():
-            return (
-                model.loss(batch) if variant == "ours" else plain.NLL[name](model, x0)
-            )
+            return model.loss(batch) if variant == "ours" else nll(model, x0)
 
     return step
 
@@ -230,6 +239,7 @@ def build_images(name: str, args: argparse.Namespace, batch_size: int | None = N
         f"trainer.accelerator={args.device}",
         f"trainer.precision={args.precision}",
         f"training.compile={args.compile}",
+        f"training.loss_compile={args.loss_compile}",
         f"training.loss_chunk={args.loss_chunk}",
     )
     torch.manual_seed(0)
@@ -241,7 +251,7 @@ def build_images(name: str, args: argparse.Namespace, batch_size: int | None = N
 def image_step(name: str, variant: str, args, **sizes: int) -> Callable[[], object]:
     """A train step of a U-Net."""
     model, x0 = build_images(name, args, **sizes)
-    return _update_of(model.train(), x0, variant, plain.NLL[name])
+    return update_of(model.train(), x0, variant, plain.NLL[name])
 
 
 def image_loss(name: str, variant: str, args, **sizes: int) -> Callable[[], object]:
@@ -302,8 +312,6 @@ def curriculum_model(case: CurriculumCase, args, **sizes: int):
     """A model in training mode, and clean ids."""
     sizes = {"batch_size": args.curriculum_batch} | sizes
     model, x0 = build(case.algorithm, args, *case.overrides, **sizes)
-    if hasattr(model, "teacher"):
-        model.teacher.take(model.backbone.state_dict(), 0)
     return model.train(), x0
 
 
@@ -313,7 +321,7 @@ def curriculum_step(
     """A train step of `TRAINING[index]`."""
     case = TRAINING[int(index)]
     model, x0 = curriculum_model(case, args, **sizes)
-    return _update_of(model, x0, variant, case.nll)
+    return update_of(model, x0, variant, case.nll)
 
 
 def scored_tokens(name: str, model, x0: Tensor) -> int:

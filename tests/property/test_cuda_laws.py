@@ -13,14 +13,15 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-
 CUDA = torch.device("cuda")
+PLAIN = "training.loss_compile=False"  # compilation takes longer than all the rest
 
 
 @pytest.mark.parametrize("chunk", [5, "auto", None])
 def test_the_losses_of_the_cpu(make_model, algo_name, chunk):
     """A seed draws the same noise on every device."""
-    model = make_model(f"algo={algo_name}", "training.loss_precision=float32").train()
+    model = make_model(f"algo={algo_name}", "training.loss_precision=float32", PLAIN)
+    model.train()
     batch = random_batch(model)
     with chunks_of(model, chunk):
         expected = model.loss(batch, 2)
@@ -31,8 +32,16 @@ def test_the_losses_of_the_cpu(make_model, algo_name, chunk):
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_a_step_does_not_wait(make_model, algo_name, precision):
     """In torch's own judgement."""
-    overrides = ("trainer.accelerator=cuda", f"trainer.precision={precision}")
-    model = make_model(f"algo={algo_name}", *overrides).cuda()
+    check_waiting(make_model, f"algo={algo_name}", precision, PLAIN)
+
+
+def test_a_compiled_step_does_not_wait(make_model):
+    check_waiting(make_model, "algo=mdlm", "bf16", "training.loss_compile=True")
+
+
+def check_waiting(make_model, algorithm, precision, *overrides):
+    overrides += ("trainer.accelerator=cuda", f"trainer.precision={precision}")
+    model = make_model(algorithm, *overrides).cuda()
     update = Update(model, moved(random_batch(model), CUDA))
     update()  # compilation and the first allocations may wait
     update()
