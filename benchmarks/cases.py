@@ -109,8 +109,15 @@ def update_of(
     model, x0: Tensor, variant: str, nll: Callable[..., Tensor]
 ) -> Callable[[], object]:
     """An update of a model on a batch of ids; `plain` by the losses that nll gives."""
-    step = OurStep(model) if variant == "ours" else plain.PlainStep(nll, model)
+    step = updater_of(model, variant, nll)
     return lambda: step(x0)
+
+
+def updater_of(
+    model, variant: str, nll: Callable[..., Tensor]
+) -> Callable[[Tensor], object]:
+    """The same on any batch of ids."""
+    return OurStep(model) if variant == "ours" else plain.PlainStep(nll, model)
 
 
 def train_step(name: str, variant: str, args, **sizes) -> Callable[[], object]:

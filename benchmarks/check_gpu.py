@@ -16,6 +16,7 @@ import csv
 import functools
 import json
 import math
+import os
 import platform
 import re
 import subprocess
@@ -54,6 +55,7 @@ BUDGET = 460  # seconds of all parts, so that the whole takes less than 480
 ALGORITHMS = tuple(sorted(path.stem for path in cases.CONFIGS.glob("algo/*.yaml")))
 FIRST = ("mdlm", "duo_base", "ar")  # what matters most is checked first
 COMPILED = ("mdlm", "duo_base")
+MOST = 2048  # sequences, the largest batch that is tried
 PLAIN_NLL = plain.NLL | {case.algorithm: case.nll for case in cases.TRAINING}
 TINY = (
     *("--vocab-size", "40", "--length", "16", "--hidden-size", "16", "--blocks", "1"),
@@ -79,10 +81,15 @@ def check_algorithm(name: str, args: argparse.Namespace, note: Note) -> None:
     for what, check in checks:
         try:
             check()
+        except torch.OutOfMemoryError as error:
+            if not what.endswith("plain"):
+                reasons.setdefault(one_line(error), []).append(what)
+            note("too_large", {"algorithm": name, "what": what})
         except Exception as error:
             reasons.setdefault(one_line(error), []).append(what)
             traceback.print_exc()
-            release(args)
+        finally:
+            release(args)  # what a failure has left
     if reasons:
         lines = [f"{'; '.join(what)}: {reason}" for reason, what in reasons.items()]
         raise Failed(". ".join(lines))
@@ -199,38 +206,51 @@ def check_largest(
     name: str, variant: str, args: argparse.Namespace, note: Note
 ) -> None:
     """The largest batch that trains, as two smaller ones foretell it, tried."""
-    if args.torch_device.type != "cuda":
-        return  # the host does not say what fits
     small = max(1, batch_of(name, args) // 4)
-    peaks = []
-    for size in (small, 2 * small):
-        step, *_ = make_step(name, variant, args, batch_size=size)
-        step()
-        peaks.append(measure.peak_memory(step, args.torch_device)["peak"])
-        del step
-        release(args)
-    room = torch.cuda.mem_get_info(args.torch_device)[0] / 2**20
-    slope = (peaks[1] - peaks[0]) / small
+    model, _ = cases.build(name, args, batch_size=small)
+    update = cases.updater_of(model.train(), variant, PLAIN_NLL.get(name))
+
+    def step(size: int) -> None:
+        loader = model.config.loader
+        loader.global_batch_size = loader.batch_size = size
+        shape = (size, args.length)
+        update(torch.randint(args.vocab_size, shape, device=args.device))
+
+    def peak(size: int) -> float:
+        return measure.peak_memory(lambda: step(size), args.torch_device)["peak"]
 
     def fits(size: int) -> bool:
         try:
-            step, *_ = make_step(name, variant, args, batch_size=size)
-            step(), step()
+            step(size)
+            step(size)
         except torch.OutOfMemoryError:
             return False
         finally:
-            step = None
+            model.zero_grad()
             release(args)
         return True
 
-    guess = small + int((room - peaks[0]) / max(slope, 1e-6))
+    step(small)  # the state of the optimiser is there
+    peaks = peak(small), peak(2 * small)
+    release(args)
+    slope = max((peaks[1] - peaks[0]) / small, 1e-6)  # MB a sequence
+    guess = small + int((total_memory(args) - peaks[0]) / slope)
+    most = MOST if args.device == "cuda" else 8  # of a host that gives ever more
     row: Row = {"algorithm": name, "variant": variant}
-    note("train", row | {"largest_batch": largest_batch(fits, guess)})
+    note("train", row | {"largest_batch": largest_batch(fits, min(guess, most))})
 
 
-def largest_batch(fits: Callable[[int], bool], guess: int, most: int = 2048) -> int:
+def total_memory(args: argparse.Namespace) -> float:
+    """MB that tensors can have: what is free, and what torch holds."""
+    if args.device != "cuda":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+    free, _ = torch.cuda.mem_get_info(args.torch_device)
+    return (free + torch.cuda.memory_reserved(args.torch_device)) / 2**20
+
+
+def largest_batch(fits: Callable[[int], bool], guess: int) -> int:
     """A multiple of 8 near the guess, or below 8 any number, that fits; 0: none."""
-    guess = min(max(guess, 1), most)
+    guess = max(guess, 1)
     tried = set()
     for share in (1.0, 0.95, 0.9, 0.8, 0.6):
         size = int(guess * share)

@@ -17,6 +17,7 @@ TITLES = {
     "train": "Train step",
     "evaluation": "Evaluation",
     "sampling": "Samples",
+    "too_large": "What ran out of memory; that is no failure of the plain way",
     "compile": "Compiled train step",
     "runs": "Runs of the command line",
 }

@@ -2,6 +2,7 @@
 what failed, and in tiny form on the CPU it needs only what docs/gpu.md lists.
 """
 
+import functools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import ROOT
 
 from benchmarks import check_gpu
@@ -117,7 +119,6 @@ def test_parts_for_which_no_time_is_left_are_not_run():
         (512, 100, 0),  # the guess was of no use
         (5, 5, 5),
         (5, 4, 4),
-        (100_000, 10**6, 2048),
         (-3, 10, 1),
     ],
 )
@@ -184,6 +185,35 @@ def test_the_page_says_what_failed_and_joins_rows():
     assert "| mdlm | ours | 12.3 | 40% | 64 |" in page
 
 
+def out_of_memory(name, variant, args, note):
+    if variant == "plain" or name == "ar":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
+@pytest.mark.parametrize("name", ["mdlm", "ar"])
+def test_the_plain_way_may_run_out_of_memory(name, monkeypatch):
+    args = check_gpu.parse(["--device", "cpu", "--tiny"])
+    for check in ("check_step", "check_evaluation", "check_largest"):
+        monkeypatch.setattr(check_gpu, check, out_of_memory)
+    monkeypatch.setattr(check_gpu, "check_samples", lambda *args: None)
+    check = functools.partial(check_gpu.check_algorithm, name, args)
+    outcome = run_part(Part(name, check, 20))
+    found = [row["what"] for row in outcome.rows["too_large"]]
+    if name == "mdlm":
+        assert outcome.failure is None
+        assert found == [
+            "train step, plain",
+            "evaluation, plain",
+            "largest batch, plain",
+        ]
+    else:
+        ours = "train step, ours; evaluation, ours; largest batch, ours"
+        assert outcome.failure.startswith(
+            f"{ours}: OutOfMemoryError: CUDA out of memory"
+        )
+        assert len(found) == 6
+
+
 # ---------------------------------------------------------------- on the CPU
 
 # Of distributions, where the module is called otherwise.
@@ -247,12 +277,14 @@ def test_an_algorithm_is_checked_in_tiny_form(tmp_path):
     for name in ("sdtt", "mdlm"):
         rows = found[name]["rows"]
         for table in ("train", "evaluation"):
-            assert [row["variant"] for row in rows[table]] == ["ours", "plain"]
-            assert all(row["tokens_per_s"] > 0 for row in rows[table])
+            assert [row["variant"] for row in rows[table][:2]] == ["ours", "plain"]
+            assert all(row["tokens_per_s"] > 0 for row in rows[table][:2])
         predictors = {row["predictor"] for row in rows["sampling"]}
         assert {"ancestral", "first_hitting", "psi"} <= predictors
         assert all(row["seconds"] > 0 for row in rows["sampling"])
-    assert all(row["mfu"] > 0 for row in found["mdlm"]["rows"]["train"])
+        largest = [row["largest_batch"] for row in rows["train"][2:]]
+        assert largest == [8, 8]  # as many as are tried on a CPU
+    assert all(row["mfu"] > 0 for row in found["mdlm"]["rows"]["train"][:2])
 
 
 @pytest.mark.slow
