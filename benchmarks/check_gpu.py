@@ -110,11 +110,10 @@ def each(
 
 
 def make_step(
-    name: str, variant: str, args: argparse.Namespace, **sizes: int
+    name: str, variant: str, args: argparse.Namespace
 ) -> tuple[Callable[[], object], Any, torch.Tensor]:
     """A train step, its model, its ids."""
-    sizes = {"batch_size": batch_of(name, args)} | sizes
-    model, x0 = cases.build(name, args, **sizes)
+    model, x0 = cases.build(name, args, batch_size=batch_of(name, args))
     return cases.update_of(model.train(), x0, variant, PLAIN_NLL.get(name)), model, x0
 
 
