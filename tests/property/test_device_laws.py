@@ -17,9 +17,11 @@ from command_line import ROOT
 from steps import Update, moved
 from tiny import ALGORITHMS
 
+from benchmarks import bench, cases
 from models.device import to_device
 from sampling.registry import SAMPLERS, samplers_of
 from training.scorable import Stratum
+from utils import register_resolvers
 
 NOISED = "sampling.psi.{}_mode=constant-0.5"
 PSI = tuple(NOISED.format(phase) for phase in ("high", "middle", "low"))
@@ -28,9 +30,12 @@ PSI = tuple(NOISED.format(phase) for phase in ("high", "middle", "low"))
 
 
 def check_update(make_model, *overrides, batch=random_batch):
+    models = [make_model(*overrides) for _ in range(2)]
+    check_equal(*models, batch(models[0]))
+
+
+def check_equal(model, other, inputs):
     """Two updates on the device, of which the second is watched, and two on the CPU."""
-    model, other = (make_model(*overrides) for _ in range(2))
-    inputs = batch(model)
     right = Update(other, inputs)
     right()
     expected = right()
@@ -93,6 +98,15 @@ DIMAMBA = ("algo.backbone=dimamba", "model=tiny-dimamba")
 )
 def test_other_settings_stay_on_the_device(make_model, batch, overrides):
     check_update(make_model, *overrides, batch=batch)
+
+
+@pytest.mark.parametrize("name", cases.IMAGE_ALGORITHMS)
+def test_images_stay_on_the_device(name):
+    """A U-Net with its head without a matrix."""
+    register_resolvers()
+    args = bench.parse(["--channels", "8", "--image-levels", "2", "--image-batch", "2"])
+    models = [cases.build_images(name, args)[0] for _ in range(2)]
+    check_equal(*models, random_batch(models[0], 2))
 
 
 # ---------------------------------------------------------------- evaluation
