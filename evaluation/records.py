@@ -139,7 +139,7 @@ def samples_record(
     return {
         "checkpoint": dict(of_checkpoint),
         "draws": str(draws).removeprefix("torch."),
-        "data": {name: config.data[name] for name in names},
+        "data": {name: config.data.get(name) for name in names},
     }
 
 

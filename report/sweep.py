@@ -150,7 +150,9 @@ def write_frontier(jobs: list[dict[str, Any]], folder: Path) -> None:
         jobs: As of `write_summary`, with the paths of their samples.
         folder: Where the files go.
     """
-    judged = [job for job in jobs if job["numbers"].get("entropy") is not None]
+    judged = [
+        job for job in jobs if any(job["numbers"].get(x) is not None for x in JUDGED)
+    ]
     paths = [path for job in judged if (path := job.get("samples"))]
     shown = frontier(read_runs([(None, path) for path in paths if path_exists(path)]))
     if shown is not None and sum(len(x.points) for x in shown.samplers) > 1:

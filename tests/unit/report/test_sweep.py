@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from evaluated import samples, write
 from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
@@ -300,3 +301,24 @@ def test_runs_that_differ_in_more_than_steps_are_lines_of_their_own():
         x | {"overrides": x["overrides"] | {"seed": str(i)}} for i, x in enumerate(jobs)
     ]
     assert next(iter(sweep._lines(both))) == "checkpoint_path=m, seed=0"
+
+
+# ---------------------------------------------------------------- frontier
+
+
+def test_judged_samples_have_a_frontier(tmp_path):
+    """Of two runs at least; files that are gone or not judged are not read."""
+    jobs = []
+    for index, temperature in enumerate((0.7, 1.0)):
+        own = {"settings/sampling/temperature": temperature}
+        path = write(tmp_path / f"{index}/x.json", samples(**own))
+        jobs.append(job(index, NUMBERS, seed="1") | {"samples": path})
+    broken = write(tmp_path / "broken.json", "{")
+    jobs.append(job(2, {"entropy": 2.0}) | {"samples": broken})
+    jobs.append(job(3, NUMBERS) | {"samples": str(tmp_path / "gone.json")})
+    jobs.append(job(4, NUMBERS) | {"samples": None})
+    sweep.write_frontier(jobs[1:], tmp_path)
+    assert not list(tmp_path.glob("frontier.*"))
+    sweep.write_frontier(jobs, tmp_path)
+    assert "temperature" in (tmp_path / "frontier.md").read_text()
+    assert (tmp_path / "frontier.png").read_bytes().startswith(PNG)
