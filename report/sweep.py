@@ -22,7 +22,6 @@ from metrics.numbers import measured
 from report import style
 from report.formats import latex, markdown, print_table, screen, short_paths
 from report.frontier import frontier
-from report.frontier_output import save
 from report.runs import read_runs
 from utils import path_exists, printable
 
@@ -150,6 +149,8 @@ def write_frontier(jobs: list[dict[str, Any]], folder: Path) -> None:
         jobs: As of `write_summary`, with the paths of their samples.
         folder: Where the files go.
     """
+    from report.frontier_output import save  # its tables need lightning
+
     judged = [
         job for job in jobs if any(job["numbers"].get(x) is not None for x in JUDGED)
     ]
