@@ -9,17 +9,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.markup import escape
 
 from metrics.numbers import measured
 from utils import path_exists, printable, whole_file
 
 console = Console(emoji=False)
-
-
-def cell(value: object) -> str:
-    """What stands in a table: no markup, and nothing that a screen would obey."""
-    return escape(printable(value))
 
 
 def say(text: str, style: str = "") -> None:

@@ -90,6 +90,22 @@ def screen() -> Console:
     return console if console.is_terminal else Console(width=100_000, emoji=False)
 
 
+def cell(value: object) -> str:
+    """What stands in a table: no markup, and nothing that a screen would obey."""
+    return escape(printable(value))
+
+
+def print_notes(console: Console, notes: Iterable[str]) -> None:
+    """Sentences below a table, as they are."""
+    for note in notes:
+        console.print(printable(note), markup=False, highlight=False)
+
+
+def print_files(console: Console, what: str, paths: Iterable[object]) -> None:
+    """Where files are, on one line."""
+    console.print(f"{what}:", *map(cell, paths), soft_wrap=True, highlight=False)
+
+
 def print_table(
     console: Console,
     title: str,
@@ -106,7 +122,7 @@ def print_table(
         keys: How many of the first columns say which line it is, in every part.
     """
     widths = [
-        3 + max((len(x) for cell in column for x in cell.split("\n")), default=0)
+        3 + max((len(x) for text in column for x in text.split("\n")), default=0)
         for column in zip(header, *lines, strict=True)
     ]
     parts: list[list[int]] = [[]]
@@ -118,10 +134,10 @@ def print_table(
         parts[-1].append(index)
         taken += widths[index]
     for count, part in enumerate(parts):
-        table = Table(title=escape(printable(title)) if count == 0 else None)
+        table = Table(title=cell(title) if count == 0 else None)
         shown = [*range(keys), *part]
         for index in shown:
-            table.add_column(escape(printable(header[index])), overflow="fold")
+            table.add_column(cell(header[index]), overflow="fold")
         for line in lines:
-            table.add_row(*(escape(printable(line[index])) for index in shown))
+            table.add_row(*(cell(line[index]) for index in shown))
         console.print(table)

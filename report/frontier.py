@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from report.formats import short_paths
-from report.runs import Evaluation
+from report.runs import Evaluation, ngram_judge
 
 PPL = ("ppl", "ngram_ppl")  # metrics of an evaluation; the first that there is
 # Keys of `sampling` that draw a curve: the first that has several values.
@@ -279,7 +279,7 @@ def _setting(one: Evaluation, metric: str) -> dict[str, Any]:
     found |= {key: settings["sampling"].get(key) for key in _OF_TEXT}
     judge = PurePosixPath(settings["judge"] or "?").name
     if metric == "ngram_ppl":
-        judge = f"{settings['ngram_order']}-gram model of the training data"
+        judge = ngram_judge(settings["ngram_order"])
     return found | {"judge": judge}
 
 

@@ -9,10 +9,16 @@ from typing import Any
 
 from metrics.numbers import measured
 from report import style
-from report.console import cell
-from report.formats import latex, markdown, print_table, screen
+from report.formats import (
+    latex,
+    markdown,
+    print_files,
+    print_notes,
+    print_table,
+    screen,
+)
 from report.frontier import Frontier, Matched, Sampler, matched
-from utils import printable, whole_file
+from utils import whole_file
 
 NO_TEXT = (
     "Nothing says at which entropy to compare: eval.held_out=True has mode=sample_eval "
@@ -41,8 +47,7 @@ def save(shown: Frontier, stem: str) -> None:
     notes = [*notes_of(shown), RULE]
     console = screen()
     print_table(console, title, header, lines)
-    for note in notes:
-        console.print(printable(note), markup=False, highlight=False)
+    print_notes(console, notes)
     name = stem.rpartition("/")[2]
     parts = [f"# {title}", f"![what the tables say]({name}.png)"]
     parts += [
@@ -61,7 +66,7 @@ def save(shown: Frontier, stem: str) -> None:
     with whole_file(f"{stem}.tex", "w") as file:
         file.write(latex(title, header, lines) + "\n")
     files = [f"{stem}.{end}" for end in ("md", "csv", "tex")] + draw(shown, stem)
-    console.print("frontier:", *map(cell, files), soft_wrap=True, highlight=False)
+    print_files(console, "frontier", files)
 
 
 # ---------------------------------------------------------------- tables
@@ -227,8 +232,7 @@ def draw(shown: Frontier, stem: str) -> list[str]:
     kind = "n-gram" if "-gram" in shown.judge else "generative"
     has_labels = max(map(len, by_panel)) <= FEW
     with style.drawing() as pyplot:
-        rows = -(-len(panels) // style.PANELS)
-        height = 1.5 + 3.0 * rows + 0.12 * len(looks)
+        height = 1.5 + 3.0 * style.rows(len(panels)) + 0.12 * len(looks)
         figure = pyplot.figure(figsize=(style.WIDTH, height), layout="constrained")
         grid = style.panels(figure, len(panels))
         for axes, panel, some in zip(grid, panels, by_panel, strict=True):

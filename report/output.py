@@ -5,12 +5,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from metrics.numbers import measured
-from report.console import cell
-from report.formats import difference, latex, markdown, print_table, screen
+from report.formats import (
+    difference,
+    latex,
+    markdown,
+    print_files,
+    print_notes,
+    print_table,
+    screen,
+)
 from report.plots import draw, label_of
 from report.tables import TABLES
 from report.verdicts import RULE, UNPUBLISHED, Row, other_rows
-from utils import printable, whole_file
+from utils import whole_file
 
 COLUMNS = (
     *("table", "model", "dataset", "steps", "round", "metric"),
@@ -53,8 +60,7 @@ def save(rows: Sequence[Row], drawn: Sequence[Row], folder: str) -> None:
         title = f"{name}: {TABLES[name].title}"
         narrowed, shown, lines, keys = narrow(title, header, cells)
         print_table(console, narrowed, shown, lines, keys)
-        for reason in reasons:
-            console.print(printable(reason), markup=False, highlight=False)
+        print_notes(console, reasons)
         parts += [f"## {title}"]
         for metric, heads, grid in grids(some):
             label = label_of(name, metric)
@@ -63,8 +69,7 @@ def save(rows: Sequence[Row], drawn: Sequence[Row], folder: str) -> None:
             marked = any("†" in text for line in grid for text in line)
             parts += [APART] if marked else []
         parts += [markdown(header, cells), *reasons]
-    for note in notes:
-        console.print(printable(note), markup=False, highlight=False)
+    print_notes(console, notes)
     files = [f"{folder}/report.{end}" for end in ("md", "csv", "tex")]
     with whole_file(files[0], "w") as file:
         file.write("\n\n".join([*parts, *notes, "## Files", files_of(rows)]) + "\n")
@@ -72,7 +77,7 @@ def save(rows: Sequence[Row], drawn: Sequence[Row], folder: str) -> None:
         file.write("\n\n".join(latexes) + "\n")
     titles = {name: TABLES[name].title for name in tables}
     files += draw([row.record() for row in (*rows, *drawn)], titles, f"{folder}/report")
-    console.print("report:", *map(cell, files), soft_wrap=True, highlight=False)
+    print_files(console, "report", files)
 
 
 # ---------------------------------------------------------------- lines

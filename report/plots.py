@@ -45,7 +45,7 @@ def draw(records: Records, titles: Mapping[str, str], stem: str) -> list[str]:
         grid = figure.subfigures(len(parts), 1, squeeze=False, height_ratios=heights)
         for part, (name, some) in zip(grid[:, 0], parts.items(), strict=True):
             shown = [x for panel in some.values() for x in panel]
-            by_line = {_line(x, records): looks[_looks_of(x, records)] for x in shown}
+            by_line = {_line(x): looks[_looks_of(x, records)] for x in shown}
             notes = [style.PAPER] if any(x["paper"] is not None for x in shown) else []
             for axes, (label, panel) in zip(
                 style.panels(part, len(some)), some.items(), strict=True
@@ -53,7 +53,7 @@ def draw(records: Records, titles: Mapping[str, str], stem: str) -> list[str]:
                 kept = _comparable(panel)
                 notes += [] if all(kept) else [style.HOLLOW]
                 draw_panel = _curves if name in STEPPED else _dots
-                draw_panel(axes, panel, kept, _by_line(panel, records), by_line)
+                draw_panel(axes, panel, kept, _by_line(panel), by_line)
                 if name in STEPPED:
                     axes.set_ylabel(label.replace("; ", "\n"))
                 else:
@@ -88,7 +88,7 @@ def label_of(table: str, metric: str) -> str:
 
 def _height(table: str, panels: Mapping[str, Records]) -> float:
     """Of a table's part of the picture, in inches."""
-    rows = -(-len(panels) // style.PANELS)
+    rows = style.rows(len(panels))
     models = max(len({x["model"] for x in panel}) for panel in panels.values())
     lines = max(
         len({(x["model"], x["round"]) for x in some}) for some in panels.values()
@@ -122,7 +122,7 @@ def _rounds(record: Mapping[str, Any], records: Records) -> int:
     return len({x["round"] for x in records if x["model"] == record["model"]})
 
 
-def _line(record: Mapping[str, Any], records: Records) -> str:
+def _line(record: Mapping[str, Any]) -> str:
     """What one line of a panel is called."""
     return record["model"] + (f", round {record['round']}" if record["round"] else "")
 
@@ -130,14 +130,14 @@ def _line(record: Mapping[str, Any], records: Records) -> str:
 def _looks_of(record: Mapping[str, Any], records: Records) -> str:
     """Whose look a record has: that of its model, or of its round if there are more."""
     several = _rounds(record, records) > 1
-    return _line(record, records) if several else record["model"]
+    return _line(record) if several else record["model"]
 
 
-def _by_line(panel: Records, records: Records) -> dict[str, list[int]]:
+def _by_line(panel: Records) -> dict[str, list[int]]:
     """Numbers of the records of each line."""
     lines: dict[str, list[int]] = {}
     for index, record in enumerate(panel):
-        lines.setdefault(_line(record, records), []).append(index)
+        lines.setdefault(_line(record), []).append(index)
     return lines
 
 

@@ -31,6 +31,11 @@ class Evaluation(NamedTuple):
     model: str | None = None  # what the user calls it
 
 
+def ngram_judge(order: object) -> str:
+    """The name of a judge that needs no download."""
+    return f"{order}-gram model of the training data"
+
+
 _TEXT, _WHOLE, _FLAG = (str,), (int,), (bool,)
 _NONE = (type(None),)
 _SOME = (int, float, *_NONE)

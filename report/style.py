@@ -146,6 +146,11 @@ def drawing() -> Iterator[Any]:
         yield pyplot
 
 
+def rows(count: int) -> int:
+    """How many rows of `PANELS` a number of panels takes."""
+    return math.ceil(count / PANELS)
+
+
 def panels(part: Any, count: int) -> list[Any]:
     """Axes in rows of `PANELS`.
 
@@ -154,8 +159,7 @@ def panels(part: Any, count: int) -> list[Any]:
         count: How many.
     """
     across = min(count, PANELS)
-    rows = math.ceil(count / across)
-    grid = part.subplots(rows, across, squeeze=False).flatten()
+    grid = part.subplots(rows(count), across, squeeze=False).flatten()
     for axes in grid[count:]:
         axes.remove()
     return list(grid[:count])

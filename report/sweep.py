@@ -16,14 +16,21 @@ from typing import TYPE_CHECKING, Any, cast
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from rich.markup import escape
 
 from metrics.numbers import measured
 from report import style
-from report.formats import latex, markdown, print_table, screen, short_paths
+from report.formats import (
+    latex,
+    markdown,
+    print_files,
+    print_table,
+    screen,
+    short_paths,
+)
 from report.frontier import frontier
-from report.runs import read_runs
-from utils import path_exists, printable
+from report.frontier_output import save
+from report.runs import ngram_judge, read_runs
+from utils import path_exists
 
 if TYPE_CHECKING:
     from hydra.conf import HydraConf
@@ -95,7 +102,7 @@ def _about(config: DictConfig) -> dict[str, Any]:
         judge = None
     order = OmegaConf.select(config, "eval.ngram_order")
     if judge is None and order:
-        judge = f"{order}-gram model of the training data"
+        judge = ngram_judge(order)
     return about | {"judge": judge and str(judge).rstrip("/").split("/")[-1]}
 
 
@@ -136,8 +143,7 @@ def write_summary(jobs: list[dict[str, Any]], folder: Path) -> None:
     (folder / "summary.md").write_text("\n\n".join(parts) + "\n")
     (folder / "summary.tex").write_text(latex(title, header, lines) + "\n")
     files = [folder / f"summary.{end}" for end in ("csv", "md", "tex")] + picture
-    paths = (escape(printable(path.resolve())) for path in files)
-    console.print("summary:", *paths, soft_wrap=True, highlight=False)
+    print_files(console, "summary", (path.resolve() for path in files))
 
 
 def write_frontier(jobs: list[dict[str, Any]], folder: Path) -> None:
@@ -149,8 +155,6 @@ def write_frontier(jobs: list[dict[str, Any]], folder: Path) -> None:
         jobs: As of `write_summary`, with the paths of their samples.
         folder: Where the files go.
     """
-    from report.frontier_output import save  # its tables need lightning
-
     judged = [
         job for job in jobs if any(job["numbers"].get(x) is not None for x in JUDGED)
     ]
@@ -200,7 +204,7 @@ def plot(jobs: list[dict[str, Any]], folder: Path) -> list[Path]:
     panels += [("steps" if has_steps else "job", "entropy")] if len(panels) != 1 else []
     looks = style.looks(lines)
     with style.drawing() as pyplot:
-        height = 1.4 + 3.2 * -(-len(panels) // style.PANELS) + 0.12 * len(lines)
+        height = 1.4 + 3.2 * style.rows(len(panels)) + 0.12 * len(lines)
         figure = pyplot.figure(figsize=(style.WIDTH, height), layout="constrained")
         grid = style.panels(figure, len(panels))
         places = [

@@ -11,8 +11,14 @@ from omegaconf import OmegaConf
 
 from metrics.numbers import measured
 from report import style
-from report.console import cell
-from report.formats import latex, markdown, print_table, screen, short_paths
+from report.formats import (
+    latex,
+    markdown,
+    print_files,
+    print_table,
+    screen,
+    short_paths,
+)
 from utils import ConfigError, filesystem_of, first_line, open_file, whole_file
 
 LOG = "metrics.csv"
@@ -179,7 +185,7 @@ def save(runs: Sequence[Run], folder: str) -> None:
     with whole_file(files[2], "w") as file:
         file.write(latex(title, header, lines) + "\n")
     files += draw(runs, f"{folder}/report")
-    console.print("report:", *map(cell, files), soft_wrap=True, highlight=False)
+    print_files(console, "report", files)
 
 
 def table(runs: Sequence[Run]) -> tuple[list[str], list[list[str]]]:
@@ -222,7 +228,7 @@ def draw(runs: Sequence[Run], stem: str) -> list[str]:
     data = dict.fromkeys(run.data for run in runs if run.data)
     names = [run.name for run in runs]
     what = " / ".join(names) if len(names) <= 3 else f"{len(names)} runs"
-    rows = -(-len(panels) // style.PANELS)
+    rows = style.rows(len(panels))
     with style.drawing() as pyplot:
         height = 1.3 + 2.7 * rows + 0.1 * len(runs)
         figure = pyplot.figure(figsize=(style.WIDTH, height), layout="constrained")

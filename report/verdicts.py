@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from checkpoints.about import ALIKE
-from report.runs import Evaluation
+from report.runs import Evaluation, ngram_judge
 from report.tables import METHODS, MODELS, ONE_STEP, PREDICTORS, TABLES, Published
 from sampling.registry import ALIASES
 
@@ -60,7 +60,7 @@ class Row(NamedTuple):
         """Whose perplexity it is, in words."""
         settings = self.evaluation.settings if self.evaluation else {}
         if self.cell[-1] == "ngram_ppl":
-            return f"{settings.get('ngram_order')}-gram model of the training data"
+            return ngram_judge(settings.get("ngram_order"))
         if self.cell[-1] == "ppl" and settings.get("judge"):
             return Path(settings["judge"]).name
         return None
