@@ -2,7 +2,7 @@
 from the command line, and what a config takes over from it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -107,7 +107,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
         "not finite": checkpoint.not_finite(),
         "distillation round": teacher.get("round") if teacher else None,
         "optimiser state": "yes" if has_optimizer else "no",
-        "plug-ins": _plugins(checkpoint.setting("plugins")),
+        "plug-ins": ", ".join(plugins_of(checkpoint)) or None,
         "lightning": checkpoint.lightning_version,
     }
     always = ("algorithm", "tokenizer", "length", "vocabulary", "parameters", "step")
@@ -163,10 +163,12 @@ def likelihood(algo: str | None) -> str | None:
     return "exact" if algo == "ar" else "an upper bound, comparable"
 
 
-def _plugins(stated: Any) -> str | None:
-    """Their names; None if there are none."""
+def plugins_of(checkpoint: Checkpoint) -> list[str]:
+    """Names of the plug-ins that it states; nothing is imported by them."""
+    stated = checkpoint.setting("plugins")
     names = [stated] if isinstance(stated, str) else stated
-    return ", ".join(map(str, names)) if isinstance(names, list) and names else None
+    names = names if isinstance(names, list) else []
+    return [name for name in names if isinstance(name, str) and name]
 
 
 def _ema(ema: Mapping[str, Any]) -> str:
@@ -179,12 +181,8 @@ def missing_plugins(checkpoint: Checkpoint, config: DictConfig) -> str:
 
     They are named and not imported: a file does not say which code is run.
     """
-    stated, given = checkpoint.setting("plugins"), config.plugins
-    names = [stated] if isinstance(stated, str) else stated
-    given = [given] if isinstance(given, str) else given
-    if not isinstance(names, list):
-        return ""
-    missing = [x for x in names if isinstance(x, str) and x and x not in given]
+    given = [config.plugins] if isinstance(config.plugins, str) else config.plugins
+    missing = [name for name in plugins_of(checkpoint) if name not in given]
     if not missing:
         return ""
     return (
@@ -198,15 +196,20 @@ def own_algorithms() -> list[str]:
     return choices_of("algo")
 
 
-def disagreements(checkpoint: Checkpoint, config: DictConfig) -> list[str]:
+def disagreements(
+    checkpoint: Checkpoint, config: DictConfig, known: Collection[str] = ()
+) -> list[str]:
     """Where a checkpoint's own config says other things than a run's, one line each.
 
     Args:
         checkpoint: From `read_checkpoint`.
         config: The run's config.
+        known: Keys of which it is known otherwise whether they agree.
     """
     lines = []
     for key in COMPARED:
+        if key in known:
+            continue
         if key == TOLD and not config.algo.time_conditioning:
             continue  # the network is told nothing
         theirs, ours = checkpoint.setting(key), OmegaConf.select(config, key)

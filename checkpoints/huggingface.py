@@ -300,7 +300,7 @@ def _shapes(folder: Path, key: str) -> dict[str, list[int]]:
 def _header_shapes(path: Path) -> dict[str, list[int]]:
     """Of the tensors of a file: its first 8 bytes tell the length of a JSON object.
 
-    safetensors does the same, but needs torch for it.
+    safetensors does the same, but imports numpy or torch for it, at start-up.
     """
     with path.open("rb") as file:
         start = file.read(8)

@@ -12,9 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from checkpoints.about import NETWORK, adopt
-from checkpoints.huggingface import read_about
-from checkpoints.locating import is_folder_or_hub_id
-from checkpoints.reading import read_checkpoint
+from checkpoints.outline import read_about
 from cli.differences import differences
 from cli.known_keys import refuse_arguments
 from cli.modality import check_removal
@@ -74,8 +72,7 @@ def adopt_network(config: DictConfig) -> None:
             "a Hugging Face folder or hub id, or use algo.backbone=dit."
         )
     trusted = config.checkpointing.trusted_classes
-    is_folder = is_folder_or_hub_id(path)
-    about = read_about(path, key) if is_folder else read_checkpoint(path, key, trusted)
+    about = read_about(path, key, trusted)
     adopt(config, about, NETWORK)
     causal = about.setting("algo.causal_attention")
     if causal not in (None, config.algo.causal_attention):

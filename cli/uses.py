@@ -8,7 +8,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from checkpoints.about import own_algorithms
+from checkpoints.about import own_algorithms, plugins_of
 from checkpoints.checkpoint import Checkpoint
 from cli.again import for_hydra
 from cli.known_keys import files_of
@@ -34,9 +34,8 @@ def commands(checkpoint: Checkpoint, path: str, plugins: Any = ()) -> Iterator[s
     """
     algo = checkpoint.setting("algo.name")
     words = [f"eval.checkpoint_path={for_hydra(path)}"]
-    stated = checkpoint.setting("plugins")
-    names = [stated] if isinstance(stated, str) else stated or plugins
-    if names := [x for x in names if isinstance(x, str)]:
+    given = [plugins] if isinstance(plugins, str) else plugins
+    if names := plugins_of(checkpoint) or list(given):
         words.append(f"plugins=[{','.join(names)}]")
     if algo not in own_algorithms() and not names:
         yield "The file does not say which algorithm it is of: add algo=NAME to these."

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from checkpoints.locating import checkpoint_in
 from cli.commandline import composed
 from cli.known_keys import known_keys, unknown_key
 from cli.quiet import keep_quiet
@@ -27,8 +28,6 @@ from utils import ConfigError, hydra_quoted, imported, one_line
 if TYPE_CHECKING:  # what needs torch is imported where it is used
     from evaluation.scoring import Bound
     from trainer_base import TrainerBase
-
-LAST = "checkpoints/last.ckpt"  # in the folder of a run
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -78,11 +77,10 @@ def load(path: str | Path, *overrides: str, device: str | None = None) -> Traine
     from evaluation.harness import load_model, to_device
 
     path = str(path)
-    if os.path.isfile(last := os.path.join(path, LAST)):
-        path = last
-    if os.path.exists(path):
-        path = os.path.abspath(path)
     with _mistakes():
+        path = checkpoint_in(path, "checkpoint")
+        if os.path.exists(path):
+            path = os.path.abspath(path)
         model = load_model(path, list(overrides))
         to_device(model, device)
     return Trained(path, model, overrides)

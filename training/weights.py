@@ -149,10 +149,9 @@ class Weights(lightning.LightningModule):
             raise ConfigError(
                 f"{where} is of a run that has diverged: {found}. Take an earlier one."
             )
-        same = self._compare_tokenizer(checkpoint, where)
-        for line in disagreements(checkpoint, self.config):
-            if not (same and line.startswith(f"the file was made with {TOKENIZER}=")):
-                rank_zero_warn(f"{where}: {line}.")
+        known = (TOKENIZER,) if self._compare_tokenizer(checkpoint, where) else ()
+        for line in disagreements(checkpoint, self.config, known):
+            rank_zero_warn(f"{where}: {line}.")
         return checkpoint.weights
 
     def _compare_tokenizer(self, checkpoint: Checkpoint, where: str) -> bool:
