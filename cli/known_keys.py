@@ -198,18 +198,23 @@ def unknown_key(key: str) -> str:
 
 
 @functools.cache
-def top() -> dict[str, Any]:
-    """What config.yaml says outside of groups, as plain data."""
+def _config() -> dict[str, Any]:
+    """config.yaml as plain data."""
     content: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
-    content["sampling"] |= ADDED.get("sampling", {})
-    return {key: x for key, x in content.items() if key != "defaults"}
+    return content
+
+
+@functools.cache
+def top() -> dict[str, Any]:
+    """What config.yaml says outside of groups, and plug-ins of samplers."""
+    content = {key: x for key, x in _config().items() if key != "defaults"}
+    return content | {"sampling": content["sampling"] | ADDED.get("sampling", {})}
 
 
 @functools.cache
 def chosen_by_default() -> dict[str, str]:
     """By group: what config.yaml chooses, a list as Hydra writes it."""
-    content: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "config.yaml"))
-    entries = [entry for entry in content["defaults"] if isinstance(entry, dict)]
+    entries = [entry for entry in _config()["defaults"] if isinstance(entry, dict)]
     return {
         key.strip("/"): f"[{', '.join(x)}]" if isinstance(x, list) else str(x)
         for entry in entries
@@ -225,7 +230,7 @@ def files_of(group: str) -> dict[str, dict[str, Any]]:
 
 def file_of(group: str, name: str) -> dict[str, Any]:
     """What a file of a group says, and what it extends; empty if there is none."""
-    return _groups().get(group, {}).get(name, {})
+    return files_of(group).get(name, {})
 
 
 @functools.cache

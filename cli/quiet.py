@@ -36,7 +36,7 @@ IDLE = (
 # what the run says itself, and adverts.
 NOTES = re.compile(
     r"Time limit|`Trainer\.fit` stopped: (?!`max_)|Metric .*|Monitored metric"
-    r"|.*Signaling Trainer to stop|FIT Profiler Report|\w+ Profiler Report"
+    r"|.*Signaling Trainer to stop|\w+ Profiler Report"
 )
 LIBRARY = "lightning"
 

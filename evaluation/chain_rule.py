@@ -15,7 +15,7 @@ from torch import Tensor
 from diffusion.absorbing import AbsorbingState
 from metrics.likelihood import Likelihood
 from models.device import to_device, wide_dtype
-from sampling.ordered import without_mask
+from sampling.ordered import level_of_masks, without_mask
 from sampling.reverse_process import Chain
 from utils import ConfigError
 
@@ -146,13 +146,12 @@ def chain_rule_nll(
     xt = x0.masked_fill(free, model.mask_index)
     chain = Chain(cast(Any, model), free, None, conditions=(labels,))
     dtype = wide_dtype(x0.device)
-    noise = 1 - model.noise(torch.ones((), dtype=torch.float64)).alpha_t
     nll = torch.zeros(x0.shape, dtype=dtype, device=x0.device)
     total = free.sum(dim=-1, keepdim=True)
     for positions in order.split(block, dim=-1):
         where = torch.zeros_like(free).scatter(-1, positions, True) & free
         left = (xt == model.mask_index).sum(dim=-1, keepdim=True) / total
-        alpha_t = 1 - float(noise) * left.to(dtype)
+        alpha_t = level_of_masks(model.noise, left)
         for tokens in chain.tokens(xt, alpha_t, where):
             place = tokens.rows, tokens.columns
             log_p = model.denoised(

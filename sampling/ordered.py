@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from models.device import wide_dtype
+from models.noise import Noise
 from sampling.denoiser import Algorithm, Denoiser
 from sampling.reverse_process import Chain, Tokens
 from sampling.sampler import Sampler
@@ -28,6 +29,13 @@ def without_mask(log_p: Tensor, mask_index: int) -> Tensor:
     """Log-probabilities given that it is a token, not the mask, (..., K)."""
     is_mask = torch.arange(log_p.shape[-1], device=log_p.device) == mask_index
     return log_p.masked_fill(is_mask, -torch.inf).log_softmax(dim=-1)
+
+
+def level_of_masks(noise: Noise, share: Tensor) -> Tensor:
+    """The signal level that a network is told of where this share of the tokens that
+    are drawn is masked: 1 at none, alpha_1 at all."""
+    alpha_1 = noise(torch.ones((), dtype=torch.float64)).alpha_t
+    return 1 - (1 - float(alpha_1)) * share.to(wide_dtype(share.device))
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -160,14 +168,13 @@ class EntropyBound(Ordered):
         self.gamma: float = config.gamma
 
     def run(self, chain: Chain, xt: Tensor, num_steps: int) -> Tensor:
-        alpha_1 = chain.model.noise(torch.ones((), dtype=torch.float64)).alpha_t
         total = self.masked(chain, xt).sum(dim=-1, keepdim=True)  # (B, 1)
         for _ in chain.progress(range(int(total.max()))):
             where = self.masked(chain, xt)
             if not where.any():
                 break
             left = where.sum(dim=-1, keepdim=True) / total.clamp(min=1)
-            alpha_t = 1 - (1 - float(alpha_1)) * left.to(wide_dtype(xt.device))
+            alpha_t = level_of_masks(chain.model.noise, left)
             xt = self.reveal(chain, xt, alpha_t, where)
         return xt
 

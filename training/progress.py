@@ -133,7 +133,7 @@ class Progress(lightning.Callback):
         if not self.counts or step == self._seen or passed < self._due:
             return  # gradients accumulate, or it is too early
         self._seen = step
-        self._due = passed + min(max(passed / 10, LEAST), MOST)
+        self._due = next_line(passed)
         say(trainer, self.line(trainer, passed))
 
     def line(self, trainer: lightning.Trainer, passed: float) -> str:
@@ -186,7 +186,7 @@ class Progress(lightning.Callback):
         passed = time.monotonic() - self._begun
         if not self.counts or passed < self._due:
             return
-        self._due = passed + min(max(passed / 10, LEAST), MOST)
+        self._due = next_line(passed)
         left = datetime.timedelta(seconds=round((total - done) * passed / done))
         say(trainer, f"{what} batch {done} of {total}: {left} left")
 
@@ -213,6 +213,11 @@ class Progress(lightning.Callback):
         for one_of in cast(Any, trainer).callbacks:
             if isinstance(one_of, SampleLogging) and one_of.texts:
                 say(trainer, f"a sample: {one_of.texts[0][:SHOWN]!r}")
+
+
+def next_line(passed: float) -> float:
+    """When the line after one is due, in seconds from the start."""
+    return passed + min(max(passed / 10, LEAST), MOST)
 
 
 def say(trainer: lightning.Trainer, line: str) -> None:

@@ -168,7 +168,7 @@ class SampleLogging(lightning.Callback):
     ) -> None:
         """Images (N, H, W, 3) of bytes as a picture, by their classes (N,) if any."""
         path = f"{model.config.checkpointing.save_dir}/samples/step_{model.global_step}"
-        said = {"num_images": len(images), "sampling": plain(model.config.sampling)}
+        said = {"num_images": len(images), "sampling": _told(model.config)}
         write_json(f"{path}.json", numbers | said)
         if self.write_picture is not None:
             self.write_picture(f"{path}.png", images, labels)
@@ -187,7 +187,7 @@ class SampleLogging(lightning.Callback):
     ) -> None:
         config, step = model.config, model.global_step
         path = f"{config.checkpointing.save_dir}/samples/step_{step}.json"
-        said = {"generated_seqs": texts, "sampling": plain(config.sampling)}
+        said = {"generated_seqs": texts, "sampling": _told(config)}
         write_json(path, numbers | said)
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):  # wandb
@@ -199,6 +199,6 @@ class SampleLogging(lightning.Callback):
                 )
 
 
-def plain(config: DictConfig) -> Any:
-    """What samples depend on, as their file says it."""
-    return OmegaConf.to_container(config, resolve=True)
+def _told(config: DictConfig) -> Any:
+    """What the sampler was told, as the file of its samples says it."""
+    return OmegaConf.to_container(config.sampling, resolve=True)
