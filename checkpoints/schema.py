@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 if TYPE_CHECKING:  # what a file says of itself is checked without torch
@@ -296,6 +296,16 @@ def setting(config: Any, key: str) -> Any:
             return None
         config = config.get(entry)
     return config
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values of a nested dict with their dotted keys; lists are values, and an empty
+    dict has none."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
+    elif prefix:
+        yield prefix, node
 
 
 def is_reference(value: Any) -> bool:

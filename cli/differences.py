@@ -4,13 +4,13 @@ Of a key whose default is made of others, such as `${trainer.devices}`, that is 
 others make of it in this run.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from checkpoints.schema import leaves
 from cli.again import for_hydra
 from cli.known_keys import (
     BUILT_EACH,
@@ -43,10 +43,11 @@ def differences(config: DictConfig) -> list[str]:
         if group in ALWAYS or groups.get(group, default) != default
     ]
     usual = usual_values(config, groups)
-    for name, node in config.items():
+    whole: Any = OmegaConf.to_container(config, resolve=True)
+    for name, node in whole.items():
         words = [
             word(key, value)
-            for key, value in leaves(str(name), node)
+            for key, value in leaves(node, str(name))
             if key in usual and usual[key] != value and key != "mode"
         ]
         lines += [words] if words else []
@@ -88,7 +89,7 @@ def usual_values(config: DictConfig, groups: dict[str, str]) -> dict[str, Any]:
     content: Any = OmegaConf.to_container(config)
     copy = OmegaConf.create(content)
     usual = {}
-    for key, value in leaves("", raw):
+    for key, value in leaves(raw):
         if (isinstance(value, str) and "${" in value) or isinstance(value, list):
             value = _made(copy, key, value)
         if value is not _UNKNOWN and key not in SHOWN_ELSEWHERE:
@@ -111,17 +112,6 @@ def _made(copy: DictConfig, key: str, value: Any) -> Any:
     except OmegaConfBaseException:  # of a group that is not chosen
         return _UNKNOWN
     return made
-
-
-def leaves(prefix: str, node: Any) -> Iterator[tuple[str, Any]]:
-    """Dotted keys with their values, which are lists or single."""
-    if OmegaConf.is_config(node):
-        node = OmegaConf.to_container(node, resolve=True)
-    if isinstance(node, dict) and (node or not prefix):
-        for name, value in node.items():
-            yield from leaves(f"{prefix}.{name}" if prefix else str(name), value)
-    else:
-        yield prefix, node
 
 
 def word(key: str, value: Any) -> str:

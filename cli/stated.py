@@ -21,6 +21,7 @@ from checkpoints.about import (
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.keys import check_sizes
 from checkpoints.outline import read_about
+from checkpoints.schema import leaves
 from cli.checks import SPLITS
 from cli.commandline import composed, explain
 from cli.known_keys import INERT_KEYS, files_of
@@ -127,15 +128,6 @@ def _recipe(name: str, folders: Sequence[str | Path]) -> tuple[set[str], set[str
             more = _recipe(inner.removeprefix("experiment/"), folders)
             groups, keys = groups | more[0], keys | more[1]
     return groups & set(GROUPS), keys
-
-
-def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Values of nested dicts by dotted keys; lists are values."""
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
-    elif prefix:
-        yield prefix, node
 
 
 # ---------------------------------------------------------------- the whole of it

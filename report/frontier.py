@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
+from checkpoints.schema import leaves
 from report.formats import short_paths
 from report.runs import Evaluation, ngram_judge
 
@@ -205,17 +206,11 @@ def frontier(
 
 def _sampling(one: Evaluation) -> dict[str, Any]:
     """What a sampler was told, by its key, as far as it has a meaning; texts."""
-    found: dict[str, str] = {}
-
-    def walk(node: Mapping[Any, Any], above: str) -> None:
-        for key, value in node.items():
-            if isinstance(value, dict):
-                walk(value, f"{above}{key}.")
-            elif f"{above}{key}" not in _UNSAID:
-                is_number = isinstance(value, float)
-                found[f"{above}{key}"] = f"{value:g}" if is_number else f"{value}"
-
-    walk(one.settings["sampling"], "")
+    found = {
+        key: f"{value:g}" if isinstance(value, float) else f"{value}"
+        for key, value in leaves(one.settings["sampling"])
+        if key not in _UNSAID
+    }
     found.setdefault("temperature", "1")  # of files that are older than the key
     if one.settings["algo"] == "ar" or one.settings["predictor"] in STEPLESS:
         found.pop("steps", None)

@@ -3,14 +3,14 @@ that is compared where training goes on.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from checkpoints.checkpoint import Checkpoint
-from checkpoints.schema import shown
+from checkpoints.schema import leaves, shown
 from data.marks import OTHER, SAME, compared
 from training.resume import KEY, Resumed
 from utils import ConfigError
@@ -61,20 +61,12 @@ def _values(
 ) -> dict[str, Any]:
     """Values below some keys, by dotted keys, but for others; lists as they are."""
     left_out = {*others, *OF_NEITHER}
-
-    def leaves(key: str, node: Any) -> Iterator[tuple[str, Any]]:
-        if isinstance(node, dict):
-            for name, inner in node.items():
-                yield from leaves(f"{key}.{name}", inner)
-        elif key not in left_out:
-            yield key, node
-
     found: dict[str, Any] = {}
     for key in keys:
         node = OmegaConf.select(config, key)
         if OmegaConf.is_config(node):
             node = OmegaConf.to_container(node, resolve=True)
-        found |= leaves(key, node)
+        found |= ((k, x) for k, x in leaves(node, key) if k not in left_out)
     return found
 
 
