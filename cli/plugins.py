@@ -299,6 +299,7 @@ MEASURED = (
     *("distinct_3", "evaluations", "ngram_ppl", "ngram_nll", "mauve", "num_samples"),
     *("samples_per_second", "seconds", "devices", "generated_seqs", "complete"),
     *("checkpoint", "settings", "labels", "prompts", "sequence_lengths", "gen_ppl"),
+    *("data", "draws", "held_out", "images", "picture"),
 )
 
 _ENTERED: dict[tuple[str, str], Any] = {}  # by plug-ins, which may enter theirs again

@@ -12,6 +12,7 @@ import pytest
 import torch
 from command_line import TINY, command, run
 
+from cli.plugins import MEASURED
 from cli.settle import algorithm_class
 from data.tokenizers import get_tokenizer
 from metrics.numbers import measured
@@ -175,6 +176,8 @@ def test_a_sweep_over_temperatures_ends_with_a_frontier(checkpoint, tmp_path, co
     swept = ("sampling.temperature=0.1,1", "sampling.num_sample_batches=2")
     run("-m", *SAMPLING, checkpoint, *asked, *swept, "hydra.sweep.dir=s", cwd=tmp_path)
     content = json.loads((tmp_path / "s/0/samples.json").read_text())
+    of_others = {name.removesuffix("_stderr") for name in content}
+    assert of_others <= set(MEASURED)  # which no metric of a plug-in may be called
     assert content["draws"] == "float64"
     assert content["data"] == {"train": "synthetic", "valid": "synthetic", "wrap": True}
     about = content["held_out"]

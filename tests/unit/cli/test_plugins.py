@@ -248,6 +248,7 @@ def test_a_sampler_has_settings_of_its_own():
         (lambda: duo.algorithm("net", extends="mdml")(Diffusion), "extends='mdml' is"),
         (lambda: duo.algorithm("net", extends="mdlm")(Plain), "does not derive from"),
         (lambda: duo.metric("entropy")(len), "no other number of samples"),
+        (lambda: duo.metric("data")(len), "no other number of samples"),
         (lambda: duo.metric("a b")(len), "give a name of letters"),
     ],
 )
