@@ -14,6 +14,7 @@ and what code does only where `device.type == "cuda"`.
 
 import linecache
 import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 ROOT = Path(__file__).resolve().parents[2]
+INSTALLED = sysconfig.get_path("purelib")  # perhaps within ROOT, under any name
 DEVICE = torch.device("meta")
 HOST = torch.device("cpu")
 
@@ -278,7 +280,7 @@ def _place() -> tuple[str, int, str]:
     frame = sys._getframe()
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        is_ours = path.is_relative_to(ROOT) and ".venv" not in path.parts
+        is_ours = path.is_relative_to(ROOT) and not path.is_relative_to(INSTALLED)
         if is_ours and path != Path(__file__):
             function = frame.f_code.co_qualname.split(".<locals>")[0]
             line = linecache.getline(str(path), frame.f_lineno).strip()
