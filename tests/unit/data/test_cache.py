@@ -219,9 +219,10 @@ def test_a_killed_build_is_made_again(tmp_path):
     assert not left.exists()
 
 
-def build_slowly(folder, number):
+def build_slowly(folder, number, meet):
     def slow():
         Path(folder, f"began-{number}").touch()
+        meet.wait(60)
         for block in blocks():
             time.sleep(0.05)
             yield block
@@ -240,14 +241,17 @@ def test_jobs_at_once_get_the_same(tmp_path, monkeypatch, can_lock):
 
         monkeypatch.setattr(cache.filelock.FileLock, "acquire", no_lock)
     context = multiprocessing.get_context("fork")
-    jobs = [context.Process(target=build_slowly, args=(tmp_path, n)) for n in range(3)]
+    builders = 1 if can_lock else 3
+    meet = context.Barrier(builders)
+    inputs = [(tmp_path, number, meet) for number in range(3)]
+    jobs = [context.Process(target=build_slowly, args=x) for x in inputs]
     for job in jobs:
         job.start()
     for job in jobs:
         job.join(60)
     assert [job.exitcode for job in jobs] == [0, 0, 0]
     assert len({path.read_text() for path in tmp_path.glob("sha-*")}) == 1
-    assert len(list(tmp_path.glob("began-*"))) == (1 if can_lock else 3)
+    assert len(list(tmp_path.glob("began-*"))) == builders
     names = [path.name for path in (tmp_path / "rows").iterdir()]
     assert not [name for name in names if name.endswith(PARTIAL)]
 
@@ -260,7 +264,8 @@ def test_other_ranks_wait_where_the_disk_cannot_lock(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cache.filelock.FileLock, "acquire", no_lock)
     context = multiprocessing.get_context("fork")
-    first = context.Process(target=build_slowly, args=(tmp_path, 0))
+    inputs = (tmp_path, 0, context.Barrier(1))
+    first = context.Process(target=build_slowly, args=inputs)
     first.start()
     monkeypatch.setattr(cache.rank_zero_only, "rank", 1, raising=False)
     rows = store(tmp_path, build=lambda: pytest.fail("built by another rank"))
