@@ -28,7 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 ROOT = Path(__file__).resolve().parents[2]
-INSTALLED = sysconfig.get_path("purelib")  # perhaps within ROOT, under any name
+# Where packages are: perhaps within ROOT, under any name.
+INSTALLED = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
 DEVICE = torch.device("meta")
 HOST = torch.device("cpu")
 
@@ -280,7 +281,8 @@ def _place() -> tuple[str, int, str]:
     frame = sys._getframe()
     while frame is not None:
         path = Path(frame.f_code.co_filename)
-        is_ours = path.is_relative_to(ROOT) and not path.is_relative_to(INSTALLED)
+        is_installed = any(path.is_relative_to(folder) for folder in INSTALLED)
+        is_ours = path.is_relative_to(ROOT) and not is_installed
         if is_ours and path != Path(__file__):
             function = frame.f_code.co_qualname.split(".<locals>")[0]
             line = linecache.getline(str(path), frame.f_lineno).strip()
