@@ -133,8 +133,10 @@ class DIT(Network):
             x: Token ids (B, L); or (B, L, K) floats whose softmax mixes the embedding
                 rows; or an object that mixes them itself.
             sigma: Noise level -log(alpha_t) of each sequence, (B,); None when causal.
-            cache: Tokens before x, when causal; x is one token, or the first ones. It
-                then holds x, too.
+            cache: Tokens before x. When causal, x is one token, or the first ones,
+                and the cache then holds x, too. Else x is a block, whose tokens see
+                each other and the cache; or several, each with those before it. The
+                cache's `keep` then says whether it holds them.
             labels: Class of each sequence, (B,), `num_classes` being none; or None.
 
         Returns:
@@ -146,15 +148,16 @@ class DIT(Network):
             c = None if self.causal else F.silu(self.condition(sigma, labels))  # (B, C)
             start = 0 if cache is None else cache.length
             rotary = self.rotary_emb(start + h.shape[1])  # 2 x (L, D / H)
+        mask = None if cache is None else cache.mask(h.shape[1], h.device)
         for layer, block in enumerate(self.blocks):
             if cache is not None:  # not compiled: its shapes change with every token
                 past = functools.partial(cache.extend, layer)
                 rows = tuple(table[start:] for table in rotary)
-                h = block.forward(h, c, rows, past)
+                h = block.forward(h, c, rows, past, mask)
             else:
                 h = self.run_block(block, h, c, rotary)
-        if cache is not None:
-            cache.length += h.shape[1]
+        if cache is not None and self.causal:
+            cache.keep(h.shape[1])
         return self.output_layer.modulated_norm(h, c)
 
     def condition(self, sigma: Tensor | None, labels: Tensor | None) -> Tensor:
@@ -333,15 +336,17 @@ class Block(nn.Module):
         c: Tensor | None,
         rotary: tuple[Tensor, Tensor],
         extend: Extend | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D); `extend` puts earlier keys and values in front."""
+        """(B, L, D) -> (B, L, D); `extend` puts earlier keys and values in front, and
+        `mask` (L, S) says which of all S each of the L sees."""
         if c is None:
             h = h + self._drop(self._attention(self.norm1(h), rotary, extend))
             return h + self._drop(self.mlp(self.norm2(h)))
         modulation = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)  # (B, 1, D)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
         x = modulate(self.norm1(h), shift_attn, scale_attn)
-        h = h + gate_attn * self._drop(self._attention(x, rotary))
+        h = h + gate_attn * self._drop(self._attention(x, rotary, extend, mask))
         x = modulate(self.norm2(h), shift_mlp, scale_mlp)
         return h + gate_mlp * self._drop(self.mlp(x))
 
@@ -350,6 +355,7 @@ class Block(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         extend: Extend | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         qkv = self.attn_qkv(x)
         q, k, v = rearrange(
@@ -359,7 +365,7 @@ class Block(nn.Module):
         if extend is not None:
             k, v = extend(k, v)
         causal = self.causal and q.shape[1] > 1  # the last token sees all
-        out = attend(q, k, v, causal=causal, kernel=self.attention)
+        out = attend(q, k, v, causal=causal, kernel=self.attention, mask=mask)
         return self.attn_out(out.flatten(2))
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -64,8 +64,9 @@ class Network(nn.Module):
     ) -> Tensor:
         """Hidden states (B, L, D) of ids (B, L), given the noise level (B,).
 
-        A causal network takes no noise level, and a cache of the tokens before x. One
-        with classes takes labels (B,), of which `num_classes` means none; so does None.
+        A causal network takes no noise level. It, and one that is causal by blocks,
+        takes a cache of the tokens before x. One with classes takes labels (B,), of
+        which `num_classes` means none; so does None.
         """
         raise NotImplementedError
 

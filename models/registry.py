@@ -58,8 +58,8 @@ class Backbone(Protocol):
     ) -> Tensor:
         """Hidden states (B, L, D) of ids (B, L) at noise levels -log(alpha_t), (B,).
 
-        Only a causal network is given a cache, and only one with classes labels (B,);
-        others need not have these arguments.
+        Only a network that is causal, by tokens or by blocks, is given a cache, and
+        only one with classes labels (B,); others need not have these arguments.
         """
         ...
 

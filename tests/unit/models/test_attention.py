@@ -28,6 +28,17 @@ def test_kernels_are_the_explicit_softmax(generator, kernel, causal):
     torch.testing.assert_close(got, explicit(q, k, v, causal), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_mask_says_what_is_seen(generator, kernel):
+    """By torch's own kernel, whichever is chosen for calls without a mask."""
+    q, k, v = torch.randn(3, 2, 9, 3, 4, dtype=torch.float64, generator=generator)
+    past = torch.ones(9, 9, dtype=torch.bool).tril()
+    got = attend(q, k, v, causal=False, kernel=kernel, mask=past)
+    torch.testing.assert_close(got, explicit(q, k, v, True), rtol=0, atol=1e-12)
+    block = attend(q[:, 6:], k, v, causal=False, kernel=kernel, mask=past[6:])
+    torch.testing.assert_close(block, got[:, 6:], rtol=0, atol=1e-12)
+
+
 def test_auto_falls_back_without_flash(monkeypatch):
     """On a CPU, or in float32, `auto` never asks for the optional package."""
     monkeypatch.setattr(attention, "flash_is_installed", lambda: True)

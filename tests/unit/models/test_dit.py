@@ -5,6 +5,7 @@ import torch
 
 import models.dit
 from diffusion.gaussian import TopLatents
+from models.attention import KVCache
 from models.dit import DIT, Rotary, rotate
 from utils import ConfigError
 
@@ -266,3 +267,86 @@ def test_flash_without_its_package_is_refused(monkeypatch):
 def test_an_unknown_kernel_is_refused():
     with pytest.raises(ConfigError, match=r"model\.attention='flsh'.*'flash'"):
         build(attention="flsh")
+
+
+# ---------------------------------------------------------------- a cache of blocks
+
+
+def cached(model, x, sigma, sizes, rows=None, **told):
+    """Hidden states of x, given so many tokens at a time, all but the last ones kept.
+
+    Args:
+        rows: Of the last pass; None: all.
+    """
+    cache, parts = KVCache(x.shape[1], block_size=2), x.split(sizes, dim=1)
+    for part in parts[:-1]:
+        model.trunk(part, torch.zeros(len(x)), cache, **told)
+        cache.keep(part.shape[1])
+    if rows is None:
+        return model.trunk(parts[-1], sigma, cache, **told)
+    return model.trunk(parts[-1][rows], sigma[rows], cache.of(rows), **told)
+
+
+def block_causal(monkeypatch, size):
+    """Has the network see, in one pass, what blocks of this size see."""
+    attend = models.dit.attend
+
+    def masked(q, k, v, **options):
+        block = torch.arange(q.shape[1]) // size
+        return attend(q, k, v, **options | {"mask": block[:, None] >= block})
+
+    monkeypatch.setattr(models.dit, "attend", masked)
+
+
+@pytest.mark.parametrize("sizes", [(2, 2, 2), (4, 2)])
+def test_blocks_with_a_cache_are_a_pass_with_a_mask(x, sizes, monkeypatch):
+    """Block by block, or several at once; at the noise level of all of them."""
+    model, clean = build(), torch.zeros(3)
+    got = cached(model, x, clean, sizes)
+    block_causal(monkeypatch, 2)
+    torch.testing.assert_close(got, model.trunk(x, clean)[:, -2:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("labels", [None, torch.tensor([0, 2, 1])])
+def test_a_block_sees_a_cache_of_clean_tokens_at_its_own_noise_level(x, labels):
+    """The first blocks at once or one by one, and all sequences or some of them, at a
+    level that matters; with classes, too."""
+    model = build(num_classes=2)
+    told = {} if labels is None else {"labels": labels}
+    sigma = sigma_for(model, x)
+    got = cached(model, x, sigma, (4, 2), **told)
+    one_by_one = cached(model, x, sigma, (2, 2, 2), **told)
+    torch.testing.assert_close(got, one_by_one, rtol=0, atol=1e-5)
+    for other in (
+        cached(model, x, sigma + 1, (4, 2), **told),
+        cached(model, x.roll(1, dims=1), sigma, (4, 2), **told),
+    ):
+        assert (got - other).abs().max() > 1e-3
+
+
+def test_some_sequences_of_a_cache(x):
+    """For one pass, and for good."""
+    model, rows = build(), torch.tensor([0, 2])
+    sigma = sigma_for(model, x)
+    expected = cached(model, x, sigma, (2, 2, 2))[rows]
+    got = cached(model, x, sigma, (2, 2, 2), rows)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+    cache = KVCache(L, block_size=2)
+    model.trunk(x[:, :4], torch.zeros(3), cache)
+    cache.keep(4)
+    cache.select(rows)
+    got = model.trunk(x[rows, 4:], sigma[rows], cache)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_a_noisy_block_is_not_kept(x):
+    """However often it is seen."""
+    model, cache = build(), KVCache(L, block_size=2)
+    model.trunk(x[:, :4], torch.zeros(3), cache)
+    cache.keep(4)
+    first, _, again = (
+        model.trunk(block, torch.ones(3), cache)
+        for block in (x[:, 4:], x[:, :2], x[:, 4:])
+    )
+    assert cache.length == 4
+    assert torch.equal(first, again)
