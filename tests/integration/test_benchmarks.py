@@ -13,7 +13,7 @@ import pytest
 import torch
 from command_line import ROOT
 
-from benchmarks import bench_scan, cases, distill_table
+from benchmarks import bench_scan, cases, distill_table, scale
 from benchmarks.bench import VARIANTS, parse
 from data.tokenizers import bytes_tokenizer
 from sampling.registry import SAMPLERS
@@ -251,3 +251,47 @@ def test_samplers_at_the_entropy_of_held_out_text(tmp_path):
     wrong = bench("frontier_table.py", "--checkpoints", "gpt=x")
     assert wrong.returncode == 2
     assert "gpt is none of" in wrong.stderr
+
+
+def test_a_step_is_predicted_from_its_phases():
+    """Rates are medians of seconds over work; only what backward hides is free."""
+    work = scale.Work(forward=2, backward=4, head=3, update=5, corrupt=1)
+    times = {
+        "forward_s": 4,
+        "backward_s": 4,
+        "head_s": 9,
+        "update_s": 5,
+        "corrupt_s": 0,
+    }
+    row = {"work": work._asdict(), **times}
+    slower = row | {"forward_s": 400}
+    rates = scale.Rates.fitted([row, row, slower])
+    assert rates == (2, 1, 3, 1, 0)
+    assert rates.step(work) == 4 + 4 + 9 + 5
+    assert rates.step(work, exchange=3) == rates.step(work)
+    assert rates.step(work, exchange=7) == rates.step(work) + 3
+
+
+def test_gradients_are_summed_around_a_ring():
+    two, many = (
+        scale.Cluster(N, peak=100, memory=36, link=4).exchange(10) for N in (2, 1000)
+    )
+    assert two == 10
+    assert many == pytest.approx(20, rel=2e-3)
+    rates = scale.Cluster(2, peak=100, memory=36, link=4).rates(use=0.5)
+    assert rates == (1 / 50, 1 / 50, 1 / 50, 1, 0)
+
+
+@pytest.mark.slow
+def test_cost_against_size_is_measured_and_reported(tmp_path):
+    sizes = ("--sizes", "128 x 2", "256 x 4", "--memory-sizes", "128 x 2")
+    small = (*sizes, "--process-sizes", "128 x 2", "--vocab-size", "40")
+    small = (*small, "--length", "16", "--batch-size", "4", "--rounds", "1")
+    done = bench("scale.py", *small, "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "scale.json").read_text())
+    assert len(found["phases"]) == 2 * len(scale.ALGORITHMS)
+    assert all(row["bytes_per_parameter"] >= 19 for row in found["memory"])
+    assert all(row["together_s"] > 0 for row in found["processes"])
+    assert all(row["at_0.3"] > row["at_0.5"] > 0 for row in found["published"])
+    assert (tmp_path / "scale.md").read_text().count("##") == 5
