@@ -11,7 +11,7 @@ INSTALL ?= --requirement requirements.txt
 VENV_ARGS ?=
 DEMO := $(CURDIR)/outputs/demo/$(shell date +%Y-%m-%d-%H%M%S)
 
-.PHONY: help demo test lint format test-slow test-wheel test-slurm distill-table frontier-table scale-table bench bench-gpu check-gpu profile clean
+.PHONY: help demo test lint format pages test-slow test-wheel test-slurm distill-table frontier-table scale-table bench bench-gpu check-gpu profile clean
 .DEFAULT_GOAL := demo
 
 # Installs what is asked for and is not there yet.
@@ -44,6 +44,11 @@ lint: $(READY)  ## what `make test` checks before the tests
 format: $(READY)  ## mend what lint complains of, as far as ruff can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python -m docs.site
+
+# After a change of a key in configs/, of its comment, or of an error message.
+pages: $(READY)  ## write docs/reference.md and docs/errors.md anew
+	$(BIN)/python -m docs.site
 
 test-slow: $(READY)  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)

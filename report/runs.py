@@ -176,7 +176,7 @@ def _evaluations(path: str, where: str) -> Iterator[tuple[str, Evaluation]]:
         except (OSError, ValueError, RecursionError) as error:
             line = f"{where}: {full} cannot be read ({first_line(error)})."
             if not is_folder:
-                raise ConfigError(line) from None
+                raise ConfigError(f"{line} Leave it out.") from None
             log.warning("%s Passed over.", line)
             continue
         if mode := _mode(content):

@@ -134,8 +134,10 @@ def _curves(files: Sequence[str]) -> dict[str, list[Point]]:
             with open_file(path, "r", encoding="utf-8", newline="") as file:
                 new = [_numbers(row) for row in csv.DictReader(file)]
         except (OSError, ValueError, csv.Error) as error:
-            line = f"report.runs: {path} cannot be read ({first_line(error)})."
-            raise ConfigError(line) from None
+            raise ConfigError(
+                f"report.runs: {path} cannot be read ({first_line(error)}). "
+                "Leave it out."
+            ) from None
         new = [row for row in new if "step" in row]
         if new:
             start = min(row["step"] for row in new)

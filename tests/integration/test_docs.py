@@ -52,9 +52,9 @@ WEIGHTS = ("model.bimamba.", "model.lm_head.")  # names of weights of DiMamba
 SUFFIXES = {"md", "csv", "png", "pdf", "tex", "json", "yaml", "py", "safetensors"}
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [x for x in PAGES if x != "docs/errors.md"])
 def test_keys_exist(page):
-    """Every `group.key` or `group.key=value` in the text."""
+    """Every `group.key` or `group.key=value` in the text; messages name others, too."""
     known = known_keys() | OLDER
     spans = (
         re.match(r"([a-z_]+(\.[a-zA-Z0-9_]+)+)(=|$)", x)

@@ -54,7 +54,8 @@ def imported_by(paths: Iterable[Path]) -> set[str]:
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 names.add(node.module.split(".")[0])
     support = {path.stem for path in (ROOT / "tests" / "support").glob("*.py")}
-    ours = {*PACKAGES, *(x.stem for x in ROOT.glob("*.py")), "benchmarks", *support}
+    ours = {*PACKAGES, *(x.stem for x in ROOT.glob("*.py")), *support}
+    ours |= {"benchmarks", "docs"}
     known = packages_distributions()
     found = set()
     for name in names - ours - set(sys.stdlib_module_names):
@@ -64,7 +65,7 @@ def imported_by(paths: Iterable[Path]) -> set[str]:
 
 
 LIBRARY = [*ROOT.glob("*.py"), *(x for p in PACKAGES for x in (ROOT / p).rglob("*.py"))]
-TESTS = [x for p in ("tests", "benchmarks") for x in (ROOT / p).rglob("*.py")]
+TESTS = [x for p in ("tests", "benchmarks", "docs") for x in (ROOT / p).rglob("*.py")]
 # It runs in environments that a test makes, with packages of theirs.
 TESTS.remove(ROOT / "tests" / "support" / "uses.py")
 
