@@ -110,6 +110,7 @@ class MDLM(AbsorbingState):
     parameterization = "subs"
     is_discrete_time = True
     has_estimators = True
+    has_blocks = True
 
     def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
         return without_mask(logits, self.mask_index).log_softmax(dim=-1)
@@ -144,6 +145,7 @@ class SEDDAbsorb(AbsorbingState):
     """
 
     parameterization = "score"
+    has_blocks = True
 
     def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
         """log s(y) = logits - log(e^sigma - 1) - log(K - 1) for y != x_t."""
@@ -190,6 +192,7 @@ class D3PMAbsorb(AbsorbingState):
 
     is_discrete_time = True
     has_subs_masking = True
+    has_blocks = True
 
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)
@@ -255,15 +258,19 @@ class D3PMAbsorb(AbsorbingState):
 
     def nll_at(self, x0: Tensor, z: Latent, weights: Tensor | None = None) -> TokenNLL:
         diffusion = super().nll_at(x0, z, weights)
-        reconstruction = self.reconstruction_nll(x0, weights, z.labels)
+        reconstruction = self.reconstruction_nll(x0, weights, z.labels, z.block_size)
         return TokenNLL(*map(torch.add, diffusion, reconstruction))
 
     def reconstruction_nll(
-        self, x0: Tensor, weights: Tensor | None = None, labels: Tensor | None = None
+        self,
+        x0: Tensor,
+        weights: Tensor | None = None,
+        labels: Tensor | None = None,
+        block_size: int | Tensor | None = None,
     ) -> TokenNLL:
         """-log p_theta(x_0 | x_0 as input, t = 0), for every token."""
         sigma = x0.new_zeros(len(x0), 1, dtype=torch.float32)
-        hidden = self.hidden(x0, sigma, labels)
+        hidden = self.hidden_of(x0, x0, sigma, block_size, labels)
         return self.head_loss(hidden, self._reconstruction, weights, x0=x0)
 
     def _reconstruction(self, logits: Tensor, *, x0: Tensor) -> Tensor:
@@ -300,6 +307,8 @@ class DUO_BASE(UniformState):
     Reference: UDLM (arXiv:2412.10193); DUO (arXiv:2506.10892), section on the
     uniform-state NELBO.
     """
+
+    has_blocks = True
 
     def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
         return logits.log_softmax(dim=-1)
@@ -359,6 +368,8 @@ class DUO(DUO_BASE):
     bound at x_t = argmax w_t and at the alpha_t of the transformation operator; it is
     no bound of the likelihood while the input is soft.
     """
+
+    has_blocks = False  # the curriculum draws whole rows at one time
 
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)

@@ -64,6 +64,7 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
     has_leave_one_out = False  # whether x_theta is without the position's own token
     is_discrete_time = False  # whether algo.T > 0 has a meaning
     has_estimators = False  # whether those of `diffusion.estimators` have one
+    has_blocks = False  # whether algo.block_size and training.time_range have one
     has_subs_masking = False  # whether algo.subs_masking=True has one
     needs_weights = False  # whether training starts from a checkpoint only
     takes_labels = False  # whether data.num_classes has a meaning
@@ -124,6 +125,18 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
                     f"training.{key}=True: the loss of algo={algo.name} has no form "
                     "for it, which algo=mdlm has; the only value is False."
                 )
+        if algo.get("block_size") is not None and not cls.has_blocks:
+            raise ConfigError(
+                f"algo.block_size={algo.block_size}: algo={algo.name} has no blocks, "
+                "which mdlm, sedd, d3pm and duo_base have; the only value is null."
+            )
+        time_range = config.training.get("time_range")
+        if time_range is not None and not cls.has_blocks:
+            raise ConfigError(
+                f"training.time_range={time_range}: algo={algo.name} does not draw "
+                "times from a range, as mdlm, sedd, d3pm and duo_base do; the only "
+                "value is null."
+            )
         num_classes = config.data.get("num_classes")
         if num_classes is not None and not cls.takes_labels:
             raise ConfigError(

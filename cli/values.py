@@ -304,6 +304,60 @@ def check_values(config: DictConfig) -> None:
     check_loss_chunk(config)
     check_labels(config)
     check_time(config)
+    check_blocks(config)
+    check_time_range(config)
+
+
+def check_blocks(config: DictConfig) -> None:
+    """Refuses sizes of blocks that are none, or do not divide a row."""
+    given = config.algo.get("block_size")
+    if given is None:
+        return
+    sizes = list(given) if isinstance(given, ListConfig) else [given]
+    are_sizes = all(type(x) is int and x >= 1 for x in sizes)
+    if not sizes or not are_sizes or len(set(sizes)) < len(sizes):
+        raise ConfigError(
+            f"algo.block_size={given!r} is not null, a whole number of at least 1, or "
+            "several different ones in brackets, as in [4,8,16]."
+        )
+    if _is_there(config, "model.length"):
+        for size in sizes:
+            if config.model.length % size:
+                raise ConfigError(
+                    f"algo.block_size={size} does not divide model.length="
+                    f"{config.model.length}: a row is a whole number of blocks."
+                )
+    if OmegaConf.select(config, "model.attention") == "flash":
+        raise ConfigError(
+            "model.attention='flash' has no mask for blocks, which algo.block_size="
+            f"{given} needs; choose auto or sdpa."
+        )
+
+
+def check_time_range(config: DictConfig) -> None:
+    """Refuses ranges of times that are none."""
+    given = config.training.get("time_range")
+    if given is None:
+        return
+    ends = list(given) if isinstance(given, ListConfig) else []
+    are_numbers = len(ends) == 2 and all(type(x) in (int, float) for x in ends)
+    if not are_numbers or not 0 <= ends[0] < ends[1] <= 1:
+        raise ConfigError(
+            f"training.time_range={given!r} is not null or two times [lo,hi] with 0 <= "
+            "lo < hi <= 1."
+        )
+    for key in ("importance_sampling", "change_of_variables"):
+        if config.training.get(key):
+            raise ConfigError(
+                f"training.time_range={given} and training.{key}=True both say how "
+                "times are drawn; choose one of them."
+            )
+    eps = config.training.sampling_eps
+    if ends[1] <= eps:
+        raise ConfigError(
+            f"training.time_range={given} ends at or below training.sampling_eps="
+            f"{eps}, below which there are no times; give a later end."
+        )
 
 
 def check_time(config: DictConfig) -> None:

@@ -13,13 +13,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from diffusion.blocks import Blocks, BlockWise
 from diffusion.estimators import check_estimator, estimator_of
 from diffusion.gaussian import SoftTokens
 from models.device import to_device, widened
 from models.head import TokenNLL
 from models.noise import build_noise
 from sampling.prompts import Given
-from trainer_base import TrainerBase
 from training.scorable import Stratum, regret
 
 NEG_INFINITY = -1e6  # finite, so that 0 * log 0 stays 0
@@ -34,15 +34,16 @@ class Latent(NamedTuple):
     """A corrupted batch."""
 
     xt: Tensor  # noisy ids, (B, L)
-    alpha_t: Tensor  # (B, 1)
-    dalpha_t: Tensor  # (B, 1)
+    alpha_t: Tensor  # (B, 1); (B, L) with blocks
+    dalpha_t: Tensor  # in the shape of alpha_t
     scored: Tensor | None = None  # flat positions with a loss, (N,); None: all B L
     inputs: SoftTokens | None = None  # what the network sees; None: xt
     is_noised: Tensor | None = None  # what may differ from x0, (B, L) bool on the host
     labels: Tensor | None = None  # that the network is told, (B,)
+    block_size: int | Tensor | None = None  # as for `BlockWise.hidden_of`
 
 
-class Diffusion(TrainerBase):
+class Diffusion(BlockWise):
     """Time, corruption and the negative ELBO of every diffusion model.
 
     A subclass supplies the forward process (`noise_tokens`, `posterior`), the
@@ -59,6 +60,8 @@ class Diffusion(TrainerBase):
         self.time_conditioning: bool = config.algo.time_conditioning
         self.ignore_bos: bool = config.algo.ignore_bos
         self.sampling_eps: float = config.training.sampling_eps
+        low, high = config.training.get("time_range") or (0.0, 1.0)
+        self.time_range: tuple[float, float] = (low, high)  # of training
         self.antithetic_sampling: bool = config.training.antithetic_sampling
         self.noise = build_noise(config.noise)  # of the reverse process, too
         estimator = estimator_of(config)
@@ -84,7 +87,12 @@ class Diffusion(TrainerBase):
             x0, weights, batch_idx: As in `trainer_base.TrainerBase.nll`.
             labels: Class of each sequence, (B,); None for models without classes.
         """
-        z = self.corrupt(x0, self.sample_t(len(x0), batch_idx), batch_idx)
+        blocks = self.sample_blocks(x0, batch_idx)
+        if blocks is None:
+            z = self.corrupt(x0, self.sample_t(len(x0), batch_idx), batch_idx)
+        else:
+            z = self.corrupt(x0, self.sample_block_t(blocks, batch_idx), batch_idx)
+            z = z._replace(block_size=blocks.size)
         if labels is not None:
             z = z._replace(labels=self.with_dropout(labels, batch_idx))
         return self.nll_at(x0, z, weights)
@@ -98,8 +106,9 @@ class Diffusion(TrainerBase):
             weights: As for `nll`.
         """
         sigma = self.sigma(z.alpha_t)
+        x = z.xt if z.inputs is None else z.inputs
         return self.head_loss(
-            self.hidden(z.xt if z.inputs is None else z.inputs, sigma, z.labels),
+            self.hidden_of(x, x0, sigma, z.block_size, z.labels),
             self.nll_of_logits,
             weights,
             scored=z.scored,
@@ -116,14 +125,21 @@ class Diffusion(TrainerBase):
             -log p(x_u | x_k) <= E_t E_{z ~ q(z | x_u)} sum_{i in u} loss_i(x_k, z, t)
 
         with k the known and u the unknown positions: what `sampling.prompt` samples
-        from. Given strata 0 .. n - 1, times are as in `sample_t`.
+        from. Given strata 0 .. n - 1, times are as in `sample_t`. With blocks it is of
+        the blocks' reverse processes, one after the other, each given all before it.
         """
         generators = [stratum.generator() for stratum in strata]
-        u = [torch.rand((), dtype=torch.float64, generator=g) for g in generators]
+        drawn = [torch.rand((), dtype=torch.float64, generator=g) for g in generators]
         if self.antithetic_sampling:
-            u = [(x + s.index) / s.count for x, s in zip(u, strata, strict=True)]
-        t = self.times(torch.stack(u))
-        z = self.corrupt(x0, t, known=known, generators=generators)
+            pairs = zip(drawn, strata, strict=True)
+            drawn = [(x + s.index) / s.count for x, s in pairs]
+        u = torch.stack(drawn)
+        L, size = x0.shape[1], self.size_for(x0.shape[1])
+        if size is not None:
+            keys = torch.cat([self.block_keys(1, L, g) for g in generators])
+            u = self.spread(u, Blocks(L, size, keys))
+        z = self.corrupt(x0, self.times(u), known=known, generators=generators)
+        z = z._replace(block_size=size)
         if z.scored is None:
             z = z._replace(scored=flat_positions(~known, x0.device))
         nll = self.nll_at(x0, z).nll
@@ -139,7 +155,7 @@ class Diffusion(TrainerBase):
         alpha_1 = self.noise(torch.ones(len(x0), 1, dtype=torch.float64)).alpha_t
         sigma = self.sigma(widened(alpha_1, device))
         return self.head_loss(
-            self.hidden(xt, sigma),
+            self.hidden_of(xt, x0, sigma, self.size_for(x0.shape[1])),
             self._token_regret,
             None,
             scored=flat_positions(~known, device),
@@ -173,6 +189,12 @@ class Diffusion(TrainerBase):
         u, start = self.stratified("time", batch_size, batch_idx)
         return self.times(u)[start : start + batch_size]
 
+    def sample_block_t(self, blocks: Blocks, batch_idx: int = 0) -> Tensor:
+        """Times of this batch's blocks, (B, L) by token, from the u of its rows."""
+        batch_size = len(blocks.keys)
+        u, start = self.stratified("time", batch_size, batch_idx)
+        return self.times(self.spread(u[start : start + batch_size], blocks))
+
     def stratified(
         self, purpose: str, batch_size: int, batch_idx: int
     ) -> tuple[Tensor, int]:
@@ -204,8 +226,14 @@ class Diffusion(TrainerBase):
         return rank_starts + micro * loader.batch_size
 
     def times(self, u: Tensor) -> Tensor:
-        """Times that belong to uniform numbers in [0, 1), any shape; see `sample_t`."""
-        t = (1 - self.sampling_eps) * u + self.sampling_eps
+        """Times that belong to uniform numbers in [0, 1), any shape; see `sample_t`.
+
+        In training with `training.time_range` they are uniform in that range, of which
+        what is below sampling_eps is left out.
+        """
+        low, high = self.time_range if self.training else (0.0, 1.0)
+        low = max(low, self.sampling_eps)
+        t = (high - low) * u + low
         if self.T > 0:
             t = (t * self.T).floor() / self.T + 1 / self.T
         return t
@@ -221,7 +249,9 @@ class Diffusion(TrainerBase):
         known: Tensor | None = None,
         generators: Sequence[torch.Generator] = (),
     ) -> Latent:
-        """Noisy tokens at times t (B,) on the host, with the schedule there.
+        """Noisy tokens at times t on the host, with the schedule there.
+
+        t is (B,), or (B, L) with a time of each token.
 
         All is drawn on the host: a seed gives the same tokens on every device, and
         which tokens have a loss is known without waiting for the device.
@@ -237,9 +267,10 @@ class Diffusion(TrainerBase):
             known: Tokens that stay clean, (B, L) bool on the host.
             generators: Of each row's draws, on the host; none: one of the batch.
         """
-        alpha_t, dalpha_t = self.levels(t[:, None])
+        t = t[:, None] if t.ndim == 1 else t
+        alpha_t, dalpha_t = self.levels(t)
         if self.T > 0:
-            alpha_s = self.levels((t[:, None] - 1 / self.T).clamp(min=0)).alpha_t
+            alpha_s = self.levels((t - 1 / self.T).clamp(min=0)).alpha_t
             dalpha_t = self.T * (alpha_t - alpha_s)
         if not generators:
             generators = [self._batch_generator("noise", batch_idx, device="cpu")]
@@ -322,17 +353,6 @@ class Diffusion(TrainerBase):
             if labels is None
             else trunk(xt, condition, labels=labels)
         )
-
-    def condition(self, sigma: Tensor) -> Tensor:
-        """What the backbone is told of the noise, (B, 1) -> (B,).
-
-        sigma; the time of its level with `training.change_of_variables`; zeros
-        without `algo.time_conditioning`.
-        """
-        if self.is_told_the_time:
-            sigma = self.levels.inverse(torch.exp(-sigma))
-        condition = sigma.mean(dim=-1).float()
-        return condition if self.time_conditioning else torch.zeros_like(condition)
 
     def forward(
         self, xt: Tensor, sigma: Tensor, labels: Tensor | None = None

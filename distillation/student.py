@@ -37,6 +37,7 @@ class Student(TrainerBase):
 
     needs_weights = True
     takes_labels = False
+    has_blocks = False
     rounds: RoundCounter
     teacher: Teacher
 

@@ -6,6 +6,7 @@ Shapes: B batch, L length, H heads, D head dimension.
 import functools
 import importlib.util
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ def attend(
     *,
     causal: bool,
     kernel: str,
-    mask: Tensor | None = None,
+    mask: Any = None,
 ) -> Tensor:
     """softmax(q k^T / sqrt(D)) v.
 
@@ -28,14 +29,18 @@ def attend(
         k, v: Keys and values, (B, S, H, D).
         causal: Whether a position sees only itself and what is left of it.
         kernel: A key of KERNELS.
-        mask: Which keys each query sees, (L, S) bool, by torch's own kernel; None: all.
+        mask: Which keys each query sees, by torch's own kernels: (L, S) or (B, 1, L, S)
+            bool, or a BlockMask of FlexAttention; None: all.
 
     Returns:
         (B, L, H, D).
     """
     if mask is not None:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, L, D)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if isinstance(mask, Tensor):
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        else:
+            out = _flex(q.is_cuda)(q, k, v, block_mask=mask)
         return out.transpose(1, 2)
     return KERNELS[kernel](q, k, v, causal)
 
@@ -119,6 +124,16 @@ class _SomeRows(KVCache):
 @functools.cache
 def flash_is_installed() -> bool:
     return importlib.util.find_spec("flash_attn") is not None
+
+
+@functools.cache
+def _flex(is_compiled: bool) -> Callable[..., Tensor]:
+    """Without compiling, which other devices do, it forms all pairs."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    attention: Any = torch.compile(flex_attention) if is_compiled else flex_attention
+    function: Callable[..., Tensor] = attention
+    return function
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:

@@ -15,7 +15,7 @@ stream are float32 under autocast; matrix products follow autocast.
 import functools
 import math
 from collections.abc import Callable
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from models.attention import KERNELS, KVCache, attend, flash_is_installed
+from models.blocks import MASKS
 from models.conditioning import ClassEmbedding
 from models.network import Network
 from models.registry import SoftInput
@@ -56,6 +57,7 @@ class DIT(Network):
 
     takes_soft_inputs = True
     can_be_causal = True
+    takes_blocks = True
 
     def __init__(
         self,
@@ -87,6 +89,7 @@ class DIT(Network):
                 f"2 x model.n_heads={n_heads}."
             )
         self.causal = causal
+        self.attention = attention
         self.checkpointing = checkpointing
         self.vocab_embed = Embedding(vocab_size, hidden_size)
         if not causal:
@@ -159,6 +162,76 @@ class DIT(Network):
         if cache is not None and self.causal:
             cache.keep(h.shape[1])
         return self.output_layer.modulated_norm(h, c)
+
+    def blockwise(
+        self,
+        x: Tensor | SoftInput,
+        x0: Tensor,
+        sigma: Tensor,
+        block_size: int | Tensor,
+        labels: Tensor | None = None,
+        *,
+        sigma_0: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states of noisy blocks, each given the clean blocks before it.
+
+        Both are seen at once, as `models.blocks` says: 2 L positions, of which the
+        second L have the position embeddings of the first. `trunk`, with blocks of all
+        L tokens.
+
+        Args:
+            x: Noisy tokens, as for `trunk`.
+            x0: Clean ids, (B, L).
+            sigma: What is told of the noise: of each token (B, L), of each block
+                (B, ceil(L / L')) where all rows have the same L', or of a row (B, 1).
+            block_size: L', the tokens of a block; or of each row, (B,).
+            labels: As for `trunk`.
+            sigma_0: What is told of the noise of clean tokens, (B,); None: sigma
+                (B, 1), as to a network that does not know the time.
+
+        Returns:
+            (B, L, D) of the noisy tokens, final norm and modulation included.
+        """
+        L, device = x0.shape[1], x0.device
+        if isinstance(block_size, int) and block_size >= L:
+            return self.trunk(x, sigma[:, 0], labels=labels)
+        sizes = block_size
+        if isinstance(sizes, int):
+            sizes = torch.full((1,), sizes, device=device)
+        head_dim = self.rotary_emb.cos.shape[-1]
+        with torch.autocast(device.type, enabled=False):
+            h = torch.cat([self.vocab_embed(x), self.vocab_embed(x0)], dim=1)
+            c = self._condition_of_both(sigma, sigma_0, block_size, labels, L)
+            rotary = tuple(table.repeat(2, 1) for table in self.rotary_emb(L))
+        mask = MASKS[self.attention](L, sizes, head_dim)
+        for block in self.blocks:
+            h = self.run_block(block, h, c, rotary, None, mask)
+        return self.output_layer.modulated_norm(
+            h[:, :L], c if c.ndim == 2 else c[:, :L]
+        )
+
+    def _condition_of_both(
+        self,
+        sigma: Tensor,
+        sigma_0: Tensor | None,
+        block_size: int | Tensor,
+        labels: Tensor | None,
+        length: int,
+    ) -> Tensor:
+        """Conditioning of noisy and clean tokens, (B, 2 L, C), or of rows, (B, C)."""
+        if sigma_0 is None:
+            return F.silu(self.condition(sigma[:, 0], labels))
+        levels = torch.cat([sigma, sigma_0[:, None]], dim=1)  # (B, M + 1)
+        num_levels = levels.shape[1]
+        if labels is not None:
+            labels = labels.repeat_interleave(num_levels)
+        c = F.silu(self.condition(levels.flatten(), labels))
+        c = c.unflatten(0, (-1, num_levels))  # (B, M + 1, C)
+        widths = {1: length, length: 1}  # tokens of a level
+        width = widths.get(num_levels - 1, block_size)
+        which = torch.arange(length, device=c.device) // width
+        clean = torch.full_like(which, num_levels - 1)
+        return c.index_select(1, torch.cat([which, clean]))
 
     def condition(self, sigma: Tensor | None, labels: Tensor | None) -> Tensor:
         """The embedding of noise levels (B,) and of classes (B,), (B, C)."""
@@ -288,6 +361,11 @@ class LayerNorm(nn.Module):
             return F.layer_norm(x, self.weight.shape, self.weight, eps=1e-5)
 
 
+def per_token(x: Tensor) -> Tensor:
+    """(B, E) or (B, L, E) -> (B, 1, E) or (B, L, E), which goes with (B, L, E)."""
+    return x[:, None] if x.ndim == 2 else x
+
+
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 
@@ -336,14 +414,21 @@ class Block(nn.Module):
         c: Tensor | None,
         rotary: tuple[Tensor, Tensor],
         extend: Extend | None = None,
-        mask: Tensor | None = None,
+        mask: Any = None,
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D); `extend` puts earlier keys and values in front, and
-        `mask` (L, S) says which of all S each of the L sees."""
+        """(B, L, D) -> (B, L, D).
+
+        Args:
+            h: (B, L, D).
+            c: Conditioning of rows (B, C), or of tokens (B, L, C).
+            rotary: cos and sin of the positions, (L, D / H) each.
+            extend: Puts earlier keys and values in front.
+            mask: What each position attends to, as for `attend`; None: all.
+        """
         if c is None:
             h = h + self._drop(self._attention(self.norm1(h), rotary, extend))
             return h + self._drop(self.mlp(self.norm2(h)))
-        modulation = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)  # (B, 1, D)
+        modulation = per_token(self.adaLN_modulation(c)).chunk(6, dim=-1)
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulation
         x = modulate(self.norm1(h), shift_attn, scale_attn)
         h = h + gate_attn * self._drop(self._attention(x, rotary, extend, mask))
@@ -355,7 +440,7 @@ class Block(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         extend: Extend | None = None,
-        mask: Tensor | None = None,
+        mask: Any = None,
     ) -> Tensor:
         qkv = self.attn_qkv(x)
         q, k, v = rearrange(
@@ -386,7 +471,7 @@ class OutputLayer(nn.Module):
         h = self.norm_final(h)
         if c is None:
             return h
-        shift, scale = self.adaLN_modulation(c)[:, None].chunk(2, dim=-1)
+        shift, scale = per_token(self.adaLN_modulation(c)).chunk(2, dim=-1)
         return modulate(h, shift, scale)
 
 

@@ -34,6 +34,7 @@ class Network(nn.Module):
     can_be_causal: ClassVar[bool] = (
         False  # with algo.causal_attention=True, for algo=ar
     )
+    takes_blocks: ClassVar[bool] = False  # whether it has `blockwise`
 
     output_embedding: nn.Linear
     input_embedding: nn.Parameter
@@ -67,6 +68,27 @@ class Network(nn.Module):
         A causal network takes no noise level. It, and one that is causal by blocks,
         takes a cache of the tokens before x. One with classes takes labels (B,), of
         which `num_classes` means none; so does None.
+        """
+        raise NotImplementedError
+
+    def blockwise(
+        self,
+        x: Tensor | SoftInput,
+        x0: Tensor,
+        sigma: Tensor,
+        block_size: int | Tensor,
+        labels: Tensor | None = None,
+        *,
+        sigma_0: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states (B, L, D) of noisy blocks, given the clean ones before.
+
+        Args:
+            x, labels: As for `trunk`.
+            x0: Clean ids, (B, L).
+            sigma: Noise level of each token (B, L), of each block, or of a row (B, 1).
+            block_size: Tokens of a block; or of each row, (B,).
+            sigma_0: That of clean tokens, (B,); None: as that of the others, (B, 1).
         """
         raise NotImplementedError
 

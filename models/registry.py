@@ -41,6 +41,7 @@ class Backbone(Protocol):
 
     takes_soft_inputs: ClassVar[bool]  # whether `trunk` takes a `SoftInput`, too
     can_be_causal: ClassVar[bool]  # whether algo=ar can have it
+    takes_blocks: ClassVar[bool]  # whether it has `blockwise`, for algo.block_size
     num_classes: int | None  # of labels that `trunk` takes; None: it takes none
     checkpointing: bool  # whether it heeds training.activation_checkpointing
 
@@ -61,6 +62,19 @@ class Backbone(Protocol):
         Only a network that is causal, by tokens or by blocks, is given a cache, and
         only one with classes labels (B,); others need not have these arguments.
         """
+        ...
+
+    def blockwise(
+        self,
+        x: Tensor | SoftInput,
+        x0: Tensor,
+        sigma: Tensor,
+        block_size: int | Tensor,
+        labels: Tensor | None = None,
+        *,
+        sigma_0: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states (B, L, D) of noisy blocks, each given the clean ones before."""
         ...
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -227,6 +241,12 @@ def check_abilities(config: DictConfig, needs_soft_inputs: bool) -> None:
         raise ConfigError(
             f"algo={config.algo.name} needs a causal network, which {name} is not "
             "(can_be_causal of its class); choose another algorithm or backbone."
+        )
+    if config.algo.get("block_size") is not None and not network.takes_blocks:
+        raise ConfigError(
+            f"algo.block_size={config.algo.block_size}: {name} sees whole rows alone "
+            "(takes_blocks of its class); the only value is null, or choose "
+            "algo.backbone=dit."
         )
     if training.compile and network.compile_blocks is _base().compile_blocks:
         raise ConfigError(

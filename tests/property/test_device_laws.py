@@ -64,6 +64,7 @@ def padded_batch(model):
     return padded(random_batch(model))
 
 
+ALONE = "eval.generate_samples=False"
 DIMAMBA = ("algo.backbone=dimamba", "model=tiny-dimamba")
 
 
@@ -94,6 +95,10 @@ DIMAMBA = ("algo.backbone=dimamba", "model=tiny-dimamba")
         (random_batch, ("algo=mdlm", "training.loss_precision=float64")),
         (random_batch, ("algo=mdlm", "training.loss_chunk=null")),
         (random_batch, ("algo=duo", "training.loss_chunk=null")),
+        (random_batch, ("algo=mdlm", "algo.block_size=2", ALONE)),
+        (random_batch, ("algo=sedd", "algo.block_size=[4,2]", ALONE)),
+        (random_batch, ("algo=d3pm", "algo.block_size=4", ALONE)),
+        (random_batch, ("algo=duo_base", "algo.block_size=[1,2]", ALONE)),
     ],
     ids=lambda x: "-".join(x) if isinstance(x, tuple) else x.__name__,
 )

@@ -87,6 +87,8 @@ ELSEWHERE = {
     "logger.wandb": "Hydra's",
     "report.checkpoints": "report.mode says what is no path",
     "training.loss_chunk": "check_loss_chunk",
+    "training.time_range": "check_time_range",
+    "algo.block_size": "check_blocks",
     "training.nonfinite": "its own check",
     "sampling.labels": "check_labels",
     "algo.curriculum.gamma": "a number or auto: DUO's own check",
