@@ -343,8 +343,8 @@ def check_time_range(config: DictConfig) -> None:
     are_numbers = len(ends) == 2 and all(type(x) in (int, float) for x in ends)
     if not are_numbers or not 0 <= ends[0] < ends[1] <= 1:
         raise ConfigError(
-            f"training.time_range={given!r} is not null or two times [lo,hi] with 0 <= "
-            "lo < hi <= 1."
+            f"training.time_range={given!r} is not null or two times: give [lo,hi], "
+            "with 0 <= lo < hi <= 1."
         )
     for key in ("importance_sampling", "change_of_variables"):
         if config.training.get(key):

@@ -14,6 +14,7 @@ from tiny import ALGORITHMS
 
 from diffusion.blocks import Blocks
 from training.scorable import Stratum
+from utils import ConfigError
 
 WITH_BLOCKS = sorted(name for name, cls in ALGORITHMS.items() if cls.has_blocks)
 QUIET = "eval.generate_samples=False"
@@ -34,6 +35,11 @@ def make(make_model):
 
 def test_the_algorithms_with_blocks():
     assert WITH_BLOCKS == ["d3pm", "duo_base", "mdlm", "sedd"]
+
+
+def test_other_networks_are_refused(make):
+    with pytest.raises(ConfigError, match=r"algo.block_size=4: .*takes_blocks"):
+        make("mdlm", 4, "algo.backbone=dimamba", "model=tiny-dimamba")
 
 
 # ---------------------------------------------------------------- one block
@@ -153,14 +159,13 @@ def test_the_first_choice_in_blocks_of_one_is_the_autoregressive_one(make):
 # ---------------------------------------------------------------- what a block sees
 
 
-@pytest.mark.parametrize("T", [0, 10])
+@pytest.mark.parametrize(
+    ("name", "T"), [*((name, None) for name in WITH_BLOCKS), ("mdlm", 10), ("d3pm", 10)]
+)
 @torch.no_grad()
-def test_later_tokens_do_not_change_the_loss_of_a_block(make, block_name, T):
+def test_later_tokens_do_not_change_the_loss_of_a_block(make, name, T):
     """With the same noise; earlier ones do."""
-    if T and not ALGORITHMS[block_name].is_discrete_time:
-        pytest.skip("it is of continuous time")
-    extra = (f"algo.T={T}",) if T else ()
-    model = make(block_name, 2, *extra)
+    model = make(name, 2, *([] if T is None else [f"algo.T={T}"]))
     x0 = random_batch(model)["input_ids"]
     nll = model.nll(x0).nll
     other = x0.clone()

@@ -174,3 +174,39 @@ def test_classes_that_are_none_are_refused(name, compose):
 @pytest.mark.parametrize("labels", ["null", "data", "[0]", "[9,0,9]"])
 def test_classes_that_are_fine(labels, compose):
     check_labels(compose(*WITH_CLASSES, f"sampling.labels={labels}", tiny=False))
+
+
+@pytest.mark.parametrize(
+    "value", ["0", "-4", "2.0", "True", "many", "[]", "[4,4]", "[4,x]"]
+)
+def test_a_block_has_a_number_of_tokens(compose, value):
+    config = compose("algo=mdlm", f"algo.block_size={value}")
+    refused(partial(check_values, config), "algo.block_size=", "[4,8,16]")
+
+
+@pytest.mark.parametrize("value", ["3", "[4,16]"])
+def test_a_row_is_a_whole_number_of_blocks(compose, value):
+    config = compose("algo=mdlm", f"algo.block_size={value}")
+    refused(partial(check_values, config), "algo.block_size=", "model.length=8")
+
+
+def test_flash_attention_has_no_blocks(compose):
+    config = compose("algo=mdlm", "algo.block_size=4", "model.attention=flash")
+    refused(partial(check_values, config), "model.attention='flash'", "auto or sdpa")
+
+
+@pytest.mark.parametrize(
+    "value", ["0.5", "[0.5]", "[0.8,0.3]", "[0.3,0.3]", "[-0.1,1]", "[0,1.1]", "[a,1]"]
+)
+def test_a_range_of_times_is_two_of_them(compose, value):
+    config = compose("algo=mdlm", f"training.time_range={value}")
+    refused(partial(check_values, config), "training.time_range=", "lo < hi")
+
+
+def test_a_range_of_times_is_for_uniform_ones(compose):
+    words = "algo=mdlm", "training.time_range=[0.3,0.8]"
+    check_values(compose(*words))
+    both = compose(*words, "training.importance_sampling=True")
+    refused(partial(check_values, both), "time_range", "importance_sampling=True")
+    early = compose("algo=mdlm", "training.time_range=[0,1e-4]")
+    refused(partial(check_values, early), "time_range", "sampling_eps=0.001")
