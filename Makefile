@@ -11,7 +11,7 @@ INSTALL ?= --requirement requirements.txt
 VENV_ARGS ?=
 DEMO := $(CURDIR)/outputs/demo/$(shell date +%Y-%m-%d-%H%M%S)
 
-.PHONY: help demo test lint format pages test-slow test-wheel test-slurm distill-table frontier-table scale-table bench bench-gpu check-gpu profile clean
+.PHONY: help demo test lint format pages test-slow test-wheel test-slurm test-browser distill-table frontier-table scale-table bench bench-gpu check-gpu profile clean
 .DEFAULT_GOAL := demo
 
 # Installs what is asked for and is not there yet.
@@ -58,6 +58,9 @@ test-wheel: $(READY)  ## the wheel, in a fresh environment away from the clone
 
 test-slurm: $(READY)  ## jobs under a real Slurm: apt-get install slurm-wlm munge, as root
 	$(BIN)/python -m pytest -m slurm --timeout 900 $(ARGS)
+
+test-browser: $(READY)  ## the pages in a real browser: apt-get install chromium
+	$(BIN)/python -m pytest -m browser $(ARGS)
 
 distill-table: $(READY)  ## SDTT, DI[M]O and DCD beside their teachers, on two cores
 	$(BIN)/python benchmarks/distill_table.py $(ARGS)

@@ -227,7 +227,9 @@ MODES: dict[str, Callable[[DictConfig], Any]] = {
     "inspect": inspect,
     "export": export_folder,
     "report": of_module("report.mode.report"),
+    "view": of_module("report.view.view"),
 }
+WITHOUT_TORCH = ("view",)  # modes
 
 
 # ---------------------------------------------------------------- entry point
@@ -264,6 +266,8 @@ def carry_out(
         take_over_from(config, words)
     check(config)
     check_writable(config)
+    if config.mode in WITHOUT_TORCH:
+        return mode(config)
     settle = imported("cli.settle.settle")  # from here on with torch
     if hydra is not None:
         show_once()

@@ -20,6 +20,7 @@ from models.ema import ExponentialMovingAverage
 from models.head import Loss, TokenNLL
 from models.registry import build_backbone, check_abilities
 from sampling.prompts import Given
+from sampling.recording import Recorder
 from sampling.registry import build_sampler, check_sampler
 from sampling.reverse_process import Samples
 from training.lightning_state import (
@@ -345,6 +346,7 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         given: Given | None = None,
         show_progress: bool = False,
         labels: Tensor | None = None,
+        recorder: Recorder | None = None,
     ) -> Samples:
         """Draws samples with the configured sampler; see `sampling.sampler.Sampler`."""
         with self.autocast(), self.whole_weights():
@@ -356,4 +358,5 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
                 generator=generator,
                 show_progress=show_progress,
                 labels=labels,
+                recorder=recorder,
             )

@@ -17,6 +17,7 @@ from data.files import find_files
 from data.registry import check_splits, packed_splits
 from data.tokenizers import check_tokenizer
 from models.registry import validate_backbone
+from report.trajectory import check_page_path
 from sampling.registry import ALIASES, CORRECTORS, SAMPLERS, check_guidance
 from utils import ConfigError, path_exists, require
 
@@ -79,6 +80,19 @@ def check(config: DictConfig) -> None:
         check_tokenizer(config)
         check_splits(config, splits(config))
     check_files(config)
+    check_trajectory(config)
+
+
+def check_trajectory(config: DictConfig) -> None:
+    """Refuses a page of samples where none are drawn, and at a place that is taken."""
+    path, key = config.sampling.save_trajectory, "sampling.save_trajectory"
+    if path is None:
+        return
+    if config.mode != "sample_eval":
+        raise ConfigError(
+            f"{key}={path!r} is for mode=sample_eval, not mode={config.mode}."
+        )
+    check_page_path(path, key)
 
 
 def check_loggers(config: DictConfig) -> None:
@@ -128,6 +142,8 @@ FORGOTTEN = {
     "report.table": "report",
     "eval.fid_features": "fid_eval",
     "eval.mauve_references": "sample_eval",
+    "sampling.save_trajectory": "sample_eval",
+    "view.paths": "view",
     "sampling.prompt": "sample_eval",
     "sampling.prompt_file": "sample_eval",
     "sampling.infill": "sample_eval",

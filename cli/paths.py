@@ -19,13 +19,24 @@ MADE = {
     "fid_eval": "eval.generated_samples_path",
     "export": "export.path",
     "report": "report.path",
+    "view": "view.out",
 }
-MADE_TOO = {"fid_eval": "eval.results_path"}  # beside it
+MADE_TOO = {  # beside it
+    "fid_eval": "eval.results_path",
+    "sample_eval": "sampling.save_trajectory",
+}
 CACHES = ("data.cache_dir", "algo.curriculum.cache_dir")
 # Keys that are paths of this machine or of fsspec, never the id of something else.
 # Those of what is read, or is something else where there is no such file, are in
 # `commandline.INPUTS`.
-PATHS = (*MADE.values(), *CACHES, "checkpointing.resume_ckpt_path")
+PATHS = (
+    *(*MADE.values(), *MADE_TOO.values(), *CACHES),
+    "checkpointing.resume_ckpt_path",
+)
+FILE_KEYS = (
+    *("eval.results_path", "eval.generated_samples_path"),
+    *("sampling.save_trajectory", "view.out"),
+)
 # The same in every node of a group: callbacks and loggers have folders of their own.
 OF_NODES = (("callbacks", "dirpath"), ("logger", "save_dir"))
 # Errors that giving another folder, or a right to this one, ends.
@@ -125,8 +136,7 @@ def check_writable(config: DictConfig) -> None:
         if not isinstance(path, str) or not path or not is_local(path):
             continue
         _, folder = filesystem_of(path)
-        is_file = key in ("eval.results_path", "eval.generated_samples_path")
-        if is_file or (key == "export.path" and os.path.isfile(folder)):
+        if key in FILE_KEYS or (key == "export.path" and os.path.isfile(folder)):
             folder = os.path.dirname(folder)
         while folder != os.path.dirname(folder) and not os.path.lexists(folder):
             folder = os.path.dirname(folder)

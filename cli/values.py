@@ -236,6 +236,7 @@ TEXTS = (
     *("logger.csv.name", "logger.csv.save_dir", "logger.tensorboard.name"),
     *("logger.tensorboard.save_dir", "lr_scheduler._target_", "mode"),
     *("model.name", "model.type", "noise.type", "prior.type", "report.path"),
+    "view.out",
     *("sampling.corrector_select", "sampling.order"),
     *("sampling.predictor", "sampling.psi.high_mode", "sampling.psi.low_mode"),
     *("sampling.psi.middle_mode", "sampling.psi.time_profile", "strategy._target_"),
@@ -248,13 +249,13 @@ TEXTS_OR_NULL = (
     "eval.fid_features",
     *("eval.mauve_references", "export.path", "export.push_to_hub", "report.table"),
     *("sampling.prompt", "sampling.infill", "sampling.prompt_file"),
-    *("sampling.corrector", "sampling.refine_path"),
+    *("sampling.corrector", "sampling.refine_path", "sampling.save_trajectory"),
     "training.finetune_path",
 )
 # A text or a list of them.
 SEVERAL = (
     *("checkpointing.trusted_classes", "plugins", "report.data", "report.overrides"),
-    *("eval.differing", "report.runs"),
+    *("eval.differing", "report.runs", "view.paths"),
 )
 SEVERAL_OR_NULL = ("data.path", "data.source", "data.valid_path", "data.valid_source")
 

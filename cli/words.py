@@ -8,7 +8,7 @@ from utils import CONFIGS, ConfigError, choices_of
 
 MODES = (
     *("train", "ppl_eval", "sample_eval", "fid_eval", "report", "prepare_data"),
-    *("inspect", "export"),
+    *("inspect", "export", "view"),
 )
 # Hydra's flags, and those of them behind which a word of their own may stand.
 FLAGS = (

@@ -128,7 +128,8 @@ class Trained:
             infill: Texts with gaps, "The [MASK:3] sat."; instead of prompts.
             seed: Of all that is drawn: the same one gives the same samples.
             show_progress: Whether to show a bar over the steps.
-            sampling: Keys of `sampling` for this call: steps, predictor, p_nucleus, ...
+            sampling: Keys of `sampling` for this call: steps, predictor, p_nucleus,
+                save_trajectory, ...
 
         Returns:
             Texts; of a model of images tensors of bytes (3, H, W).
@@ -136,6 +137,9 @@ class Trained:
         Raises:
             ConfigError: If a setting is unknown or has no meaning for this model.
         """
+        from evaluation.trajectories import check_size, save_trajectories
+        from report.trajectory import check_page_path
+        from sampling.recording import Recorder
         from sampling.registry import build_sampler
 
         with _mistakes():
@@ -146,22 +150,33 @@ class Trained:
             length = sampler.length(self.model.num_tokens)
             starts = self._starts(config, length, prompts, infill)
         starts = [x for x in starts for _ in range(num_samples)] or [None] * num_samples
-        size, samples = config.loader.eval_batch_size, []
+        page = config.sampling.save_trajectory
+        if page is not None:
+            page = os.path.abspath(page)
+            check_page_path(page, "sampling.save_trajectory")
+            check_size(len(starts), length, "num_samples")
+        size, samples, recorded = config.loader.eval_batch_size, [], []
         generator = self.model.generator("notebook", seed)
         usual, self.model.sampler = self.model.sampler, sampler
         try:
             with self.model.eval_weights():
                 for index in range(0, len(starts), size):
                     rows = starts[index : index + size]
+                    recorder = None if page is None else Recorder()
                     drawn = self.model.generate_samples(
                         len(rows),
                         generator,
                         given=self._given(rows, length),
                         show_progress=show_progress,
+                        recorder=recorder,
                     )
+                    recorded += recorder.trajectories() if recorder else []
                     samples += list(self.tokenizer.batch_decode(drawn.tokens.cpu()))
         finally:
             self.model.sampler = usual
+        if page is not None:
+            config.seed = seed
+            save_trajectories(page, self.model, config, self.path, recorded)
         return samples
 
     def score(
@@ -219,6 +234,7 @@ class Trained:
             key = f"sampling.{name.replace('__', '.')}"
             if key not in known_keys():
                 raise ConfigError(unknown_key(key))
+            value = str(value) if isinstance(value, Path) else value
             OmegaConf.update(config, key, value)
         check_kinds(config)
         check_values(config)

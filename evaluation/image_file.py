@@ -30,7 +30,7 @@ DIGEST = "sha256"  # name of the hash among the arrays of a file
 # is the same.
 SETTINGS = (*OF_SAMPLES, "data.train", "data.num_classes", "eval.fid_features")
 FILES = ("eval.checkpoint_path", "eval.fid_features", "sampling.refine_path")
-_OF_TEXTS = ("num_sample_log", "num_sample_batches")
+_OF_TEXTS = ("num_sample_log", "num_sample_batches", "save_trajectory")
 
 
 def settings_of(config: DictConfig, num_images: int, rows_mark: str) -> dict[str, Any]:

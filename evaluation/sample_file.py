@@ -36,7 +36,7 @@ SETTINGS = (
 )
 # Whose contents count.
 FILES = ("eval.checkpoint_path", "sampling.prompt_file", "sampling.refine_path")
-_SHOWN_ONLY = ("num_sample_log",)
+_SHOWN_ONLY = ("num_sample_log", "save_trajectory")
 
 
 def settings_of(
@@ -51,6 +51,8 @@ def settings_of(
     settings = settings_under(config, SETTINGS, FILES)
     for key in _SHOWN_ONLY:
         settings["sampling"].pop(key)
+    if config.sampling.save_trajectory is not None:
+        settings["trajectories"] = True  # are in the batches
     if METRICS:
         settings["metrics of plug-ins"] = sorted(METRICS)
     if classes is not None:

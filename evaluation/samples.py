@@ -30,6 +30,7 @@ from evaluation.image_file import write_arrays
 from evaluation.parts import Parts
 from evaluation.records import origin, samples_record
 from evaluation.sample_file import DISTINCT, SampleFile, settings_of, summarise
+from evaluation.trajectories import check_size, save_trajectories
 from metrics.judge import GenerativePerplexity, mauve_score, require_mauve
 from metrics.ngrams import NGramModel
 from metrics.registry import measure
@@ -39,7 +40,9 @@ from report.console import report_lines, report_samples, report_sampling
 from report.grid import write_grid
 from sampling.classes import classes_of, labels_at
 from sampling.prompts import Prompt, given_tokens, read_prompts
+from sampling.recording import Recorder
 from sampling.registry import build_sampler
+from sampling.trajectory import packed, unpacked
 from trainer_base import TrainerBase
 from training.holding import holding
 from training.processes import is_first
@@ -71,6 +74,12 @@ def _sample_eval(
     tokenizer = get_tokenizer(config)
     classes = classes_of(config, _classes_of_data(config, tokenizer))
     settings = settings_of(config, classes)
+    if config.sampling.save_trajectory is not None:
+        check_size(
+            config.loader.eval_batch_size * config.sampling.num_sample_batches,
+            build_sampler(config, algorithm).length(config.model.length),
+            "loader.eval_batch_size or sampling.num_sample_batches",
+        )
     file = SampleFile(config.eval.generated_samples_path, settings)
     if num_done := file.check():
         log.info("going on with %s: %d batches are there", file.path, num_done)
@@ -150,6 +159,12 @@ def finish_samples(
         raise file.missing(file.num_batches - len(batches))
     texts = [text for batch in batches for text in batch["generated_seqs"]]
     results = summarise(batches)
+    page = config.sampling.save_trajectory
+    if page is not None:
+        samples = [unpacked(x) for batch in batches for x in batch["trajectories"]]
+        save_trajectories(
+            page, drawing.model, config, config.eval.checkpoint_path, samples
+        )
     if is_image(config):
         where = write_images(drawing, batches)
         file.write(results | about | {"complete": True, "generated_seqs": []} | where)
@@ -310,12 +325,15 @@ class Drawing(lightning.LightningModule):
         length = model.sampler.length(model.num_tokens)
         bos = model.tokenizer.bos_token_id
         labels = labels_at(self.classes, index * self.batch_size, self.batch_size)
+        is_recorded = model.config.sampling.save_trajectory is not None
+        recorder = Recorder() if is_recorded else None
         samples = model.generate_samples(
             self.batch_size,
             model.generator("sample_eval", index),
             given=given_tokens(prompts, bos, length) if prompts else None,
             show_progress=self.global_rank == 0,
             labels=labels,
+            recorder=recorder,
         )
         x = samples.tokens.cpu()  # waits for the device
         seconds = time.perf_counter() - start
@@ -333,6 +351,8 @@ class Drawing(lightning.LightningModule):
         if self.ngrams is not None:
             nll = self.ngrams.nll(x.numpy())
             batch["ngram_nll"] = nll.mean(axis=1).tolist()
+        if recorder is not None:
+            batch["trajectories"] = [packed(x) for x in recorder.trajectories()]
         if labels is not None:
             batch["labels"] = labels.tolist()
         if prompts:

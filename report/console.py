@@ -114,6 +114,8 @@ def report_sampling(config: DictConfig, results: dict[str, Any]) -> None:
         if not name.endswith("_stderr") and name not in hidden
     }
     lines["file"] = config.eval.generated_samples_path
+    if config.sampling.save_trajectory is not None:
+        lines["page"] = config.sampling.save_trajectory
     title = f"{results['num_samples']} samples, {config.sampling.predictor}"
     report_lines(lines, title)
 

@@ -13,6 +13,7 @@ from models.attention import KVCache
 from sampling.categorical import nucleus, tempered
 from sampling.denoiser import Algorithm, LeftToRight, Model
 from sampling.prompts import Given
+from sampling.recording import Recorder
 from sampling.reverse_process import Chain, Samples
 from sampling.sampler import Sampler
 from utils import ConfigError
@@ -23,6 +24,8 @@ class AutoRegressive(Sampler):
 
     `sampling.steps` and noise removal do not apply.
     """
+
+    starts_from_noise = False
 
     @classmethod
     def fits(cls, algorithm: type[Algorithm]) -> bool:
@@ -36,21 +39,29 @@ class AutoRegressive(Sampler):
         cache, new = KVCache(length), x[:, :start]
         for position in chain.progress(range(start, length)):
             hidden = model.hidden(new, cache)[:, -1]  # (B, D)
-            rows = hidden.split(chain.chunk)
-            drawn = [self._draw(chain, part) for part in rows]
+            rows = torch.arange(len(x), device=x.device).split(chain.chunk)
+            drawn = [self._draw(chain, hidden[part], part, position) for part in rows]
             free = chain.free[:, position]
             x[:, position] = torch.where(free, torch.cat(drawn), x[:, position])
             new = x[:, position : position + 1]
+            chain.note(x[:, : position + 1])
         chain.evaluations += length - start
         return x
 
-    def _draw(self, chain: Chain, hidden: Tensor) -> Tensor:
-        """Next tokens, (n, D) -> (n,)."""
+    def _draw(
+        self, chain: Chain, hidden: Tensor, rows: Tensor, position: int
+    ) -> Tensor:
+        """Next tokens of some rows, (n, D) -> (n,)."""
         model = cast(LeftToRight, chain.model)
         logits = model.logits_for_loss(hidden)
         chain.note_logits(logits)
-        log_p = tempered(model.process_logits(self.widen(logits)), self.temperature)
-        return self.draw(nucleus(log_p.exp(), self.p_nucleus), chain.generator)
+        log_p = model.process_logits(self.widen(logits))
+        p = nucleus(tempered(log_p, self.temperature).exp(), self.p_nucleus)
+        x = self.draw(p, chain.generator)
+        if chain.recorder is not None:
+            columns = torch.full_like(rows, position)
+            chain.recorder.drew_from(log_p.exp(), x, rows, columns)
+        return x
 
 
 class SemiAutoRegressive:
@@ -109,6 +120,7 @@ class SemiAutoRegressive:
         num_samples: int,
         *,
         given: Given | None = None,
+        recorder: Recorder | None = None,
         **options: Any,
     ) -> Samples:
         """Draws samples; arguments as for `Sampler`, `given` of (B, L + K S)."""
@@ -121,7 +133,11 @@ class SemiAutoRegressive:
         evaluations = torch.zeros_like(known[:, 0], dtype=torch.long)
         for start in range(0, self.num_strides * S + 1, S):
             window = Given(tokens, known).window(start, L)
-            samples = self.sampler(model, num_samples, given=window, **options)
+            if recorder is not None:
+                recorder.length, recorder.start = tokens.shape[1], start
+            samples = self.sampler(
+                model, num_samples, given=window, recorder=recorder, **options
+            )
             tokens[:, start : start + L] = samples.tokens
             known[:, start : start + L] = True
             evaluations += samples.evaluations

@@ -45,7 +45,7 @@ class OneStep(Sampler):
         model = cast(Generator, chain.model)
         # What is given stands in xt already.
         initial = model.initial_tokens(len(xt), chain.generator)
-        initial = torch.where(chain.free, initial, xt)
+        initial = chain.note(torch.where(chain.free, initial, xt))
         hidden = model.generator_hidden(model.perturbed(initial, chain.generator))
         chain.evaluations += 1
         rows, columns = chain.free.nonzero(as_tuple=True)
@@ -55,9 +55,12 @@ class OneStep(Sampler):
             logits = chain.model.logits_for_loss(hidden[place])
             chain.note_logits(logits)
             logits = model.generated_logits(self.widen(logits))
-            logits = tempered(logits, self.temperature)
-            probs = nucleus(logits.softmax(dim=-1), self.p_nucleus)
-            x[place] = self.draw(probs, chain.generator)
+            sharper = tempered(logits, self.temperature)
+            probs = nucleus(sharper.softmax(dim=-1), self.p_nucleus)
+            x[place] = drawn = self.draw(probs, chain.generator)
+            if chain.recorder is not None:
+                chain.recorder.drew_from(logits.softmax(dim=-1), drawn, *place)
+        chain.note(x)
         if self.refine_steps == 0:
             return x
         with model.refining():
@@ -69,12 +72,12 @@ class OneStep(Sampler):
         num_free = chain.free.sum(dim=-1, keepdim=True)
         count = (self.refine_ratio * num_free).round().clamp(min=1).minimum(num_free)
         is_masked = u.argsort(dim=-1).argsort(dim=-1) < count
-        x = x.masked_fill(is_masked, chain.model.mask_index)
+        x = chain.note(x.masked_fill(is_masked, chain.model.mask_index))
         k = self.refine_steps
         for step in chain.progress(range(k)):
             alpha_t, alpha_s = (
                 torch.full_like(u[:, :1], 1 - self.refine_ratio * (k - s) / k)
                 for s in (step, step + 1)
             )
-            x = self.reverse(chain, x, alpha_t, alpha_s, chain.free)
+            x = chain.note(self.reverse(chain, x, alpha_t, alpha_s, chain.free))
         return x

@@ -130,7 +130,7 @@ class Confidence(Ordered):
         for index, step in enumerate(chain.progress(plan)):
             is_last = index == len(plan) - 1
             stay = (per_noise * (1 - step.alpha_s)).round() * (not is_last)
-            xt = self.reveal(chain, xt, step.alpha_t, left - stay)
+            xt = chain.note(self.reveal(chain, xt, step.alpha_t, left - stay))
             left = stay
         return xt
 
@@ -175,7 +175,7 @@ class EntropyBound(Ordered):
                 break
             left = where.sum(dim=-1, keepdim=True) / total.clamp(min=1)
             alpha_t = level_of_masks(chain.model.noise, left)
-            xt = self.reveal(chain, xt, alpha_t, where)
+            xt = chain.note(self.reveal(chain, xt, alpha_t, where))
         return xt
 
     def reveal(

@@ -75,6 +75,7 @@ class FirstHitting(Sampler):
             where &= (index < num_masked)[:, None]
             alpha_t = 1 - mass.gather(-1, position)
             xt = self.reverse(chain, xt, alpha_t, torch.ones_like(alpha_t), where)
+            chain.note(xt)
         return xt
 
 

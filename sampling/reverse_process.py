@@ -6,7 +6,7 @@ conditions: a class or none, or both.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from models.device import to_device, wide_dtype, widened
 from models.head import draw_chunk_size
 from sampling.denoiser import Denoiser
 from utils import NotFinite
+
+if TYPE_CHECKING:
+    from sampling.recording import Recorder
 
 T = TypeVar("T")
 
@@ -78,6 +81,7 @@ class Chain:
         show_progress: Whether `progress` shows a bar.
         conditions: Labels (B,) that the network is told, None being no class; of two,
             which are evaluated as one batch, the first is guided by the second.
+        recorder: Told of what is drawn and of every step.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Chain:
         remembers: bool = False,
         show_progress: bool = False,
         conditions: tuple[Tensor | None, ...] = (None,),
+        recorder: "Recorder | None" = None,
     ) -> None:
         self.model = model
         self.free = free
@@ -95,6 +100,7 @@ class Chain:
         self.show_progress = show_progress
         self.evaluations = torch.zeros_like(free[:, 0], dtype=torch.long)
         self.conditions = conditions
+        self.recorder = recorder
         size = draw_chunk_size(model.vocab_size, model.device.type)
         self.chunk = max(1, size // len(conditions))
         self._are_finite = torch.ones((), dtype=torch.bool, device=free.device)
@@ -193,8 +199,16 @@ class Chain:
         """xt with what `new` makes of the tokens in `where`, (B, L)."""
         xs = xt.clone()
         for tokens in self.tokens(xt, alpha_t, where):
-            xs[tokens.rows, tokens.columns] = new(tokens)
+            x = xs[tokens.rows, tokens.columns] = new(tokens)
+            if self.recorder is not None:
+                self.recorder.drew(tokens, x)
         return xs
+
+    def note(self, xt: Tensor) -> Tensor:
+        """x_t after a step, of which a recorder is told."""
+        if self.recorder is not None:
+            self.recorder.note(xt)
+        return xt
 
     def progress(self, steps: Iterable[T]) -> Iterable[T]:
         is_off = None if self.show_progress else True  # None: where nobody sees a bar

@@ -13,6 +13,7 @@ levels are (B, 1) or (B, L).
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, cast
 
@@ -27,7 +28,9 @@ from sampling.correctors import Corrector
 from sampling.denoiser import Algorithm, Denoiser, Model
 from sampling.guidance import guided_posterior
 from sampling.prompts import Given
+from sampling.recording import Recorder
 from sampling.reverse_process import Chain, Samples, Step, Tokens
+from sampling.trajectory import NOTHING
 from utils import ConfigError, require
 
 # From alpha_s (n,) to q(x_s | x_t), (n, K).
@@ -64,6 +67,7 @@ class Sampler:
     # is another one.
     keys: ClassVar[dict[str, Any]] = {}
     corrector: Corrector | None = None  # between its steps
+    starts_from_noise = True  # or from no tokens but those that are given
 
     def __init__(self, config: DictConfig, compat: str = "paper") -> None:
         self.num_steps: int = config.steps
@@ -124,6 +128,7 @@ class Sampler:
         generator: torch.Generator | None = None,
         show_progress: bool = False,
         labels: Tensor | None = None,
+        recorder: Recorder | None = None,
     ) -> Samples:
         """Draws samples.
 
@@ -136,6 +141,7 @@ class Sampler:
             show_progress: Whether to show a bar over the steps.
             labels: The class of each sample, (B,), as far as `sampling.guid_weight`
                 lets the network know it; only for models with classes.
+            recorder: Told of every step; tokens do not depend on it.
         """
         if given is None:
             given = Given.nothing(num_samples, model.num_tokens, model.device)
@@ -143,12 +149,16 @@ class Sampler:
         denoiser = cast(Denoiser, model)  # as `fits` has made sure; not for AR
         remembers = self.remembers(denoiser)
         conditions = self.conditions(model, labels)
-        chain = Chain(
-            denoiser, ~given.known, generator, remembers, show_progress, conditions
-        )
+        told = remembers, show_progress, conditions, recorder
+        chain = Chain(denoiser, ~given.known, generator, *told)
         xt = given.put(model.prior_sample(num_samples, generator))
+        if recorder is not None:
+            first = xt if self.starts_from_noise else xt.where(given.known, NOTHING)
+            recorder.begin(first, chain.free, partial(self.belief, denoiser))
         x0 = self.run(chain, xt, self.num_steps if num_steps is None else num_steps)
         chain.check_finite()
+        if recorder is not None:
+            recorder.end(x0)
         return Samples(x0, chain.evaluations)
 
     def conditions(
@@ -187,6 +197,7 @@ class Sampler:
             xt = self.step(chain, xt, step)
             if corrector is not None and corrector.is_due(noise, on_host.alpha_s):
                 xt = corrector(self, chain, xt, step.alpha_s)
+            chain.note(xt)
         return self.remove_noise(chain, xt, plan[-1][1].alpha_s)
 
     def plan(self, noise: Noise, num_steps: int) -> list[Step]:

@@ -68,6 +68,7 @@ SAYS = {  # what a mode leaves on the screen
     "sample_eval": "entropy",
     "ppl_eval": "val/ppl",
     "train": "val/ppl",
+    "view": "both.html",
 }
 
 

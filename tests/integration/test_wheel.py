@@ -135,6 +135,7 @@ def test_the_wheel_has_all_that_runs_and_what_is_imported(wheel):
     packages = {path.parent for path in ROOT.glob("*/__init__.py")}
     packages -= {ROOT / "benchmarks", ROOT / "duo"}
     files = {*ROOT.glob("*.py"), ROOT / "report" / "published_results.csv"}
+    files |= {ROOT / "report" / "viewer.html"}
     files |= {path for folder in packages for path in folder.rglob("*.py")}
     files |= set((ROOT / "configs").rglob("*.yaml"))
     expected = {f"discrete_diffusion/{path.relative_to(ROOT)}" for path in files}

@@ -10,6 +10,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from command_line import ROOT, run
 from evaluated import images, likelihood, samples
@@ -19,6 +20,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from data.tokenizers import bytes_tokenizer
+from report.trajectory import Shown, write_page
+from sampling.trajectory import Trajectory
 
 PATHS = [
     ROOT / "README.md",
@@ -132,6 +135,8 @@ def write_workplace(folder: Path) -> Path:
     (folder / "outputs" / "samples" / "samples.json").write_text(json.dumps(samples()))
     (folder / "outputs" / "images").mkdir()
     (folder / "outputs" / "images" / "fid.json").write_text(json.dumps(images()))
+    for name in ("before", "after"):
+        write_page(str(folder / f"{name}.html"), [watched()])
     readme = PAGES["README.md"]
     (folder / "my_algo.py").write_text(blocks(readme, "python")[0])
     for name, more in (("mdlm", ()), ("duo", ("algo=duo_base",))):
@@ -151,6 +156,13 @@ def write_workplace(folder: Path) -> Path:
         trained.rename(folder / name / "last.ckpt")
     shutil.copy(folder / "mdlm/last.ckpt", folder / "last.ckpt")
     return folder
+
+
+def watched() -> Shown:
+    """One token that a step has revealed."""
+    x = np.zeros(1, np.int64)
+    one = Trajectory(x + 1, x > 0, x + 1, x, x, x.astype(np.uint8), x.astype("f4"))
+    return Shown("mdlm", {}, {0: "a", 1: "[MASK]"}, [1], 1, None, [one])
 
 
 def write_released_models(folder: Path) -> Path:

@@ -129,6 +129,34 @@ def test_what_fid_eval_cannot_do_is_said_before_torch_is_there(
     refused(partial(check, config), *expected)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["sampling.save_trajectory=a.html"], ["mode=train", "add mode=sample_eval"]),
+        (["view.paths=[a.html]"], ["mode=train", "add mode=view"]),
+        (
+            ["mode=ppl_eval", "sampling.save_trajectory=a.html"],
+            ["is for mode=sample_eval, not mode=ppl_eval"],
+        ),
+        (["sampling.save_trajectory=a.png"], ["'a.png' does not end in .html"]),
+        (["sampling.save_trajectory=there.html"], ["exists; it is not overwritten"]),
+        (["sampling.save_trajectory=3"], ["sampling.save_trajectory=3 is no text"]),
+        (["mode=view", "view.paths=3"], ["view.paths"]),
+    ],
+)
+def test_pages_that_cannot_be_are_refused(
+    compose, overrides, parts, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.html").touch()
+    (tmp_path / "last.ckpt").touch()
+    usual = ["mode=sample_eval"] if "html" not in overrides[0] else []
+    usual += ["mode=sample_eval"] if "there" in overrides[0] else []
+    usual += ["eval.checkpoint_path=last.ckpt"] if usual or len(overrides) > 1 else []
+    config = compose("algo=mdlm", *usual, *overrides)
+    refused(partial(check, config), *parts)
+
+
 def test_paths_have_names_of_their_mode(compose):
     """Texts and images are not mixed up by default."""
     names = {

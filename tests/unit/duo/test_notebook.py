@@ -9,6 +9,7 @@ from command_line import ROOT
 from nursery import ENV
 
 import duo
+from report.trajectory import read_page
 from utils import ConfigError
 
 SMALL = (
@@ -77,6 +78,21 @@ def test_samples_of_a_seed_are_the_same(model):
     assert model.model.sampler.num_steps == 1000  # as it was
 
 
+def test_a_page_shows_the_same_samples(folder, tmp_path):
+    """Of several batches."""
+    model = duo.load(folder, "loader.eval_batch_size=2", device="cpu")
+    page = tmp_path / "a.html"
+    texts = model.sample(3, steps=4, prompts="ab", save_trajectory=page)
+    assert texts == model.sample(3, steps=4, prompts="ab")
+    (shown,) = read_page(str(page))
+    assert shown.title == "mdlm, ancestral, 4 steps"
+    assert shown.about["checkpoint"] == "last.ckpt"
+    for text, one in zip(texts, shown.samples, strict=True):
+        ids = one.states()[-1].tolist()
+        assert "".join(shown.pieces[x] for x in ids) == text
+        assert one.given.nonzero()[0].tolist() == [0, 1, 2]
+
+
 def test_prompts_and_gaps_are_kept(model):
     samples = model.sample(2, prompts=["ab", "cd"], steps=2)
     assert ["ab" in x for x in samples] == [True, True, False, False]
@@ -111,6 +127,11 @@ def test_scores_have_errors(model):
         ({"infill": ["a"]}, "sampling.infill='a' has no gap"),
         ({"prompts": ["a"], "infill": ["b [MASK]"]}, "give one of them"),
         ({"prompts": ["a" * 40]}, "there is room for 15"),
+        ({"save_trajectory": "a.png"}, "save_trajectory=.*does not end in .html"),
+        (
+            {"save_trajectory": "a.html", "num_samples": 10**5},
+            "100000 samples of 16 tokens are too many for a page",
+        ),
     ],
 )
 def test_a_mistake_is_the_line_of_the_command(model, asked, said):

@@ -1,0 +1,141 @@
+"""What happens to samples while they are drawn, step by step, for those who want to see
+it: ids and changes, never anything of shape (L, K).
+
+A sampler tells its `Chain`, and the chain tells a `Recorder` if it was given one: which
+tokens it drew from which predictions (`drew`), and what x_t is after each step
+(`note`). Nothing is drawn, and nothing is computed, for its sake in the network.
+
+Shapes: B batch, L length, K vocabulary, n tokens of a chunk.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sampling.reverse_process import Tokens
+from sampling.trajectory import (
+    NO_PROBABILITY,
+    NOTHING,
+    PER_BIT,
+    RAREST,
+    Trajectory,
+)
+
+
+def code_of(p: Tensor) -> Tensor:
+    """Probabilities as whole numbers, round(-16 log2 p) up to 254: each is known to
+    2.2 %."""
+    bits = -p.clamp(min=torch.finfo(p.dtype).tiny).log2()
+    return (PER_BIT * bits).round().clamp(0, RAREST).to(torch.uint8)
+
+
+class Recorder:
+    """Keeps the trajectories of one call of a sampler, in the memory of the host.
+
+    With it a step waits for the device; the tokens of a seed stay as they are. The
+    windows of one sample are recorded one after the other, each from its `start`.
+
+    Args:
+        length: Of the samples; None: of the first window.
+    """
+
+    def __init__(self, length: int | None = None) -> None:
+        self.length = length
+        self.start = 0  # of the window
+        self._ids = np.zeros((0, 0), np.int64)  # the present ones, (B, length)
+        self._steps: list[tuple[np.ndarray, ...]] = []  # row, position, id, code, H
+
+    def begin(
+        self, xt: Tensor, free: Tensor, belief: Callable[[Tokens], Tensor]
+    ) -> None:
+        """A window that is drawn from here on.
+
+        Args:
+            xt: What it starts from, (B, L), NOTHING where there is no token yet.
+            free: Positions that may change, (B, L) bool.
+            belief: From tokens to the model's probabilities of clean ones, (n, K).
+        """
+        self.belief = belief
+        ids, is_free = xt.cpu().numpy(), free.cpu().numpy()
+        self._drawn = torch.full_like(xt, NOTHING)
+        self._codes = torch.zeros_like(xt, dtype=torch.uint8)
+        self._sums = torch.zeros_like(xt[:, 0], dtype=torch.float32)
+        self._asked = torch.zeros_like(xt[:, 0])
+        is_first = not len(self._ids)
+        if is_first:
+            B, L = ids.shape
+            self._first = np.full((B, self.length or L), NOTHING, np.int64)
+            self._given = np.zeros_like(self._first, dtype=bool)
+            self._ids = self._first.copy()
+        columns = slice(self.start, self.start + ids.shape[1])
+        is_new = self._ids[:, columns] == NOTHING
+        self._given[:, columns] |= ~is_free & is_new
+        if is_first:
+            self._first[:, columns] = self._ids[:, columns] = ids
+        else:
+            self.note(xt)
+
+    def drew(self, tokens: Tokens, x: Tensor) -> None:
+        """Tokens x (n,) were drawn; whether they stay, the next `note` says."""
+        self.drew_from(self.belief(tokens), x, tokens.rows, tokens.columns)
+
+    def drew_from(self, p: Tensor, x: Tensor, rows: Tensor, columns: Tensor) -> None:
+        """The same of the model's own probabilities p, (n, K), before temperature and
+        nucleus."""
+        drawn = p.gather(-1, x[:, None]).squeeze(-1)
+        H = torch.special.entr(p).sum(dim=-1)
+        self._drawn[rows, columns] = x
+        self._codes[rows, columns] = code_of(drawn)
+        self._sums.index_add_(0, rows, H.to(self._sums.dtype))
+        self._asked.index_add_(0, rows, torch.ones_like(rows))
+
+    def note(self, xt: Tensor) -> None:
+        """A step has led to x_t, (B, L), or to its first columns, (B, l)."""
+        length = xt.shape[1]
+        new = xt.cpu().numpy()
+        drawn, codes = (x[:, :length].cpu().numpy() for x in (self._drawn, self._codes))
+        columns = slice(self.start, self.start + length)
+        rows, local = np.nonzero(new != self._ids[:, columns])
+        ids = new[rows, local]
+        is_drawn = drawn[rows, local] == ids
+        with np.errstate(invalid="ignore"):  # 0 / 0 where nothing was asked
+            entropy = self._sums.cpu().numpy() / self._asked.cpu().numpy()
+        code = np.where(is_drawn, codes[rows, local], NO_PROBABILITY).astype(np.uint8)
+        self._ids[rows, local + self.start] = ids
+        self._steps.append((rows, local + self.start, ids, code, entropy))
+        self._forget()
+
+    def end(self, x0: Tensor) -> None:
+        """The window is drawn: whatever was done last is a step if it changed x_t."""
+        columns = slice(self.start, self.start + x0.shape[1])
+        if (x0.cpu().numpy() != self._ids[:, columns]).any():
+            self.note(x0)
+
+    def _forget(self) -> None:
+        """Nothing was drawn since the last note."""
+        self._drawn.fill_(NOTHING)
+        for x in (self._codes, self._sums, self._asked):
+            x.zero_()
+
+    def trajectories(self) -> list[Trajectory]:
+        """One of each sample."""
+        of_steps = [
+            [rows == row for rows, *_ in self._steps] for row in range(len(self._first))
+        ]
+        return [self._of(row, where) for row, where in enumerate(of_steps)]
+
+    def _of(self, row: int, where: list[np.ndarray]) -> Trajectory:
+        kept = [
+            [x[is_own] for x in step[1:4]]
+            for step, is_own in zip(self._steps, where, strict=True)
+        ]
+        joined = [np.concatenate(some) for some in zip(*kept, strict=True)]
+        return Trajectory(
+            self._first[row],
+            self._given[row],
+            np.array([len(x[0]) for x in kept]),
+            *(joined or [np.zeros(0, np.int64)] * 3),
+            np.array([step[4][row] for step in self._steps], np.float32),
+        )
