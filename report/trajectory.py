@@ -164,7 +164,8 @@ def read_page(path: str, key: str = SIDE_BY_SIDE) -> list[Shown]:
         with open_file(path) as file:
             raw = file.read(LARGEST + 1)
     except OSError as error:
-        raise ConfigError(f"{where} cannot be read ({error.strerror}).") from None
+        reason = f"{where} cannot be read ({error.strerror}): give another file."
+        raise ConfigError(reason) from None
     try:
         if len(raw) > LARGEST:
             raise ValueError(f"it has more than {LARGEST >> 20} MiB")

@@ -131,11 +131,16 @@ class Recorder:
             [x[is_own] for x in step[1:4]]
             for step, is_own in zip(self._steps, where, strict=True)
         ]
-        joined = [np.concatenate(some) for some in zip(*kept, strict=True)]
+        positions, ids, codes = (
+            np.concatenate([np.zeros(0, np.int64), *(x[part] for x in kept)])
+            for part in range(3)
+        )
         return Trajectory(
             self._first[row],
             self._given[row],
-            np.array([len(x[0]) for x in kept]),
-            *(joined or [np.zeros(0, np.int64)] * 3),
+            np.array([len(x[0]) for x in kept], np.int64),
+            positions,
+            ids,
+            codes.astype(np.uint8),
             np.array([step[4][row] for step in self._steps], np.float32),
         )

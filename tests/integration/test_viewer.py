@@ -398,8 +398,8 @@ def test_letters_are_read_on_what_is_behind_them(visit, scheme):
 
 
 @pytest.mark.parametrize("is_worst", [False, True])
-def test_a_hundred_steps_of_1024_tokens(visit, tmp_path, is_worst):
-    """The seconds go to docs/viewer.md; nothing is asserted of them but the goal."""
+def test_a_hundred_steps_of_1024_tokens(visit, tmp_path, is_worst, record_property):
+    """The numbers of docs/viewer.md: `--junitxml=FILE` keeps them."""
     path = tmp_path / "large.html"
     write_page(str(path), [large(is_worst)])
     size = path.stat().st_size / 1e6
@@ -412,6 +412,8 @@ def test_a_hundred_steps_of_1024_tokens(visit, tmp_path, is_worst):
         " for (let i = 0; i <= 100; i++) go(i);"
         " return (performance.now() - start) / 101; }"
     )
-    print(f"{size:.2f} MB, shown after {seconds:.2f} s, {steps:.1f} ms a step")
+    record_property("MB", round(size, 2))
+    record_property("seconds", round(seconds, 2))
+    record_property("ms a step", round(steps, 1))
     assert size < 5
     assert seconds < 2
