@@ -391,8 +391,9 @@ class DUO(DUO_BASE):
         if not self.training or self.curriculum.is_over(step):
             return super().corrupt(x0, t, batch_idx, **given)
         is_clean = is_first(x0) if self.ignore_bos else None
-        generator = self._batch_generator("latent", batch_idx)
-        soft = self.curriculum.draw(x0, t, step, generator, is_clean)
+        rows = self.row_indices(len(x0), batch_idx)
+        seeds = self.row_stream("latent", rows).seeds()
+        soft = self.curriculum.draw(x0, t, step, seeds, is_clean)
         alpha_t, dalpha_t = self.curriculum.operator(t[:, None])
         return Latent(
             soft.xt,

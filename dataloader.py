@@ -20,10 +20,10 @@ import lightning
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data.registry import DATASETS
-from data.rows import TokenRows
+from data.rows import REPEATED, TokenRows
 from data.streaming import Stream, StreamLoader
 from data.tokenizers import padding_id
 from utils import STOP_SIGNALS, ConfigError
@@ -173,6 +173,41 @@ class TrainLoader(DataLoader):
         order.start = 0 if is_over else batches
 
 
+def validation_batches(
+    num_rows: int, batch_size: int, rank: int, world_size: int
+) -> list[list[int]]:
+    """One rank's rows of a validation, batch by batch.
+
+    Batch m of all ranks together is the slice [m W b, (m + 1) W b) of all rows, rank r
+    having the r-th b of it. Each rank has as many batches, since all of them have to
+    take part in what runs on all devices; so the last one of some may be empty.
+
+    Args:
+        num_rows: Of the split.
+        batch_size: b.
+        rank, world_size: r and W.
+    """
+    width = world_size * batch_size
+    starts = range(rank * batch_size, num_rows + rank * batch_size, width)
+    return [list(range(x, min(x + batch_size, num_rows))) for x in starts]
+
+
+class Measured(Dataset):
+    """Rows of which every one counts once; in the place of none a row that does not.
+
+    Args:
+        rows: All of them.
+    """
+
+    def __init__(self, rows: TokenRows) -> None:
+        self.rows = rows
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        if indices:
+            return self.rows.__getitems__(indices)
+        return self.rows.__getitems__([0]) | {REPEATED: True}
+
+
 def check_limit(config: DictConfig, num_rows: int) -> None:
     """Refuses a share of the validation that has no batch.
 
@@ -183,8 +218,8 @@ def check_limit(config: DictConfig, num_rows: int) -> None:
     limit, trainer = config.trainer.limit_val_batches, config.trainer
     if not isinstance(limit, float) or not 0 < limit < 1:
         return
-    of_rank = num_rows // (trainer.devices * trainer.num_nodes)
-    batches = math.ceil(of_rank / config.loader.eval_batch_size)
+    at_once = trainer.devices * trainer.num_nodes * config.loader.eval_batch_size
+    batches = math.ceil(num_rows / at_once)
     if batches and int(batches * limit) == 0:
         raise ConfigError(
             f"trainer.limit_val_batches={limit}: this share of {batches} validation "
@@ -295,12 +330,11 @@ class DataModule(lightning.LightningDataModule):
         return TrainLoader(source, order, **self._options())
 
     def val_dataloader(self) -> DataLoader:
-        """Every row once, in order; ranks take contiguous shares."""
+        """Every row once, in order."""
         rows = self.load("valid")
-        rank, world_size = self._rank()
-        share = np.array_split(np.arange(len(rows)), world_size)[rank].tolist()
         batch_size = self.config.loader.eval_batch_size
-        return DataLoader(rows, batch_size, sampler=share, **self._options())
+        batches = validation_batches(len(rows), batch_size, *self._rank())
+        return DataLoader(Measured(rows), batch_sampler=batches, **self._options())
 
     def _rank(self) -> tuple[int, int]:
         if self.trainer is None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from checkpoints.checkpoint import Checkpoint
+from data.rows import REPEATED
 from metrics.likelihood import Likelihood
 from models.ema import ExponentialMovingAverage
 from models.head import Loss, TokenNLL
@@ -33,6 +34,7 @@ from training.losses import HeadLosses
 from training.optimization import Optimization
 from training.randomness import Randomness, seed_all
 from training.resume import Bookkeeping
+from training.row_streams import NOISE_VERSION
 from training.scorable import Scorable
 from training.weights import Weights
 from utils import ConfigError, require
@@ -95,6 +97,7 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         self._validated_step = -1
         self._logged_step = 0
         self._loss: Tensor | None = None  # of the last batch
+        self._counted: list[tuple[Likelihood, Tensor]] = []  # before this batch
 
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:
@@ -225,6 +228,19 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         self.log("trainer/loss", self._loss, prog_bar=True, logger=False)
         return self.weighed(losses)
 
+    def on_validation_batch_start(
+        self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._counted = []
+        if REPEATED in batch:
+            found = [x for x in self.modules() if isinstance(x, Likelihood)]
+            self._counted = [(x, x.sums()) for x in found]
+
+    def on_validation_batch_end(self, *args: Any, **options: Any) -> None:
+        """Rows that count elsewhere do not count here."""
+        for likelihood, sums in self._counted:
+            likelihood.set_sums(sums[None], rank=0, world_size=1)
+
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         losses = self.loss(batch, batch_idx)
         self.valid_likelihood.update(losses.nlls, losses.num_tokens)
@@ -277,6 +293,7 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
         is_end = is_last_update(trainer) and self.global_step != trainer.max_steps
         is_due = is_validation_due(trainer) or is_validating(trainer) or is_end
         return {
+            "noise": NOISE_VERSION,
             "validation_due": is_due and not self.is_validated,
             "logged_step": self._logged_step,
             "likelihood": torch.stack(ranks).cpu(),  # since the last log, (W, 6)

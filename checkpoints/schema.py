@@ -353,7 +353,12 @@ TRAINING: dict[str, Rule] = {
     "lr_schedulers": each(table(_anything)),
     "callbacks": table(table(_anything, key=_anything)),
     "training": fields(
-        {"validation_due": flag, "logged_step": count, "likelihood": floats},
+        {
+            "validation_due": flag,
+            "logged_step": count,
+            "likelihood": floats,
+            "noise": count,
+        },
         needed=("validation_due", "logged_step", "likelihood"),
     ),
     "MixedPrecision": table(scalar),

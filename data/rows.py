@@ -11,6 +11,9 @@ from torch.utils.data import Dataset
 from data.fingerprints import Fingerprint
 from data.marks import rows_mark
 
+# In a batch of validation that is there only so that each rank has as many: its rows
+# are counted elsewhere.
+REPEATED = "is_repeated"
 MARKED = 1 << 26  # tokens that are all looked at
 SAMPLED = 1024  # rows that are, of more
 

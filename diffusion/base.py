@@ -6,7 +6,8 @@ Shapes: B batch, L length, K vocabulary, D hidden size, N tokens of a batch. `al
 works token by token is written for any leading shape `...`: (B, L) or (n,).
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from models.noise import build_noise
 from sampling.prompts import Given
 from training.scorable import Stratum, regret
 
+GOLDEN = (math.sqrt(5) - 1) / 2  # of whose multiples the fractions lie evenly
 NEG_INFINITY = -1e6  # finite, so that 0 * log 0 stays 0
 # By `algo.compat`: whether labels are dropped in validation, too.
 DROPS_LABELS_ALWAYS = {"paper": False, "reference": True}
@@ -177,53 +179,51 @@ class Diffusion(BlockWise):
     # ---- time
 
     def sample_t(self, batch_size: int, batch_idx: int = 0) -> Tensor:
-        """Times of this batch's sequences, (B,) on the host, stratified over n.
+        """Times of this batch's rows, (B,) on the host, by their indices i.
 
-            u_i ~ U(0, 1);  u_i <- (u_i / n + i / n) mod 1  if antithetic
-            t = (1 - sampling_eps) u + sampling_eps
+            t_i = (1 - sampling_eps) u_i + sampling_eps
 
-        In training n is the global batch: all ranks draw the same n times and take
-        theirs by node, then device, then accumulation step. In validation n = B.
-        With T > 0, t moves up to the next multiple of 1/T.
+        with u_i of `uniforms`, in training those of a global batch. With T > 0, t moves
+        up to the next multiple of 1/T.
         """
-        u, start = self.stratified("time", batch_size, batch_idx)
-        return self.times(u)[start : start + batch_size]
+        rows = self.row_indices(batch_size, batch_idx)
+        return self.times(self.uniforms("time", rows))
 
     def sample_block_t(self, blocks: Blocks, batch_idx: int = 0) -> Tensor:
         """Times of this batch's blocks, (B, L) by token, from the u of its rows."""
-        batch_size = len(blocks.keys)
-        u, start = self.stratified("time", batch_size, batch_idx)
-        return self.times(self.spread(u[start : start + batch_size], blocks))
+        rows = self.row_indices(len(blocks.keys), batch_idx)
+        return self.times(self.spread(self.uniforms("time", rows), blocks))
 
-    def stratified(
-        self, purpose: str, batch_size: int, batch_idx: int
-    ) -> tuple[Tensor, int]:
-        """`uniforms` of all n sequences of the global batch, and where this batch's
-        begin. In validation n = B."""
+    def uniforms(self, purpose: str, rows: range) -> Tensor:
+        """Numbers u_i ~ U(0, 1) of rows i, float64 on the host.
+
+        With `training.antithetic_sampling` those of `uniforms_in_training` and
+        `uniforms_in_validation`, else independent ones.
+        """
+        if not self.antithetic_sampling:
+            return self.row_stream(purpose, rows).uniform()
         if self.training:
-            n, start = self.config.loader.global_batch_size, self.first_row(batch_idx)
-            generator = self.generator(
-                f"train/{purpose}", self.global_step, device="cpu"
-            )
-        else:
-            n, start = batch_size, 0
-            generator = self._batch_generator(purpose, batch_idx, device="cpu")
-        return self.uniforms(n, generator), start
+            return self.uniforms_in_training(purpose, rows)
+        return self.uniforms_in_validation(purpose, rows)
 
-    def uniforms(self, number: int, generator: torch.Generator) -> Tensor:
-        """The numbers u of `sample_t`, (n,) float64 on the host."""
-        u = torch.rand(number, dtype=torch.float64, generator=generator)
-        if self.antithetic_sampling:
-            u = (u / number + torch.arange(number, dtype=u.dtype) / number) % 1
-        return u
+    def uniforms_in_training(self, purpose: str, rows: range) -> Tensor:
+        """One number in each of the n parts of the unit interval, n the global batch.
 
-    def first_row(self, batch_idx: int) -> int:
-        """Where a training batch of this rank begins in the global batch."""
-        loader, trainer = self.config.loader, self.config.trainer
-        devices = trainer.num_nodes * trainer.devices
-        micro = batch_idx % trainer.accumulate_grad_batches
-        rank_starts = self.global_rank * (loader.global_batch_size // devices)
-        return rank_starts + micro * loader.batch_size
+        u_i = (v_i / n + i / n) mod 1,  v_i ~ U(0, 1)
+        """
+        n = self.config.loader.global_batch_size
+        return (self.row_stream(purpose, rows).uniform() / n + index_of(rows) / n) % 1
+
+    def uniforms_in_validation(self, purpose: str, rows: range) -> Tensor:
+        """Points of a golden-ratio sequence, any run of which covers the unit interval
+        evenly, however it is cut into batches and shared out to ranks.
+
+            u_i = (v + i (sqrt(5) - 1) / 2) mod 1,  v ~ U(0, 1)
+
+        Each u_i is uniform, so that the estimate of the bound has no bias.
+        """
+        v = self.row_stream(purpose, range(1)).uniform()
+        return (v + index_of(rows) * GOLDEN) % 1
 
     def times(self, u: Tensor) -> Tensor:
         """Times that belong to uniform numbers in [0, 1), any shape; see `sample_t`.
@@ -265,19 +265,23 @@ class Diffusion(BlockWise):
             t: Times.
             batch_idx: Position in the epoch, for what is drawn.
             known: Tokens that stay clean, (B, L) bool on the host.
-            generators: Of each row's draws, on the host; none: one of the batch.
+            generators: Of each row's draws, on the host; none: those that belong to
+                the row's index.
         """
         t = t[:, None] if t.ndim == 1 else t
         alpha_t, dalpha_t = self.levels(t)
         if self.T > 0:
             alpha_s = self.levels((t - 1 / self.T).clamp(min=0)).alpha_t
             dalpha_t = self.T * (alpha_t - alpha_s)
-        if not generators:
-            generators = [self._batch_generator("noise", batch_idx, device="cpu")]
-        shape = (len(x0) // len(generators), x0.shape[1])
-        u = torch.cat([torch.rand(shape, generator=g) for g in generators])
+        B, L = x0.shape
+        if generators:
+            u = torch.cat([torch.rand((1, L), generator=g) for g in generators])
+            of_rows: Iterable[torch.Generator] = generators
+        else:
+            stream = self.row_stream("noise", self.row_indices(B, batch_idx))
+            u, of_rows = stream.uniform(L), stream.generators()
         is_noised = u < 1 - alpha_t  # (B, L)
-        noise = torch.cat([self.noise_tokens(shape, g) for g in generators])
+        noise = torch.cat([self.noise_tokens((1, L), g) for g in of_rows])
         if self.ignore_bos:
             is_noised[:, 0] = False
         if known is not None:
@@ -332,8 +336,8 @@ class Diffusion(BlockWise):
         none = self.num_classes
         if none is None or not (self.training or self.drops_labels_always):
             return labels
-        generator = self._batch_generator("labels", batch_idx, device="cpu")
-        u = torch.rand(len(labels), generator=generator)
+        rows = self.row_indices(len(labels), batch_idx)
+        u = self.row_stream("labels", rows).uniform()
         is_dropped = to_device(u < self.config.training.class_dropout_p, labels.device)
         return torch.where(is_dropped, torch.full_like(labels, none), labels)
 
@@ -497,6 +501,11 @@ class Diffusion(BlockWise):
 def flat_positions(where: Tensor, device: torch.device | str = "cpu") -> Tensor:
     """Positions in a flattened batch of what is true in (B, L) on the host, (N,)."""
     return to_device(where.flatten().nonzero().squeeze(-1), torch.device(device))
+
+
+def index_of(rows: range) -> Tensor:
+    """Indices of rows, (B,) float64 on the host."""
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def is_first(x: Tensor) -> Tensor:

@@ -99,21 +99,24 @@ class BlockWise(TrainerBase):
         batch_size, length = x0.shape
         is_drawn = self.training and len(self.block_sizes) > 1
         size: int | Tensor | None = self.size_for(length)
-        generator = self._batch_generator("blocks", batch_idx, device="cpu")
+        rows = self.row_indices(batch_size, batch_idx)
+        stream = self.row_stream("blocks", rows)
         if is_drawn:
-            number = len(self.block_sizes)
-            index = torch.randint(number, (batch_size,), generator=generator)
+            index = stream.integers(len(self.block_sizes))
             size = torch.tensor(self.block_sizes)[index]
         if size is None:
             return None
-        return Blocks(length, size, self.block_keys(batch_size, length, generator))
+        return Blocks(length, size, stream.uniform(self._most_blocks(length)))
 
     def block_keys(
         self, batch_size: int, length: int, generator: torch.Generator
     ) -> Tensor:
         """`Blocks.keys` of as many blocks as a row can have."""
-        shape = (batch_size, -(-length // min(self.block_sizes)))
+        shape = (batch_size, self._most_blocks(length))
         return torch.rand(shape, dtype=torch.float64, generator=generator)
+
+    def _most_blocks(self, length: int) -> int:
+        return -(-length // min(self.block_sizes))
 
     def spread(self, u: Tensor, blocks: Blocks) -> Tensor:
         """Uniform numbers of rows (B,) made those of their blocks, (B, L) by token."""

@@ -9,6 +9,8 @@ x_t is a uniform-state diffusion with the signal level alpha_t that the operator
 Reference: DUO (arXiv:2506.10892), the curriculum.
 """
 
+from collections.abc import Sequence
+
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -24,6 +26,7 @@ from diffusion.gaussian import (
 from integral.registry import OPERATORS, Settings, build_operator, check_ends
 from integral.transform import gauss_levels
 from models.device import widened
+from training.row_streams import seeded
 from utils import ConfigError, require
 
 NEVER_SOFT = -10.0  # log10 tau where the input is not soft
@@ -93,7 +96,7 @@ class Curriculum:
         x0: Tensor,
         t: Tensor,
         step: int,
-        generator: torch.Generator,
+        seeds: Sequence[int],
         is_clean: Tensor | None = None,
     ) -> SoftTokens:
         """The soft input for clean ids.
@@ -102,7 +105,7 @@ class Curriculum:
             x0: (B, L).
             t: Times, (B,) on the host.
             step: Of the optimiser; sets the temperature.
-            generator: On the device of x0.
+            seeds: Of each row's draws, (B,).
             is_clean: Tokens to leave as they are, broadcasts with (B, L).
         """
         tau = 10 ** self.log10_tau_at(step)
@@ -113,9 +116,9 @@ class Curriculum:
             levels = Levels(levels.gauss_alpha, sigma_there, tau_there)
         k = self._num_kept(tau)
         if k is None:
-            seed = generator.initial_seed()
-            return DenseLatents(x0, levels, self.vocab_size, seed)
-        draws = TopDraws.draw(x0.shape, self.vocab_size, k, generator)
+            return DenseLatents(x0, levels, self.vocab_size, seeds)
+        generators = seeded(seeds, x0.device)
+        draws = TopDraws.draw(x0.shape, self.vocab_size, k, generators, x0.device)
         return self.top_latents.of(draws, x0, levels, self.vocab_size)
 
     def _levels(self, t: Tensor, tau: float, device: torch.device) -> Levels:

@@ -16,6 +16,7 @@ Reference: DUO (arXiv:2506.10892); the top-k form is of its second chapter
 
 import functools
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -26,9 +27,10 @@ from scipy.special import ndtr
 from torch import Tensor
 from torch.special import erfcx, log_ndtr, ndtri
 
-from models.device import to_device, wide_dtype
+from models.device import to_device, wide_dtype, widened
 from models.head import auto_chunk_size
 from models.registry import SoftInput
+from training.row_streams import RowStream
 
 _TOP_SIZES = (16, 32, 64, 128, 256)  # numbers of entries that may stand for all
 _NEGLIGIBLE = -17.0  # log of a share of the softmax below float32 rounding
@@ -61,21 +63,23 @@ class Levels(NamedTuple):
 class DenseLatents:
     """All K entries, whose noise is drawn again whenever it is needed.
 
+    A chunk is of whole rows, or a part of one: so no row's noise depends on others.
+
     Args:
         x0: Clean ids, (B, L).
         levels: Of each token.
         vocab_size: K.
-        seed: Of the noise.
+        seeds: Of each row's noise, (B,).
     """
 
-    def __init__(self, x0: Tensor, levels: Levels, vocab_size: int, seed: int) -> None:
+    def __init__(
+        self, x0: Tensor, levels: Levels, vocab_size: int, seeds: Sequence[int]
+    ) -> None:
         self.x0 = x0
         self.levels = Levels(*(x.flatten().float() for x in levels.expand(x0.shape)))
         self.vocab_size = vocab_size
-        size = auto_chunk_size(vocab_size, x0.device.type)
-        starts = range(0, x0.numel(), size)
-        self.chunks = [slice(start, start + size) for start in starts]
-        self.seeds = [(seed + i) % 2**63 for i in range(len(starts))]
+        self.seeds = seeds
+        self.chunks = _chunks(x0.shape, auto_chunk_size(vocab_size, x0.device.type))
         parts = [self.latents(i).argmax(dim=-1) for i in range(len(self.chunks))]
         self.xt = torch.cat(parts).view_as(x0)
 
@@ -92,14 +96,28 @@ class DenseLatents:
 
     def noise(self, index: int, shape: tuple[int, int]) -> Tensor:
         """The same standard normal draws each time."""
-        device = self.x0.device
-        generator = torch.Generator(device).manual_seed(self.seeds[index])
-        return torch.randn(shape, device=device, generator=generator)
+        device, L = self.x0.device, self.x0.shape[1]
+        eps, generator = torch.empty(shape, device=device), torch.Generator(device)
+        row, first = divmod(self.chunks[index].start, L)
+        for seed, part in zip(self.seeds[row:], eps.split(L), strict=False):
+            part.normal_(generator=generator.manual_seed((seed + first) % 2**63))
+        return eps
 
     def weights(self, index: int) -> Tensor:
         """softmax(w / tau) of a chunk's tokens, (n, K)."""
         tau = self.levels.tau[self.chunks[index], None]
         return self.latents(index).div_(tau).softmax(dim=-1)
+
+
+def _chunks(shape: torch.Size, size: int) -> list[slice]:
+    """Parts of a flattened batch (B, L) of at most `size` tokens: whole rows, or parts
+    of one."""
+    (B, L), width = shape, max(size // shape[1], 1) * shape[1]
+    return [
+        slice(row + start, row + min(start + size, width, B * L - row))
+        for row in range(0, B * L, width)
+        for start in range(0, width, size if size < L else width)
+    ]
 
 
 class _DenseAverage(torch.autograd.Function):
@@ -137,12 +155,21 @@ class TopDraws(NamedTuple):
 
     @classmethod
     def draw(
-        cls, shape: torch.Size, vocab_size: int, k: int, generator: torch.Generator
+        cls,
+        shape: torch.Size,
+        vocab_size: int,
+        k: int,
+        generators: Iterable[torch.Generator],
+        device: torch.device,
     ) -> "TopDraws":
-        device = generator.device
+        """Draws of rows (B, L), each by its own generator on the device."""
         options: dict[str, Any] = {"dtype": wide_dtype(device), "device": device}
-        u, v, w = torch.rand((3, *shape, k), generator=generator, **options)
-        eps = torch.randn(shape, generator=generator, **options)
+        uniform = torch.empty((shape[0], 3, shape[1], k), **options)
+        eps = torch.empty(shape, **options)
+        for *row, generator in zip(uniform, eps, generators, strict=False):
+            row[0].uniform_(generator=generator)
+            row[1].normal_(generator=generator)
+        u, v, w = uniform.unbind(dim=1)
         highest = torch.arange(vocab_size - k, vocab_size, **options)
         return cls(u, eps, (v * highest).long(), w.argsort(dim=-1))
 
@@ -385,7 +412,7 @@ def argmax_pair(
     later: Levels,
     earlier: Levels,
     vocab_size: int,
-    generator: torch.Generator,
+    stream: RowStream,
 ) -> tuple[Tensor, Tensor]:
     """argmax w_t and argmax w_s for one eps, (B, L) each.
 
@@ -396,15 +423,13 @@ def argmax_pair(
         x0: Clean ids, (B, L).
         later, earlier: Levels at t and at s, on the device of x0.
         vocab_size: K.
-        generator: On any device.
+        stream: Of the rows.
     """
-    device = generator.device
-    options: dict[str, Any] = {"dtype": wide_dtype(x0.device), "device": device}
-    u = torch.rand((*x0.shape, 1), generator=generator, **options)
-    eps = torch.randn(x0.shape, generator=generator, **options)
-    other = torch.randint(vocab_size - 1, x0.shape, device=device, generator=generator)
-    largest = top_normals(u, vocab_size - 1).squeeze(-1)
-    eps, largest, other = (to_device(x, x0.device) for x in (eps, largest, other))
+    L, device = x0.shape[1], x0.device
+    largest = top_normals(stream.uniform(L, 1), vocab_size - 1).squeeze(-1)
+    eps = stream.normal(L)
+    other = to_device(stream.integers(vocab_size - 1, L), device)
+    eps, largest = widened(eps, device), widened(largest, device)
     return pair_of(x0, later, earlier, eps, largest, other + (other >= x0))
 
 

@@ -133,8 +133,8 @@ class Distillation(Student, DUO_BASE):
         t = (t + dt).clamp(max=1)
         later, sigma_t = self._levels(t[:, None], x0.device)
         earlier, sigma_s = self._levels(t[:, None] - dt, x0.device)
-        generator = self._batch_generator("latent", batch_idx, device="cpu")
-        xt, xs = argmax_pair(x0, later, earlier, self.vocab_size, generator)
+        stream = self.row_stream("latent", self.row_indices(len(x0), batch_idx))
+        xt, xs = argmax_pair(x0, later, earlier, self.vocab_size, stream)
         if self.ignore_bos:
             xt, xs = (torch.where(is_first(x0), x0, x) for x in (xt, xs))
         return Noisy(xt, sigma_t), Noisy(xs, sigma_s)

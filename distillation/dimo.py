@@ -240,8 +240,9 @@ class DiMO(Student, Generator):
         """The sum of both; of each sequence, which counts as one token, |g|^2 / 2."""
         x0 = batch["input_ids"]
         if self.training:
-            rows = self.global_step * self.config.loader.global_batch_size
-            self.initial.remember(x0, rows + self.first_row(batch_idx))
+            rows = self.row_indices(len(x0), batch_idx)
+            before = self.global_step * self.config.loader.global_batch_size
+            self.initial.remember(x0, [before + row for row in rows])
         drawn = self.run_generator(self.draws(x0, "generator", batch_idx))
         generator = self.generator_loss(drawn, batch_idx)
         if not self.config.algo.reuse_student_batch:

@@ -6,7 +6,7 @@ Reference: Di[M]O (arXiv:2503.15457).
 Shapes: B batch, L length, K vocabulary, D hidden size, N tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -104,25 +104,25 @@ class Generator(MDLM):
         self,
         ids: Tensor,
         generator: torch.Generator | None,
-        seeds: Sequence[int] = (),
+        of_rows: Iterable[torch.Generator] = (),
     ) -> Tensor | Perturbed:
         """Initial tokens (B, L) with noise on their embeddings.
 
         Args:
             ids: The tokens.
             generator: On their device.
-            seeds: Of each row's noise, (B,); none: the generator goes on.
+            of_rows: Those of each row, in the place of one for all.
         """
         level = self.perturbation.level(self.steps_done)
         if level == 0:
             return ids
         shape = (*ids.shape, self.backbone.input_embedding.shape[1])
-        if generator is None or not seeds:
+        if not of_rows:
             noise = torch.randn(shape, generator=generator, device=ids.device)
         else:
             noise = torch.empty(shape, device=ids.device)
-            for row, seed in zip(noise, seeds, strict=True):
-                row.normal_(generator=generator.manual_seed(seed))
+            for row, its in zip(noise, of_rows, strict=True):
+                row.normal_(generator=its)
         return Perturbed(ids, noise, level)
 
     @property
@@ -166,41 +166,21 @@ class Generator(MDLM):
             batch_idx: Position in the epoch.
         """
         (B, L), device = x0.shape, x0.device
-        host = self._generator(purpose, batch_idx)
-        n, first = self._share(B, batch_idx)
-        own = slice(first, first + B)
-        ratio = self.initial.ratio.draw(host)
-        positions = torch.rand(n, L, generator=host)[own]
-        u = torch.rand(n, L, generator=host, dtype=torch.float64)[own]
+        rows = self.row_indices(B, batch_idx)
+        ratio = self.initial.ratio.draw(self.shared_generator(f"{purpose}/ratio"))
+        stream = self.row_stream(purpose, rows)
+        positions, u = stream.uniform(L), stream.uniform(L)
         if self.initial.kind == "data":
             tokens = x0
         else:
-            tokens = to_device(self.initial.tokens((n, L), host)[own], device)
+            tokens = to_device(self.initial.tokens_of(stream), device)
         ids = self.initial.with_masks(tokens, positions, ratio)
-        noise = self._generator(f"{purpose}/noise", batch_idx, device)
-        base = noise.initial_seed() % 2**62
-        seeds = range(base + first, base + first + B)
-        return Draws(self.perturbed(ids, noise, seeds), widened(u, device))
+        of_rows = self.row_stream(f"{purpose}/noise", rows).generators(device)
+        return Draws(self.perturbed(ids, None, of_rows), widened(u, device))
 
     def run_generator(self, draws: Draws) -> Drawn:
         """One pass of theta."""
         return Drawn(self.generator_hidden(draws.x_init), draws.u)
-
-    def _generator(
-        self, purpose: str, batch_idx: int, device: torch.device | str = "cpu"
-    ) -> torch.Generator:
-        """For what is drawn for all rows of a global batch, into whatever it is cut."""
-        if not self.training:
-            return self._batch_generator(purpose, batch_idx, device)
-        update = batch_idx // self.config.trainer.accumulate_grad_batches
-        place = (self.global_step, update)
-        return self.generator(f"train/{purpose}", *place, device=device)
-
-    def _share(self, batch_size: int, batch_idx: int) -> tuple[int, int]:
-        """Rows of the global batch, and where this batch's begin."""
-        if not self.training:
-            return batch_size, 0
-        return self.config.loader.global_batch_size, self.first_row(batch_idx)
 
     def masks(self, shape: torch.Size, purpose: str, law: str, batch_idx: int) -> Masks:
         """Masks of samples (B, L), exactly max(1, round(r L)) at drawn ratios r.
@@ -213,12 +193,13 @@ class Generator(MDLM):
         """
         (B, L), algo, device = shape, self.config.algo, self.device
         first = int(self.ignore_bos)
-        u, start = self.stratified(f"{purpose}/share", B, batch_idx)
+        rows = self.row_indices(B, batch_idx)
+        whole = range(self.config.loader.global_batch_size) if self.training else rows
+        u = self.uniforms(f"{purpose}/share", whole)
         ratio = RATIO_LAWS[law](u).clamp(algo.ratio_min, algo.ratio_max)
         counts = masked_count(L - first, ratio)  # of the whole global batch
-        host = self._generator(f"{purpose}/masks", batch_idx)
-        positions = torch.rand(len(counts), L, generator=host)[start : start + B]
-        own = counts[start : start + B, None]
+        positions = self.row_stream(f"{purpose}/masks", rows).uniform(L)
+        own = counts[[row - whole.start for row in rows], None]
         # Gradients of the parts of a global batch are averaged.
         share = len(counts) / (B * int(counts.sum()))
         where = masked_positions(positions, own, first)

@@ -11,7 +11,7 @@ Shapes: B batch, L length, K vocabulary, D hidden size.
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from distillation.masking import masked_count, masked_positions
 from models.device import to_device, wide_dtype, widened
+from training.row_streams import RowStream
 from utils import ConfigError
 
 # ---------------------------------------------------------------- how much is masked
@@ -190,8 +191,21 @@ class InitialTokens(nn.Module):
         """Tokens that no text says, on the host or on the device of the model."""
         if self.kind != "unigram":
             ids = torch.randint(self.vocab_size - 1, shape, generator=generator)
-            return ids + (ids >= self.mask_index)
+            return self._but_mask(ids)
         u = torch.rand(shape, dtype=torch.float64, generator=generator)
+        return self._by_frequency(u)
+
+    def tokens_of(self, stream: RowStream) -> Tensor:
+        """The same of rows, (B, L)."""
+        if self.kind != "unigram":
+            return self._but_mask(stream.integers(self.vocab_size - 1, self.length))
+        return self._by_frequency(stream.uniform(self.length))
+
+    def _but_mask(self, ids: Tensor) -> Tensor:
+        """Ids among all but the mask as those of the vocabulary."""
+        return ids + (ids >= self.mask_index)
+
+    def _by_frequency(self, u: Tensor) -> Tensor:
         probs = self.table.to(wide_dtype(self.table.device), copy=True)
         probs[self.mask_index] = 0  # whatever a file says
         cdf = probs.cumsum(dim=0)
@@ -211,13 +225,13 @@ class InitialTokens(nn.Module):
             return tokens
         return torch.cat([torch.full_like(tokens[:, :1], self.bos), tokens[:, 1:]], 1)
 
-    def remember(self, rows: Tensor, first: int) -> None:
+    def remember(self, rows: Tensor, numbers: Sequence[int]) -> None:
         """Keeps text from which samples start, in the place of the oldest.
 
         Args:
             rows: (B, L).
-            first: How many rows the run had before these.
+            numbers: How many rows the run had before each.
         """
         if self.kind == "data":
-            places = first + torch.arange(len(rows), device=rows.device)
-            self.table[places % REMEMBERED] = rows
+            places = torch.tensor(numbers) % REMEMBERED
+            self.table[to_device(places, rows.device)] = rows

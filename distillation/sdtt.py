@@ -17,7 +17,7 @@ from torch import Tensor
 
 from algo import MDLM
 from checkpoints.checkpoint import Checkpoint
-from diffusion.base import Latent, flat_positions, without_mask
+from diffusion.base import Latent, flat_positions, index_of, without_mask
 from distillation.divergences import DIVERGENCES, without_column
 from distillation.student import Student
 from distillation.teacher import Teacher
@@ -206,12 +206,11 @@ class SDTT(Student, MDLM):
         )
         return Loss.reduce(nll, masked)
 
-    def uniforms(self, number: int, generator: torch.Generator) -> Tensor:
-        """In training one draw for all times of a batch: (u + i / n) mod 1."""
-        if not (self.training and self.antithetic_sampling):
-            return super().uniforms(number, generator)
-        u = torch.rand(1, dtype=torch.float64, generator=generator)
-        return (u + torch.arange(number, dtype=u.dtype) / number) % 1
+    def uniforms_in_training(self, purpose: str, rows: range) -> Tensor:
+        """One draw for all times of a global batch: u_i = (v + i / n) mod 1."""
+        n = self.config.loader.global_batch_size
+        v = self.row_stream(purpose, range(1)).uniform()
+        return (v + index_of(rows) / n) % 1
 
     def divergence_of_logits(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Of masked tokens, without the mask's own entry: (n, K) each -> (n,)."""
@@ -263,8 +262,9 @@ class SDTT(Student, MDLM):
 
     def teacher_draws(self, shape: tuple[int, ...], batch_idx: int) -> Tensor:
         """U(0, 1), (M, 2, B, L) on the host: when a token is revealed, and as what."""
-        generator = self._batch_generator("teacher", batch_idx, device="cpu")
-        return torch.rand(shape, dtype=torch.float64, generator=generator)
+        M, two, B, L = shape
+        stream = self.row_stream("teacher", self.row_indices(B, batch_idx))
+        return stream.uniform(M, two, L).permute(1, 2, 0, 3)
 
     @torch.no_grad()
     def targets(self, xt: Tensor, steps: list[TeacherStep]) -> Head:

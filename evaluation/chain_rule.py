@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from data.rows import REPEATED
 from diffusion.absorbing import AbsorbingState
 from metrics.likelihood import Likelihood
 from models.device import to_device, wide_dtype
@@ -86,10 +87,10 @@ class ChainRule(lightning.Callback):
     ) -> None:
         valid = model.valid_tokens(batch["attention_mask"])
         shape = tuple(batch["input_ids"].shape)
-        generator = model.generator(
-            "chain_rule", batch_idx, model.global_rank, device="cpu"
-        )
-        order = ORDERS[self.order](shape, generator)
+        rows = model.row_indices(len(valid), batch_idx)
+        of_rows = model.row_stream("chain_rule", rows).generators()
+        of_one = (1, *shape[1:])
+        order = torch.cat([ORDERS[self.order](of_one, g) for g in of_rows])
         with model.autocast():
             nll = chain_rule_nll(
                 model,
@@ -98,7 +99,8 @@ class ChainRule(lightning.Callback):
                 self.block,
                 model.condition_of(batch).get("labels"),
             )
-        self.likelihood.update((nll * valid).sum(dim=-1), valid.sum(dim=-1))
+        if REPEATED not in batch:
+            self.likelihood.update((nll * valid).sum(dim=-1), valid.sum(dim=-1))
 
     def on_validation_end(self, trainer: Any, model: Any) -> None:
         results = self.likelihood.compute()

@@ -25,7 +25,8 @@ class Likelihood(torchmetrics.Metric):
         se^2 = N / (N - 1) * sum_i (x_i - nll n_i)^2 / (sum_i n_i)^2
 
     It covers the choice of sequences and the draw of one time per sequence. Times
-    are stratified within a batch, so for diffusion models it errs on the safe side.
+    are spread evenly over the sequences, so for diffusion models it errs on the safe
+    side.
     """
 
     full_state_update = False

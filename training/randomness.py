@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from training.row_streams import RowStream
+
 
 def seed_all(seed: int) -> None:
     """Sets the global random states of torch (every device), numpy and Python."""
@@ -33,13 +35,40 @@ class Randomness(lightning.LightningModule):
         generator = torch.Generator(device or self.device)
         return generator.manual_seed(self.seed(purpose, *position))
 
-    def _batch_generator(
-        self, purpose: str, batch_idx: int, device: torch.device | str | None = None
-    ) -> torch.Generator:
-        """Draws for one batch of one rank. Those of validation do not depend on the
-        step, so that every validation of a run sees the same noise."""
+    # ---- what is drawn for a row: by its index, however rows are dealt out
+
+    def row_indices(self, batch_size: int, batch_idx: int) -> range:
+        """Where the rows of a batch of this rank are in the global batch of the update;
+        in validation, among all rows of the split.
+
+        Micro-batch m of all W ranks is the slice [m W b, (m + 1) W b), as in the orders
+        of `dataloader`: rank r has the r-th b of it. With `algo.compat=reference` it
+        has, in training, every W-th row from the r-th on.
+        """
+        loader, trainer = self.config.loader, self.config.trainer
+        rank, W = self.global_rank, trainer.devices * trainer.num_nodes
+        if not self.training:
+            b = loader.eval_batch_size
+            start = (batch_idx * W + rank) * b
+            return range(start, start + batch_size)
+        first = batch_idx % trainer.accumulate_grad_batches * W * loader.batch_size
+        if self.config.algo.compat == "reference":
+            start = first + rank
+            return range(start, start + W * batch_size, W)
+        start = first + rank * loader.batch_size
+        return range(start, start + batch_size)
+
+    def row_stream(self, purpose: str, rows: range) -> RowStream:
+        """Draws of rows at this update. Those of validation do not depend on the
+        update, so that every validation of a run sees the same noise."""
+        return RowStream([self.config.seed, *self._position(purpose)], rows)
+
+    def shared_generator(self, purpose: str) -> torch.Generator:
+        """For what is drawn once for all rows of an update, on the host; of validation
+        as for `row_stream`."""
+        return next(self.row_stream(purpose, range(1)).generators())
+
+    def _position(self, purpose: str) -> list[int]:
         if self.training:
-            training = (self.global_step, batch_idx, self.global_rank)
-            return self.generator(f"train/{purpose}", *training, device=device)
-        validation = (batch_idx, self.global_rank)
-        return self.generator(f"valid/{purpose}", *validation, device=device)
+            return [*f"train/{purpose}".encode(), self.global_step]
+        return [*f"valid/{purpose}".encode()]

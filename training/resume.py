@@ -33,6 +33,7 @@ from training.lightning_state import (
     validate_first,
     validate_last,
 )
+from training.row_streams import NOISE_VERSION
 from utils import ConfigError, filesystem_of, one_line, path_exists
 
 log = logging.getLogger(__name__)
@@ -189,12 +190,22 @@ def check_state(resumed: Resumed, model: Any) -> None:
     schedule = model.make_schedule(optimizer).state_dict()
     try:
         check_training(content, optimizer, schedule)
+        if (version := noise_version(content)) > NOISE_VERSION:
+            raise ValueError(
+                f"its noise is of version {version}, this code has {NOISE_VERSION}"
+            )
         check_loops(content)
     except ValueError as error:
         raise ConfigError(
             f"{KEY}={resumed.path!r} cannot be resumed: {error}. Its weights can be "
             "fine-tuned: training.finetune_path."
         ) from None
+
+
+def noise_version(content: Mapping[str, Any]) -> int:
+    """Of the draws of the run that wrote a file; see `row_streams.NOISE_VERSION`."""
+    version: int = content.get("training", {}).get("noise", 1)
+    return version
 
 
 def checkpoint_files(folder: str) -> list[str]:
@@ -263,6 +274,12 @@ class Bookkeeping(lightning.Callback):
             checkpoint["training"]["validation_due"] = False
         adapt(checkpoint, model.config, model.make_optimizer().param_groups)
         if "training" in checkpoint:  # not in files of the published code
+            if (version := noise_version(checkpoint)) != NOISE_VERSION:
+                warn(
+                    "the run had noise of version %d and goes on with that of version "
+                    "%d: other draws, of the same law",
+                    *(version, NOISE_VERSION),
+                )
             model.load_training_state(checkpoint["training"])
         if is_validation_next(checkpoint, model.config):
             model.validation_due = True

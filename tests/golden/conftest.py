@@ -5,9 +5,14 @@ The folder of cases is the environment variable GOLDEN_DIR; without it,
 `cases/`. Kinds that are not in the folder are skipped.
 """
 
+import functools
+
 import pytest
 import torch
 from golden_replay import Replay
+
+from diffusion.base import Diffusion
+from training.row_streams import RowStream
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -21,8 +26,18 @@ def _one_thread():
 
 @pytest.fixture
 def replay(monkeypatch):
-    """Recorded draws for torch.rand and torch.randint; all of them must be used."""
+    """Recorded draws for torch.rand, torch.randint and draws by row; all of them must
+    be used."""
     recorded = Replay()
+    rows = {"uniform": recorded.row_uniform, "integers": recorded.row_integers}
+    for name, given in rows.items():
+        method = functools.partialmethod(
+            lambda stream, f, *args: f(stream, *args), given
+        )
+        monkeypatch.setattr(RowStream, name, method)
+    monkeypatch.setattr(
+        Diffusion, "uniforms_in_validation", recorded.published_uniforms
+    )
     monkeypatch.setattr("torch.rand", recorded.rand)
     monkeypatch.setattr("torch.randint", recorded.randint)
     yield recorded

@@ -190,7 +190,7 @@ def replay_latents(case, prefix, monkeypatch):
     draws = TopDraws(u, case[f"{prefix}eps_extra"].double(), slots, order)
     gamma_t = case[f"{prefix}gamma_t"][:, None]
 
-    def draw(shape, vocab_size, k, generator):
+    def draw(shape, vocab_size, k, generators, device):
         assert (*shape, k) == u.shape
         return draws
 

@@ -107,7 +107,7 @@ def log_probs(model, head: Head, x: Tensor) -> Tensor:
 
 def nothing_drawn(steps: int, x0: Tensor) -> Tensor:
     """Our own draws of the teacher, which `published_reveal` does not use."""
-    return torch.zeros(steps, 2, *x0.shape)
+    return torch.zeros(len(x0), steps, 2, x0.shape[1])
 
 
 # ---------------------------------------------------------------- targets

@@ -7,59 +7,6 @@ import pytest
 import torch
 from command_line import TINY, logged, run
 
-# What is drawn for a row depends on the step and on its tokens alone, so that it is the
-# same in whichever process, batch and place the row is.
-SAME_NOISE = """
-import torch
-
-import distillation
-
-
-class OfRows:
-    def rows_generators(self, x0, purpose):
-        weights = torch.arange(1, x0.shape[1] + 1)
-        return [
-            self.generator(purpose, self.global_step, int((row.cpu() * weights).sum()))
-            for row in x0
-        ]
-
-    def distillation_loss(self, batch, batch_idx):
-        self.x0 = batch["input_ids"]
-        return super().distillation_loss(batch, batch_idx)
-
-    def sample_t(self, batch_size, batch_idx=0):
-        if not self.training:
-            return super().sample_t(batch_size, batch_idx)
-        generators = self.rows_generators(self.x0, "time")
-        u = torch.stack([torch.rand((), generator=g) for g in generators])
-        return self.times(u.double())
-
-
-class SDTT(OfRows, distillation.SDTT):
-    def corrupt(self, x0, t, batch_idx=0, **given):
-        generators = self.rows_generators(x0, "noise")
-        return super().corrupt(x0, t, batch_idx, generators=generators)
-
-    def teacher_draws(self, shape, batch_idx):
-        M, two, B, L = shape
-        generators = self.rows_generators(self.x0, "teacher")
-        rows = [torch.rand(M, two, 1, L, generator=g) for g in generators]
-        return torch.cat(rows, dim=2).double()
-
-
-class DCD(OfRows, distillation.Distillation):
-    def corrupt_pair(self, x0, t, batch_idx=0):
-        pairs = []
-        for i, generator in enumerate(self.rows_generators(x0, "latent")):
-            self._batch_generator = lambda *args, g=generator, **options: g
-            pair = super().corrupt_pair(x0[i : i + 1], t[i : i + 1])
-            pairs.append(pair)
-        del self._batch_generator
-        kind = type(pairs[0][0])
-        return tuple(
-            kind(*(torch.cat(parts) for parts in zip(*side))) for side in zip(*pairs)
-        )
-"""
 METHODS = {
     "sdtt": (
         "mdlm",
@@ -75,7 +22,6 @@ METHODS = {
         ("algo=distillation", "algo.update_teacher_every=6", "algo.T=16"),
     ),
 }
-CLASSES = {"sdtt": "SDTT", "dcd": "DCD"}
 CLOSE = {"atol": 1e-5, "rtol": 0}
 FEW = ("eval.generate_samples=False", "trainer.num_sanity_val_steps=0")
 
@@ -90,24 +36,21 @@ def parent(folder, algo: str, *overrides: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_two_processes_are_one_given_equal_noise(tmp_path, name):
+def test_two_processes_are_one(tmp_path, name):
     """Weights, EMA and teacher to 1e-5, and the losses; also with accumulation, where
     each part of a batch has another number of masked tokens."""
     teacher_of, overrides = METHODS[name]
-    (tmp_path / "same_noise.py").write_text(SAME_NOISE)
     # A teacher that has learned something: else gradients would be rounding errors, of
     # which AdamW makes steps as large as of any others.
     path = parent(tmp_path, teacher_of, "optim.lr=1e-2", "trainer.max_steps=60")
     own = (*TINY, *FEW, *overrides, f"training.finetune_path={path}")
-    own += (f"algo._target_=same_noise.{CLASSES[name]}",)
     runs = {
         "one": (),
         "two": ("trainer.devices=2",),
         "parts": ("trainer.devices=2", "loader.batch_size=2"),
     }
     for folder, more in runs.items():
-        options = {"cwd": tmp_path, "pythonpath": tmp_path}
-        run(*own, *more, f"hydra.run.dir={folder}", **options)
+        run(*own, *more, f"hydra.run.dir={folder}", cwd=tmp_path)
     one = torch.load(tmp_path / "one/checkpoints/last.ckpt", weights_only=True)
     started = torch.load(path, weights_only=True)["state_dict"]
     curve = logged(tmp_path / "one", "train/distillation_loss")

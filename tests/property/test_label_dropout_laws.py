@@ -36,19 +36,19 @@ def test_each_is_dropped_with_the_probability_given(model_of, labels, p):
         assert abs(float(own.mean()) - p) <= 5 * (p * (1 - p) / len(own)) ** 0.5
 
 
-def test_they_depend_on_seed_step_batch_and_rank(model_of, labels, place):
+def test_they_depend_on_seed_step_and_place_in_the_update(model_of, labels, place):
     """And on nothing that came before: a run that goes on draws what it would have.
 
-    As with the noise of tokens, and unlike times, a rank draws for its own batch: other
-    splits of a global batch hide other labels, at the same rate.
+    How often the epoch was cut before does not matter.
     """
     model = model_of()
     found = []
-    for rank, step, batch in [(0, 5, 9), (1, 5, 9), (0, 6, 9), (0, 5, 8)]:
+    for rank, step, batch in [(0, 5, 9), (1, 5, 9), (0, 6, 9)]:
         place(model, rank=rank, step=step)
         found.append(model.with_dropout(labels, batch))
         torch.rand(3)  # global states do not matter
-        assert torch.equal(model.with_dropout(labels, batch), found[-1])
+        for i in (8, batch):
+            assert torch.equal(model.with_dropout(labels, i), found[-1])
     found.append(model_of("seed=2").with_dropout(labels, 8))
     for i, told in enumerate(found):
         rate = float((told == CLASSES).double().mean())

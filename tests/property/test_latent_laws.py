@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from latents import top_draws
 from scipy import integrate, stats
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from diffusion.gaussian import (
     top_normals,
 )
 from integral.transform import GammaRange, Spectral, gauss_levels
+from training.row_streams import RowStream
 
 K, k, N = 50, 5, 100_000
 GAMMA = -1.0
@@ -124,7 +126,7 @@ def sparse():
     def make(tau: float, compat: str = "paper") -> Sparse:
         generator = torch.Generator().manual_seed(round(1000 * tau))
         x0 = clean_tokens()
-        draws = TopDraws.draw(x0.shape, K, k, generator)
+        draws = top_draws(x0.shape, K, k, generator)
         levels = levels_at(GAMMA, tau)
         soft = TOP_LATENTS[compat].of(draws, x0, levels, K)
         return Sparse(x0, draws, soft)
@@ -211,7 +213,7 @@ def test_with_all_others_kept_it_is_the_dense_softmax(size, tau):
     """Of the entries that the draws stand for: nothing is left to an expectation."""
     generator = torch.Generator().manual_seed(size)
     x0 = torch.randint(size, (200, 1), generator=generator)
-    draws = TopDraws.draw(x0.shape, size, size - 1, generator)
+    draws = top_draws(x0.shape, size, size - 1, generator)
     levels = levels_at(GAMMA, tau)
     soft = TopLatents.of(draws, x0, levels, size)
     others = levels.gauss_sigma * top_normals(draws.u, size - 1)[:, 0]
@@ -254,7 +256,7 @@ def test_argmax_is_the_uniform_diffusion(gamma, kept):
     """x_0 with the operator's P(gamma), every other token alike; for any k."""
     x0 = clean_tokens()
     generator = torch.Generator().manual_seed(kept)
-    draws = TopDraws.draw(x0.shape, K, kept, generator)
+    draws = top_draws(x0.shape, K, kept, generator)
     xt = TopLatents.of(draws, x0, levels_at(gamma), K).xt
     assert xt.shape == x0.shape
     count = int((xt == x0).sum())
@@ -296,7 +298,7 @@ def test_the_published_argmax_at_full_size(kept, published):
     size, gamma, count = 50_258, -3.0, 4000
     generator = torch.Generator().manual_seed(kept)
     x0 = torch.randint(size, (count, 1), generator=generator)
-    draws = TopDraws.draw(x0.shape, size, kept, generator)
+    draws = top_draws(x0.shape, size, kept, generator)
     shares = {}
     for compat, kind in TOP_LATENTS.items():
         soft = kind.of(draws, x0, levels_at(gamma), size)
@@ -316,7 +318,7 @@ def test_draws_are_what_they_should_be():
     """u uniform, eps normal, slot j uniform on 0, ..., K - 1 - k + j, any order; none
     of them goes with another."""
     generator = torch.Generator().manual_seed(2)
-    draws = TopDraws.draw(torch.Size([N // 10, 10]), K, k, generator)
+    draws = top_draws(torch.Size([N // 10, 10]), K, k, generator)
     assert draws.u.shape == draws.slots.shape == draws.order.shape == (N // 10, 10, k)
     assert draws.u.dtype == draws.eps.dtype == torch.float64
     u, slots, order = (draws[i].view(-1, k) for i in (0, 2, 3))
@@ -498,8 +500,8 @@ def test_pairs_have_the_law_of_a_shared_noise(dense):
     """Jointly, at each level, and in which token it is otherwise."""
     x0 = dense.x0
     right = [dense.latents(gamma).argmax(dim=-1, keepdim=True) for gamma in PAIR]
-    generator = torch.Generator().manual_seed(4)
-    ours = argmax_pair(x0, *map(levels_at, PAIR), K, generator)
+    stream = RowStream([4], range(len(x0)))
+    ours = argmax_pair(x0, *map(levels_at, PAIR), K, stream)
     p_values = [same_frequencies(outcome(*ours, x0), outcome(*right, x0))]
     for gamma, x in zip(PAIR, ours, strict=True):
         P = probability(gamma, K)
@@ -521,7 +523,8 @@ def test_pairs_of_a_small_vocabulary(size):
     """Where one token more or less among the others shows."""
     generator = torch.Generator().manual_seed(size)
     x0 = torch.randint(size, (N // 10, 10), generator=generator)
-    pair = argmax_pair(x0, *map(levels_at, PAIR), size, generator)
+    stream = RowStream([size], range(len(x0)))
+    pair = argmax_pair(x0, *map(levels_at, PAIR), size, stream)
     counts = [int((x == x0).sum()) for x in pair]
     assert_likely(
         stats.binomtest(count, N, probability(gamma, size)).pvalue

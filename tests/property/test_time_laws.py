@@ -1,5 +1,7 @@
 """Laws of the times t that a batch is trained or evaluated at."""
 
+import math
+
 import pytest
 import torch
 
@@ -26,12 +28,12 @@ def model_of(make_model, diffusion_name):
 
 
 def shards(model, place, step=0):
-    """Times of all ranks and micro-batches, in the order of the global batch."""
+    """Times of all micro-batches and ranks, in the order of the global batch."""
     times = []
-    for rank in range(4):
-        place(model, rank=rank, step=step)
-        # 3 micro-batches an update; batch_idx counts them over the epoch
-        times += [model.sample_t(2, batch_idx=3 * step + micro) for micro in range(3)]
+    for micro in range(3):  # an update; batch_idx counts them over the epoch
+        for rank in range(4):
+            place(model, rank=rank, step=step)
+            times.append(model.sample_t(2, batch_idx=3 * step + micro))
     return torch.cat(times)
 
 
@@ -49,7 +51,7 @@ def test_one_time_in_each_of_n_intervals(model_of):
 
 @pytest.mark.parametrize("antithetic", [True, False])
 def test_shards_partition_the_global_grid(model_of, place, antithetic):
-    """Node by node, device by device, micro-batch by micro-batch: one process's n."""
+    """Micro-batch by micro-batch, node by node, device by device: one process's n."""
     choice = f"training.antithetic_sampling={antithetic}"
     whole, sharded = model_of(*WHOLE, choice), model_of(*SHARDED, choice)
     assert sharded.config.trainer.accumulate_grad_batches == 3
@@ -72,8 +74,23 @@ def test_training_times_depend_on_step_and_seed_only(model_of, place):
     assert not torch.equal(shards(other_seed, place, step=1), first)
 
 
+def test_published_orders_deal_rows_out_one_by_one(model_of, place):
+    """With algo.compat=reference rank r has the rows r, r + W, ... of a micro-batch."""
+    published = "algo.compat=reference"
+    whole, sharded = model_of(*WHOLE, published), model_of(*SHARDED, published)
+    times = []
+    for micro in range(3):
+        ranks = []
+        for rank in range(4):
+            place(sharded, rank=rank)
+            ranks.append(sharded.sample_t(2, batch_idx=micro))
+        times.append(torch.stack(ranks, dim=1).flatten())
+    place(whole)
+    assert torch.equal(torch.cat(times), whole.sample_t(N))
+
+
 def test_evaluation_times_do_not_depend_on_the_step(model_of, place):
-    """Every validation of a run sees the same times, stratified over the batch."""
+    """Every validation of a run sees the same times."""
     model = model_of(*SHARDED).eval()
     place(model, step=1)
     first = model.sample_t(7, batch_idx=2)
@@ -82,9 +99,38 @@ def test_evaluation_times_do_not_depend_on_the_step(model_of, place):
     assert not torch.equal(model.sample_t(7, batch_idx=3), first)
     place(model, rank=1, step=9)
     assert not torch.equal(model.sample_t(7, batch_idx=2), first)
-    eps = model.sampling_eps
-    interval = ((first - eps) / (1 - eps) * 7).floor()
-    assert interval.tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+def test_evaluation_times_are_of_rows(model_of, place, antithetic):
+    """However many ranks there are, and whatever the size of batches is."""
+    choice = f"training.antithetic_sampling={antithetic}"
+    found = []
+    for devices, size in ((1, 24), (1, 4), (2, 3), (4, 2)):
+        sizes = (f"trainer.devices={devices}", f"loader.eval_batch_size={size}")
+        sizes += ("loader.global_batch_size=24", "loader.eval_global_batch_size=24")
+        model = model_of(choice, *sizes).eval()
+        times = []
+        for batch_idx in range(24 // (devices * size)):
+            for rank in range(devices):
+                place(model, rank=rank)
+                times.append(model.sample_t(size, batch_idx))
+        found.append(torch.cat(times))
+    for other in found[1:]:
+        assert torch.equal(other, found[0])
+
+
+@pytest.mark.parametrize(("size", "batch_idx"), [(5, 0), (100, 999), (4096, 3)])
+def test_any_run_of_evaluation_times_is_even(model_of, place, batch_idx, size):
+    """Golden-ratio points: n of them differ from the uniform law by less than
+    3 / n + log(n) / n, against 0.9 / sqrt(n) of independent ones."""
+    model = model_of(*WHOLE, f"loader.eval_batch_size={size}").eval()
+    place(model)
+    u = (model.sample_t(size, batch_idx) - model.sampling_eps).sort().values
+    u = u / (1 - model.sampling_eps)
+    grid = torch.arange(size, dtype=torch.float64) / size
+    distance = float(torch.maximum(u - grid, grid + 1 / size - u).max())
+    assert distance < (3 + math.log(size)) / size
 
 
 @pytest.mark.parametrize("antithetic", [True, False])
@@ -115,8 +161,8 @@ def test_discrete_times_are_multiples_of_1_over_T(model_of, T):
     assert steps.unique().numel() == T
 
 
-def test_noise_differs_between_ranks_and_batches_but_replays(model_of, place, laws):
-    """Tokens are noised by a rank's own stream, a function of its place in the run."""
+def test_noise_differs_between_rows_and_updates_but_replays(model_of, place, laws):
+    """A function of the update and of a row's index, not of where else it is."""
     model = model_of(*SHARDED)
     x0 = laws.clean(model)[:1].expand(8, 64)
     t = torch.full((8,), 0.5, dtype=torch.float64)
@@ -125,10 +171,13 @@ def test_noise_differs_between_ranks_and_batches_but_replays(model_of, place, la
         place(model, rank=rank, step=step)
         return model.corrupt(x0, t, batch_idx).xt
 
-    base = noised(0, 3, 10)
-    assert torch.equal(noised(0, 3, 10), base)
-    for place_in_run in ((1, 3, 10), (0, 4, 10), (0, 3, 11)):
+    base = noised(0, 3, 9)
+    assert torch.equal(noised(0, 3, 9), base)
+    assert torch.equal(noised(0, 3, 12), base)  # the first micro-batch of its update
+    for place_in_run in ((1, 3, 9), (0, 4, 9), (0, 3, 10)):
         assert not torch.equal(noised(*place_in_run), base)
+    for row in base[1:]:
+        assert not torch.equal(row, base[0])
 
 
 def test_discrete_time_replaces_the_derivative_by_a_difference(make_model):

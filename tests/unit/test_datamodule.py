@@ -12,7 +12,7 @@ from tokenizer_kinds import tokenizer_of
 
 from data import loading
 from data.registry import DATASETS, DatasetSpec, check_splits
-from data.rows import TokenRows
+from data.rows import REPEATED, TokenRows
 from data.tokenizers import TOKENIZERS, get_tokenizer, vocabulary_with_mask
 from dataloader import DataModule
 from utils import ConfigError
@@ -75,14 +75,21 @@ def test_validation_batches_are_the_rows_in_order(module):
     assert np.array_equal(torch.cat(batches).numpy(), rows)
 
 
-def test_ranks_share_the_validation_rows(module, monkeypatch):
-    data = module("data.num_valid=7")
-    shares = []
-    for rank in range(3):
-        monkeypatch.setattr(data, "_rank", lambda rank=rank: (rank, 3))
-        shares += [batch["input_ids"] for batch in data.val_dataloader()]
+@pytest.mark.parametrize("num_rows", [1, 4, 7, 12, 13])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_ranks_share_the_validation_rows(module, monkeypatch, num_rows, world_size):
+    """Batch by batch in the order of ranks; each has as many batches, and a row that is
+    there for no other reason says so."""
+    data = module(f"data.num_valid={num_rows}")
+    ranks = []
+    for rank in range(world_size):
+        monkeypatch.setattr(data, "_rank", lambda rank=rank: (rank, world_size))
+        ranks.append(list(data.val_dataloader()))
+    assert len({len(batches) for batches in ranks}) == 1
+    found = [batch for batches in zip(*ranks, strict=True) for batch in batches]
+    measured = [batch["input_ids"] for batch in found if REPEATED not in batch]
     rows = data.load("valid").ids.astype(np.int64)
-    assert np.array_equal(torch.cat(shares).numpy(), rows)
+    assert np.array_equal(torch.cat(measured).numpy(), rows)
 
 
 def test_ranks_share_the_training_rows(module):

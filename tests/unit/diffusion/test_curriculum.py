@@ -56,7 +56,7 @@ def test_published_code_needs_two_entries():
 def draw(*overrides: str, K: int = 200, step: int = 0):
     curriculum = Curriculum(compose("algo=duo", *overrides), K)
     x0, t = torch.zeros(2, 3, dtype=torch.long), torch.tensor([0.1, 0.9]).double()
-    return curriculum.draw(x0, t, step, torch.Generator().manual_seed(0))
+    return curriculum.draw(x0, t, step, range(2))
 
 
 def test_top_k_has_a_default_and_a_limit():

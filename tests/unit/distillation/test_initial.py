@@ -73,7 +73,7 @@ def test_text_is_remembered_the_newest_first(initial):
     source = initial("algo.init_tokens=data", "algo.r_init=0")
     rows = torch.arange(300)[:, None].expand(300, 8) % 6
     for first in range(0, 300, 50):
-        source.remember(rows[first : first + 50], first)
+        source.remember(rows[first : first + 50], range(first, first + 50))
     assert torch.equal(source.table[:44], rows[256:])
     assert torch.equal(source.table[44:], rows[44:256])
     x = source.draw(100, generator())
