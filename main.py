@@ -298,8 +298,9 @@ def run(config: DictConfig) -> dict[str, Any] | None:
         processes = trainer.devices * trainer.num_nodes
         if isinstance(error, MemoryError) or not was_left_alone(error, processes):
             raise
-        line = "another process of this run has ended, and this one with it"
-        return _stopped(f"{line}{_again(config, True)}", 1)
+        line = imported("training.lifelines.LEFT_ALONE")
+        is_told = imported("training.processes.is_first_of_node")()
+        return _stopped(f"{line}{_again(config, True)}", 1, is_told)
     except OSError as error:
         if refusal := not_permitted(error) or unusable(error, config):
             return _refused(permission_line(refusal, config))
@@ -317,9 +318,15 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or is_torchs
 
 
-def _stopped(line: str, status: int) -> NoReturn:
-    """What a run ends with that has several processes; the first one says it."""
-    if not _is_first():
+def _stopped(line: str, status: int, is_told: bool | None = None) -> NoReturn:
+    """What a run ends with that has several processes; the first one says it.
+
+    Args:
+        line: What it says.
+        status: Of the process.
+        is_told: Whether this one does; None: if it is the first.
+    """
+    if not (_is_first() if is_told is None else is_told):
         sys.exit(status)
     fail(line, status)
 
@@ -340,7 +347,8 @@ def _refused(line: str, status: int = 2) -> dict[str, str]:
 def _again(config: DictConfig, can_go_on: bool) -> str:
     """The end of a line that says how a stopped run goes on."""
     command = command_again(config) if can_go_on else ""
-    return f". The command that goes on: {command}" if command else ""
+    where = " on every node, by what started it" if config.trainer.num_nodes > 1 else ""
+    return f". The command that goes on{where}: {command}" if command else ""
 
 
 def main() -> Any:

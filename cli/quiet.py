@@ -59,6 +59,8 @@ def keep_quiet() -> None:
             warnings.simplefilter("ignore", kind)
         for beginning in IDLE:
             warnings.filterwarnings("ignore", beginning)
+    # Of torch's C++, such as names of machines that cannot be looked up.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if not sys.stderr.isatty():  # where bars are lines
         for name in ("HF_HUB", "HF_DATASETS"):
             os.environ.setdefault(f"{name}_DISABLE_PROGRESS_BARS", "1")

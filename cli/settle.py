@@ -9,6 +9,7 @@ from typing import Any
 import hydra
 import lightning
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from checkpoints.about import NETWORK, adopt
@@ -22,7 +23,7 @@ from report.console import report_config
 from sampling.prompts import check_prompts
 from training.lightning_state import share_paths
 from training.loggers import logger_names
-from training.processes import check_processes, check_tasks
+from training.processes import check_processes, check_tasks, is_first
 from utils import CONFIGS, ConfigError, require, uses_cuda
 
 
@@ -98,6 +99,9 @@ def prepare(config: DictConfig) -> type[Any]:
     check_batches(config)
     check_prompts(config, algorithm.is_autoregressive)
     logger_names(config)
+    if not is_first(config) and not getattr(rank_zero_only, "rank", 0):
+        # Of NODE_RANK alone: not 0, which writes, until the trainer knows it.
+        vars(rank_zero_only)["rank"] = 1
     report_config(config, differences(config))
     return algorithm
 

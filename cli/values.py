@@ -74,6 +74,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "data.valid_fraction": (float, 0, 1),
     "trainer.devices": (int, 1, WIDE),
     "trainer.num_nodes": (int, 1, WIDE),
+    "strategy.timeout.minutes": (float, 0.01, MANY),
     "trainer.max_steps": (int, 1, MANY),
     "trainer.accumulate_grad_batches": (int, 1, MANY),
     "trainer.gradient_clip_val": (float, 0, 1e12),

@@ -227,8 +227,9 @@ class Parts(Generic[Batch]):
     def missing(self, count: int) -> RunStopped:
         """What a run ends with that cannot read all that it has made."""
         return RunStopped(
-            f"{count} batches of {self.parts} are damaged; the same command draws "
-            "them again"
+            f"{count} batches of {self.parts} are damaged, or other nodes do not see "
+            "this folder; the same command draws them again, all of them in a folder "
+            "that every node sees"
         )
 
     def close(self) -> None:

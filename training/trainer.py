@@ -9,10 +9,14 @@ from typing import Any
 import hydra
 import lightning
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import (
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 
+from training.joining import Joining
 from training.lightning_state import (
     leave_signals_alone,
     meet_saving_ranks,
@@ -100,13 +104,15 @@ def build_trainer(
         strategy = "auto"  # one process needs no process group; Apple GPUs have none
     else:
         strategy = hydra.utils.instantiate(config.strategy)
+        if not alone:
+            callbacks = [*callbacks, Joining(config, strategy)]
     precision = str(config.trainer.precision)
     is_shown = config.trainer.get("enable_progress_bar", True)
     has_bar = is_shown and is_watched()
     callbacks = [*callbacks, Progress(counts=is_shown and not has_bar)]
     if has_bar:
         callbacks.append(ProgressBar())
-    if SLURMEnvironment.detect():  # RunEnd does what its own handlers would
+    if is_srun():  # RunEnd does what its own handlers would
         plugins = [*plugins, SLURMEnvironment(auto_requeue=False)]
     every = config.trainer.val_check_interval
     if type(every) is int and config.trainer.check_val_every_n_epoch is None:
@@ -125,6 +131,11 @@ def build_trainer(
         use_distributed_sampler=False,
         _convert_="all",
     )
+
+
+def is_srun() -> bool:
+    """Whether tasks of Slurm's are the processes; not where they start torchrun."""
+    return SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
 
 
 class Children(lightning.Callback):

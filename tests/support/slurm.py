@@ -16,14 +16,13 @@ CONF = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
-SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
+SlurmctldPort={port}
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool.%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd.%n.log
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket
 ProctrackType=proctrack/linuxproc
@@ -37,9 +36,14 @@ SwitchType=switch/none
 MpiDefault=none
 GresTypes=gpu
 KillWait=60
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1000 State=UNKNOWN
+{nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+
+NODE = (
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} "
+    "RealMemory=1000 State=UNKNOWN"
+)
 
 
 def reason_to_skip() -> str | None:
@@ -99,10 +103,16 @@ class Slurm:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Slurm]:
-    """Starts munged, slurmctld and slurmd, and stops them at the end."""
+def running(folder: Path, num_nodes: int = 1) -> Iterator[Slurm]:
+    """Starts munged, slurmctld and slurmd, and stops them at the end.
+
+    Args:
+        folder: Of their files.
+        num_nodes: 2 makes this machine two nodes, `localhost` the second one.
+    """
     host = socket.gethostname().split(".")[0]
-    for name in ("state", "spool", "munge"):
+    names = [host, "localhost"][:num_nodes]
+    for name in ("state", "munge"):
         (folder / name).mkdir()
     # The socket's folder has to be open to all on the way there, munge's own to none.
     for path in (folder, *folder.parents):
@@ -115,16 +125,17 @@ def running(folder: Path) -> Iterator[Slurm]:
     shutil.chown(munge / "key", "munge", "munge")
     munge.chmod(0o755)
     conf = folder / "slurm.conf"
-    ports = (free_port(), free_port())
-    cpus = os.cpu_count()
-    conf.write_text(CONF.format(host=host, ports=ports, folder=folder, cpus=cpus))
+    own = {"host": host, "cpus": os.cpu_count()}
+    nodes = [NODE.format(name=name, port=free_port(), **own) for name in names]
+    whole = {"port": free_port(), "folder": folder, "nodes": "\n".join(nodes)}
+    conf.write_text(CONF.format(host=host, **whole))
     slurm = Slurm(conf)
     files = [f"--{x}-file={munge}/{x}" for x in ("key", "pid", "log", "seed")]
     munged = (_find("munged"), "--foreground", *files, f"--socket={munge}/socket")
     daemons = [
         [_find("runuser"), "-u", "munge", "--", *munged, "--force"],
         [_find("slurmctld"), "-D"],
-        [_find("slurmd"), "-D", "-N", host],
+        *([_find("slurmd"), "-D", "-N", name] for name in names),
     ]
     started = []
     try:
@@ -135,7 +146,8 @@ def running(folder: Path) -> Iterator[Slurm]:
             time.sleep(1)
             assert process.poll() is None, (folder / log.name).read_text()
         end = time.monotonic() + 30
-        while "idle" not in slurm.call("sinfo", "--noheader", "--format=%T"):
+        all_idle = "\n".join(["idle"] * num_nodes)
+        while slurm.call("sinfo", "--noheader", "--Node", "--format=%T") != all_idle:
             assert time.monotonic() < end, slurm.call("sinfo")
             time.sleep(0.5)
         yield slurm

@@ -94,6 +94,7 @@ ELSEWHERE = {
     "algo.curriculum.gamma": "a number or auto: DUO's own check",
     "callbacks": "the class that is built, which raises",
     "strategy.sharding_strategy": "the class that is built, which raises",
+    "strategy.timeout._target_": "Hydra's",
     "lr_scheduler.lr_lambda._target_": "Hydra's",
     "prior": "only one value",
     "data.insert_train_spacial": "only one value",
