@@ -22,9 +22,11 @@ from data.tokenizers import vocabulary_with_mask
 from diffusion.absorbing import AbsorbingState
 from diffusion.base import NEG_INFINITY, Latent, flat_positions, is_first, without_mask
 from diffusion.curriculum import Curriculum
+from diffusion.estimators import estimator_of
 from diffusion.uniform import UniformState
 from models.attention import KVCache
 from models.device import widened
+from models.flops import Passes
 from models.head import LossOfLogits, TokenNLL
 from sampling.prompts import Given
 from trainer_base import TrainerBase
@@ -42,6 +44,12 @@ class AR(TrainerBase):
     @staticmethod
     def vocabulary(tokenizer: Any) -> tuple[int, int]:
         return vocabulary_with_mask(tokenizer)
+
+    @classmethod
+    def passes(cls, config: DictConfig) -> Passes:
+        """The last token of a row is predicted, and predicts nothing."""
+        share = 1 - 1 / config.model.length
+        return Passes(trunk=share, head=share)
 
     def nll(
         self, x0: Tensor, weights: Tensor | None = None, batch_idx: int = 0
@@ -111,6 +119,33 @@ class MDLM(AbsorbingState):
     is_discrete_time = True
     has_estimators = True
     has_blocks = True
+    loss_types: tuple[str, ...] = ("elbo", "low_var")
+
+    @classmethod
+    def validate_config(cls, config: DictConfig) -> None:
+        super().validate_config(config)
+        estimator = estimator_of(config)
+        if config.algo.get("loss_type") == "low_var" and estimator is not None:
+            raise ConfigError(
+                f"training.{estimator}=True draws times by their weight in the bound, "
+                "and algo.loss_type=low_var has no weights; choose "
+                f"algo.loss_type=elbo, or training.{estimator}=False."
+            )
+
+    def nll_at(self, x0: Tensor, z: Latent, weights: Tensor | None = None) -> TokenNLL:
+        """The bound of each token; with `algo.loss_type=low_var` training minimises
+
+            E_t E_{x_t} sum_{i: x_t^i = mask} -log p_theta(x_0^i | x_t) / L
+
+        in its place, by weights in the total that undo those of the bound. The losses
+        of tokens, of which train/nll is made, stay those of the bound.
+
+        Reference: arXiv:2602.15014, the low-variance objective.
+        """
+        if self.training and self.config.algo.get("loss_type") == "low_var":
+            unweighted = ((1 - z.alpha_t) / -z.dalpha_t).float()  # (B, 1)
+            weights = unweighted.expand(x0.shape) * (1 if weights is None else weights)
+        return super().nll_at(x0, z, weights)
 
     def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
         return without_mask(logits, self.mask_index).log_softmax(dim=-1)
@@ -216,6 +251,12 @@ class D3PMAbsorb(AbsorbingState):
                 f"algo.compat=reference: {cls.__name__} samples as the paper says; "
                 "derive it from algo.D3PMAsPublished, or choose algo.compat=paper."
             )
+
+    @classmethod
+    def passes(cls, config: DictConfig) -> Passes:
+        """The last term of the bound takes clean tokens through the network."""
+        trunk, head = super().passes(config)
+        return Passes(trunk + 1, head + 1)
 
     def process_logits(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
         if self.subs_masking:
@@ -383,6 +424,15 @@ class DUO(DUO_BASE):
     @classmethod
     def needs_soft_inputs(cls, config: DictConfig) -> bool:
         return config.mode == "train" and config.algo.curriculum.end > 0
+
+    @classmethod
+    def passes(cls, config: DictConfig) -> Passes:
+        if cls.needs_soft_inputs(config):
+            raise ConfigError(
+                f"training.flops={config.training.flops}: what soft inputs take is not "
+                "counted; choose algo=duo_base, or give trainer.max_steps instead."
+            )
+        return super().passes(config)
 
     def corrupt(
         self, x0: Tensor, t: Tensor, batch_idx: int = 0, **given: Any

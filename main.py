@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cli.again import command_again
-from cli.checks import check
+from cli.checks import check, refuse_two_lengths
 from cli.commandline import arguments, explain, find_inputs, missing_key, no_choice
 from cli.environment import print_plainly, share_cores, tell_nobody
 from cli.known_keys import refuse_unread
@@ -97,6 +97,8 @@ def _train(config: DictConfig, agreement: "Agreement") -> dict[str, float]:
     from dataloader import DataModule, check_limit
     from evaluation.likelihood import report_likelihood
     from evaluation.samples import load_judge
+    from models.flops import compute_of
+    from report.compute import report_compute, save_compute
     from report.console import report_files, report_samples
     from report.grid import write_grid
     from training.callbacks import CheckpointFiles, RunEnd, without_missing
@@ -130,6 +132,10 @@ def _train(config: DictConfig, agreement: "Agreement") -> dict[str, float]:
             resumed = with_all_it_needs(resumed, model)
             model.check_weights(resumed.checkpoint, KEY)
             check_state(resumed, model)
+    compute = None
+    if config.training.flops is not None:
+        compute = compute_of(config, model.backbone, algorithm.passes(config))
+        report_compute(config, compute)
     data = DataModule(config, tokenizer, model.mask_index)
     marks = {
         "tokenizer": tokenizer_mark(tokenizer),
@@ -164,6 +170,8 @@ def _train(config: DictConfig, agreement: "Agreement") -> dict[str, float]:
         model.validation_due = True
         trainer.validate(model, datamodule=data, verbose=False)
     results = report_likelihood(config, model, data)
+    if compute is not None:
+        save_compute(config, compute, results)
     report_samples(samples.texts[: config.sampling.num_sample_log])
     report_files(config, trainer)
     return results
@@ -264,6 +272,8 @@ def carry_out(
         take_over_as_given(config)
     else:
         take_over_from(config, words)
+    task = list(hydra.overrides.task) if words is None and hydra is not None else words
+    refuse_two_lengths(config, task or ())
     check(config)
     check_writable(config)
     if config.mode in WITHOUT_TORCH:

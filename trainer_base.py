@@ -18,6 +18,7 @@ from checkpoints.checkpoint import Checkpoint
 from data.rows import REPEATED
 from metrics.likelihood import Likelihood
 from models.ema import ExponentialMovingAverage
+from models.flops import Passes
 from models.head import Loss, TokenNLL
 from models.registry import build_backbone, check_abilities
 from sampling.prompts import Given
@@ -160,6 +161,15 @@ class TrainerBase(Weights, HeadLosses, Optimization, Randomness, Scorable):
     def needs_soft_inputs(cls, config: DictConfig) -> bool:
         """Whether a run gives the network averages of embeddings, not ids alone."""
         return False
+
+    @classmethod
+    def passes(cls, config: DictConfig) -> Passes:
+        """How often a token goes through the network in a step of training.
+
+        Raises:
+            ConfigError: If that is not counted.
+        """
+        return Passes(trunk=1, head=1)
 
     @classmethod
     def as_published(cls) -> type["TrainerBase"]:

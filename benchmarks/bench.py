@@ -31,6 +31,7 @@ from dataloader import DataModule  # noqa: E402
 from integral.tables import build_table  # noqa: E402
 from integral.transform import GammaRange, Spectral  # noqa: E402
 from models.device import keep_freed_memory  # noqa: E402
+from models.flops import train_flops  # noqa: E402
 from sampling.registry import SAMPLERS  # noqa: E402
 from utils import register_resolvers  # noqa: E402
 
@@ -107,7 +108,7 @@ def run_train(args: argparse.Namespace) -> list[dict]:
         model, x0 = cases.build(name, args)
         scored = cases.scored_tokens(name, model, x0)
         tokens = cases.trunk_tokens(name, x0)
-        flops = measure.train_flops(model, tokens, scored, args.length)
+        flops = train_flops(model.backbone, tokens, scored, args.length)
         del model
         for variant in VARIANTS:
             row[f"{variant}_ms"] = 1000 * times[variant]

@@ -48,6 +48,7 @@ from benchmarks.parts import (  # noqa: E402
     run_parts,
 )
 from models.device import keep_freed_memory  # noqa: E402
+from models.flops import train_flops  # noqa: E402
 from sampling.registry import SAMPLERS, build_sampler, samplers_of  # noqa: E402
 from utils import register_resolvers  # noqa: E402
 
@@ -131,7 +132,7 @@ def check_step(name: str, variant: str, args: argparse.Namespace, note: Note) ->
     if name in plain.NLL:
         scored = cases.scored_tokens(name, model, x0)
         tokens = cases.trunk_tokens(name, x0)
-        flops = measure.train_flops(model, tokens, scored, args.length)
+        flops = train_flops(model.backbone, tokens, scored, args.length)
         row["mfu"] = flops / times["step"] / 1e12 / args.peak_tflops
     note("train", row)
     weights = torch.stack([p.detach().isfinite().all() for p in model.parameters()])

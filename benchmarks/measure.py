@@ -126,21 +126,6 @@ def peak_flops(device: torch.device, precision: str) -> tuple[float, str]:
     return 2 * size**3 / best / 1e12, f"measured, {size} x {size} product"
 
 
-def train_flops(model: torch.nn.Module, tokens: int, scored: int, length: int) -> float:
-    """Arithmetic that a train step needs, forward and backward.
-
-        6 (trunk parameters) tokens + 12 n_blocks D L tokens + 6 D K scored
-
-    Only the tokens with a loss need the head; what a step does beyond this is waste.
-    Embedding rows are looked up, not multiplied.
-    """
-    backbone = model.backbone
-    head = backbone.output_embedding.weight
-    blocks = sum(p.numel() for p in backbone.blocks.parameters() if p.dim() == 2)
-    attention = 12 * len(backbone.blocks) * head.shape[1] * length
-    return (6 * blocks + attention) * tokens + 6 * head.numel() * scored
-
-
 def environment(device: torch.device) -> dict[str, str]:
     """The machine, the versions and the commit that numbers belong to."""
     if device.type == "cuda":

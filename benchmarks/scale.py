@@ -28,6 +28,7 @@ sys.path.insert(0, str(HERE.parent))
 from benchmarks import bench, cases, measure  # noqa: E402
 from benchmarks.profile_step import Phases, time_phases  # noqa: E402
 from models.device import keep_freed_memory  # noqa: E402
+from models.flops import train_flops  # noqa: E402
 from utils import register_resolvers  # noqa: E402
 
 # Hidden size, blocks, heads. The rates are fitted to FITTED, the rest is predicted.
@@ -61,8 +62,8 @@ class Work(NamedTuple):
 
     @classmethod
     def of(cls, model, tokens: int, scored: int, length: int) -> "Work":
-        trunk = measure.train_flops(model, tokens, 0, length)
-        head = measure.train_flops(model, 0, scored, length)
+        trunk = train_flops(model.backbone, tokens, 0, length)
+        head = train_flops(model.backbone, 0, scored, length)
         parameters = sum(x.numel() for x in model.parameters())
         return cls(trunk / 3, 2 * trunk / 3, head, parameters, tokens)
 

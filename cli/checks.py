@@ -4,7 +4,7 @@ are not there.
 """
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -93,6 +93,22 @@ def check_trajectory(config: DictConfig) -> None:
             f"{key}={path!r} is for mode=sample_eval, not mode={config.mode}."
         )
     check_page_path(path, key)
+
+
+def refuse_two_lengths(config: DictConfig, words: Sequence[str]) -> None:
+    """Refuses a command that says how long to train in two ways.
+
+    Args:
+        config: Composed of the words.
+        words: KEY=VALUE each. A recipe may have both; its FLOP hold.
+    """
+    flops, steps = config.training.flops, "trainer.max_steps"
+    keys = [word.lstrip("+").partition("=")[0] for word in words]
+    if config.mode == "train" and flops is not None and steps in keys:
+        raise ConfigError(
+            f"{steps}={config.trainer.max_steps} contradicts training.flops={flops}, "
+            f"which sets it: leave out one of them (training.flops=null for {steps})."
+        )
 
 
 def check_loggers(config: DictConfig) -> None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from checkpoints.about import NETWORK, adopt
 from checkpoints.outline import read_about
+from cli.budget import steps_of
 from cli.differences import differences
 from cli.known_keys import refuse_arguments
 from cli.modality import check_removal
@@ -42,6 +43,8 @@ def settle(config: DictConfig) -> None:
     share_paths()
     refuse_arguments(config)
     adopt_network(config)
+    if config.mode == "train" and config.training.flops is not None:
+        config.trainer.max_steps = steps_of(config, algorithm_class(config))
     OmegaConf.resolve(config)
     check_kinds(config)
     check_values(config)  # again, now that every value is there

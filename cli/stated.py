@@ -27,7 +27,7 @@ from cli.commandline import composed, explain
 from cli.known_keys import INERT_KEYS, files_of
 from data.registry import check_splits
 from data.tokenizers import PIXELS
-from utils import CONFIGS, ConfigError, require
+from utils import CONFIGS, ConfigError, choices_of, require
 
 # By mode: the key of the checkpoint whose words are taken over.
 EVALUATED = "eval.checkpoint_path"
@@ -391,7 +391,8 @@ def _choices(config: DictConfig, stated: Mapping[str, Any], given: Said) -> list
         if group == "noise" and group in given.groups:
             continue  # the same, or another on purpose
         files = files_of(group)
-        stems = sorted(name for name in files if files[name].get("type") == kind)
+        stems = [x for x in choices_of(group) if files[x].get("type") == kind]
+        stems.sort(key=lambda name: (name[0].isdigit(), name))  # sizes come last
         found.append(f"{group}={stems[0] if stems else kind}")
     return found
 

@@ -113,6 +113,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "training.ema": (float, 0, 1),
     "training.sampling_eps": (float, 1e-9, 0.5),
     "training.class_dropout_p": (float, 0, 1),
+    "training.flops": (float, 1e-15, 1e12),
     "callbacks.checkpoint_every_n_steps.every_n_train_steps": (int, 0, MANY),
     "callbacks.checkpoint_every_n_steps.save_top_k": (int, -1, MANY),
     "callbacks.checkpoint_monitor.save_top_k": (int, -1, MANY),
@@ -141,7 +142,7 @@ NULLABLE = (
     *("trainer.max_epochs", "trainer.min_epochs", "trainer.min_steps"),
     "data.num_classes",
     *("eval.fid_num_images", "report.entropy"),
-    "sampling.guid_weight",
+    *("sampling.guid_weight", "training.flops"),
 )
 
 # Keys that are a whole number of batches or updates, or a part up to 1: the smallest.

@@ -7,10 +7,18 @@ leading shape `...`: (B, L) or (n,).
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from data.tokenizers import vocabulary_with_mask
-from diffusion.base import Diffusion, Draw, flat_positions, without_mask
+from diffusion.base import (
+    Diffusion,
+    Draw,
+    flat_positions,
+    without_mask,
+)
+from diffusion.estimators import noised_share
+from models.flops import Passes
 
 
 class AbsorbingState(Diffusion):
@@ -26,6 +34,11 @@ class AbsorbingState(Diffusion):
     @staticmethod
     def vocabulary(tokenizer: Any) -> tuple[int, int]:
         return vocabulary_with_mask(tokenizer)
+
+    @classmethod
+    def passes(cls, config: DictConfig) -> Passes:
+        """Only masks have a loss."""
+        return super().passes(config)._replace(head=noised_share(config))
 
     def noise_tokens(
         self, shape: tuple[int, ...], generator: torch.Generator | None = None

@@ -15,13 +15,15 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion.blocks import Blocks, BlockWise
-from diffusion.estimators import check_estimator, estimator_of
+from diffusion.estimators import check_estimator, estimator_of, times_of
 from diffusion.gaussian import SoftTokens
 from models.device import to_device, widened
+from models.flops import Passes
 from models.head import TokenNLL
 from models.noise import build_noise
 from sampling.prompts import Given
 from training.scorable import Stratum, regret
+from utils import ConfigError
 
 GOLDEN = (math.sqrt(5) - 1) / 2  # of whose multiples the fractions lie evenly
 NEG_INFINITY = -1e6  # finite, so that 0 * log 0 stays 0
@@ -75,6 +77,15 @@ class Diffusion(BlockWise):
     def validate_config(cls, config: DictConfig) -> None:
         super().validate_config(config)
         check_estimator(config, build_noise(config.noise))
+
+    @classmethod
+    def passes(cls, config: DictConfig) -> Passes:
+        if config.algo.get("block_size") is not None:
+            raise ConfigError(
+                f"training.flops={config.training.flops}: what algo.block_size takes is "
+                "not counted; give trainer.max_steps instead."
+            )
+        return super().passes(config)
 
     def nll(
         self,
@@ -233,10 +244,7 @@ class Diffusion(BlockWise):
         """
         low, high = self.time_range if self.training else (0.0, 1.0)
         low = max(low, self.sampling_eps)
-        t = (high - low) * u + low
-        if self.T > 0:
-            t = (t * self.T).floor() / self.T + 1 / self.T
-        return t
+        return times_of(u, low, high, self.T)
 
     # ---- corrupt
 

@@ -16,9 +16,11 @@ sigma; `change_of_variables` takes u for the time itself, and the network is tol
 NOTE(compat): the code of MDLM has the weight -f_0 in the place of f_1 - f_0.
 """
 
+import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
-from models.noise import SCHEDULES, Noise
+from models.noise import SCHEDULES, Noise, build_noise
 from trainer_base import ESTIMATORS
 from utils import ConfigError
 
@@ -51,3 +53,31 @@ def check_estimator(config: DictConfig, noise: Noise) -> None:
             f"training.{chosen}=True is not defined for noise={config.noise.type}; "
             f"choose noise={' or noise='.join(names)}, or training.{chosen}=False."
         )
+
+
+def times_of(u: Tensor, low: float, high: float, T: int) -> Tensor:
+    """Times from low to high that belong to uniform numbers in [0, 1), any shape.
+
+    With T > 0, they move up to the next multiple of 1/T.
+    """
+    t = (high - low) * u + low
+    if T > 0:
+        t = (t * T).floor() / T + 1 / T
+    return t
+
+
+def noised_share(config: DictConfig) -> float:
+    """The mean of 1 - alpha_t over the times of training; at a bos that stays it is 0.
+
+    Args:
+        config: The run's config.
+    """
+    noise = build_noise(config.noise)
+    levels = noise.log_uniform() if estimator_of(config) else noise
+    low, high = config.training.get("time_range") or (0.0, 1.0)
+    low = max(low, config.training.sampling_eps)
+    u = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
+    alpha_t = levels(times_of(u, low, high, config.algo.T)[:, None]).alpha_t
+    return float((1 - alpha_t).mean()) * (
+        1 - config.algo.ignore_bos / config.model.length
+    )

@@ -60,6 +60,7 @@ class Generator(MDLM):
     is_discrete_time = False
     has_estimators = False
     has_blocks = False
+    loss_types = ("elbo",)
     is_one_step = True
 
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:

@@ -150,6 +150,7 @@ class SDTT(Student, MDLM):
     """
 
     has_estimators = False
+    loss_types = ("elbo",)
     rounds: GrowingSteps
     is_discrete_time = False
     counts_vary = True  # of masked tokens

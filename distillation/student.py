@@ -15,6 +15,7 @@ from checkpoints.checkpoint import Checkpoint
 from data.marks import OTHER, compared, tokenizer_mark
 from distillation.teacher import RoundCounter, Teacher
 from metrics.likelihood import Likelihood
+from models.flops import Passes
 from models.head import Loss
 from trainer_base import TrainerBase
 from training.identity import data_marks
@@ -53,6 +54,13 @@ class Student(TrainerBase):
                 f"strategy=fsdp cannot hold the teacher of algo={config.algo.name}; "
                 "choose strategy=ddp."
             )
+
+    @classmethod
+    def passes(cls, config: DictConfig) -> Passes:
+        raise ConfigError(
+            f"training.flops={config.training.flops}: what the teacher of algo="
+            f"{config.algo.name} takes is not counted; give trainer.max_steps instead."
+        )
 
     def distillation_loss(self, batch: Mapping[str, Tensor], batch_idx: int) -> Loss:
         """What the student minimises, of a batch as `loss` takes it."""

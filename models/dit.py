@@ -248,6 +248,17 @@ class DIT(Network):
         """The rows of the tokens, (K, D)."""
         return self.vocab_embed.embedding
 
+    def trunk_flops(self, length: int) -> float:
+        """FLOP of the trunk's matrix products, forward, for a token of a row.
+
+            n_blocks (24 D^2 + 4 L D)
+
+        The weights of a block are 12 D^2 numbers. Attention is counted as if all saw
+        all; left to right it could do with half.
+        """
+        D = self.input_embedding.shape[1]
+        return len(self.blocks) * (24 * D**2 + 4 * length * D)
+
     def compile_blocks(self) -> None:
         """Compiles each block in place; parameter names stay as they are."""
         for block in self.blocks:
@@ -317,7 +328,9 @@ class Rotary(nn.Module):
 
     def __init__(self, head_dim: int, length: int = 0, base: float = 10_000.0) -> None:
         super().__init__()
-        exponent = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        # On the host, also of a network on `meta`, whose tensors have no numbers.
+        steps = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu")
+        exponent = steps / head_dim
         self.frequency = tuple((1.0 / base**exponent).tolist())
         self.register_buffer("inv_freq", torch.tensor(self.frequency))  # in checkpoints
         self._tabulate(length)

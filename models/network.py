@@ -118,6 +118,16 @@ class Network(nn.Module):
         """A tensor of the type and on the device in which the head is computed."""
         return self.output_embedding.weight
 
+    def trunk_flops(self, length: int) -> float:
+        """FLOP of the trunk's matrix products, forward, for a token of a row.
+
+        A network that does not override it is refused with `training.flops`.
+
+        Args:
+            length: L of the row.
+        """
+        raise NotImplementedError
+
     def compile_blocks(self) -> None:
         """Compiles what is compiled of it, in place; names of parameters stay.
 

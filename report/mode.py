@@ -11,8 +11,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from checkpoints.about import DISTILLED
 from checkpoints.locating import checkpoint_in
 from checkpoints.outline import read_about
+from report.compute import FILE as COMPUTE
 from report.frontier import frontier as frontier_of
 from report.frontier_output import save as save_frontier
+from report.isoflop import isoflop as isoflop_of
+from report.isoflop import read_trained
+from report.isoflop_output import save as save_isoflop
 from report.jobs import Job, make
 from report.output import save
 from report.runs import read_runs
@@ -111,6 +115,17 @@ def frontier(config: DictConfig) -> dict[str, int]:
     return {"samplers": len(shown.samplers)}
 
 
+def isoflop(config: DictConfig) -> dict[str, int]:
+    """The best sizes for budgets, from the runs of `report.runs`.
+
+    Returns:
+        How many runs there are.
+    """
+    trained = read_trained(runs_of(config, f"the folders of runs with {COMPUTE}"))
+    save_isoflop(isoflop_of(trained), f"{here(config.report.path)}/report")
+    return {"runs": len(trained)}
+
+
 def runs_of(config: DictConfig, what: str) -> list[tuple[str | None, str]]:
     """`report.runs` of a table that has nothing to evaluate.
 
@@ -127,7 +142,7 @@ def runs_of(config: DictConfig, what: str) -> list[tuple[str | None, str]]:
 
 
 # Tables of what runs have left, which no paper has: what makes them.
-OF_RUNS = {"training": training, "frontier": frontier}
+OF_RUNS = {"training": training, "frontier": frontier, "isoflop": isoflop}
 
 
 def texts(config: DictConfig, name: str) -> list[str]:

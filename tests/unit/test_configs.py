@@ -24,7 +24,8 @@ HANDED_OVER += ("hydra", "wandb")
 GROUPS = sorted(
     tuple(str(path.relative_to(CONFIGS).with_suffix("")).split("/", maxsplit=1))
     for path in CONFIGS.glob("*/**/*.yaml")
-    if not path.stem.startswith("_")
+    # The sizes of the scaling study differ in numbers that a test of theirs checks.
+    if not path.stem.startswith("_") and not re.fullmatch(r"\d+M", path.stem)
 )
 
 # ---------------------------------------------------------------- composition

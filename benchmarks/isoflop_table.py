@@ -1,0 +1,75 @@
+"""An iso-FLOP study of characters on a CPU, without a download: `make isoflop-table`.
+
+Trains MDLM (with the low-variance loss, and with its bound) and DUO without curriculum
+on the documentation strings of Python's standard library, for three budgets and several
+sizes each, and fits the best size of each budget.
+
+    python benchmarks/isoflop_table.py [--curves NAME ...] [KEY=VALUE ...]
+
+What is finished stays in --folder, and the same command goes on from there. KEY=VALUE
+is given to every run.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.distill_table import run  # noqa: E402
+
+CURVES = {
+    "mdlm-low_var": ("algo=mdlm", "algo.loss_type=low_var"),
+    "duo_base": ("algo=duo_base",),
+    "mdlm": ("algo=mdlm",),
+}
+# training.flops -> widths, around the best one.
+SIZES = {"5e-8": "12,16,24,32", "1e-7": "12,16,24,32,48", "2e-7": "16,24,32,48,64"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser.add_argument("--curves", nargs="+", choices=list(CURVES), default=None)
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / "outputs/isoflop-table", help="of runs"
+    )
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks")
+    parser.add_argument("--anew", action="store_true", help="nothing of before is used")
+    args = parser.parse_args()
+    folder = args.folder.absolute()
+    curves = args.curves or list(CURVES)
+    if args.anew:
+        shutil.rmtree(folder, ignore_errors=True)
+    sweeps = [(name, flops) for name in curves for flops in SIZES]
+    for name, flops in tqdm(sweeps, "isoflop-table"):
+        place = folder / f"{name}-{flops}"
+        run(
+            place,
+            *("-m", f"hydra.sweep.dir={place}", "experiment=toy_isoflop"),
+            *(*CURVES[name], f"training.flops={flops}"),
+            *(f"model.hidden_size={SIZES[flops]}", *args.overrides),
+        )
+    report = folder / "report"
+    places = ",".join(str(folder / f"{name}-{flops}") for name, flops in sweeps)
+    run(
+        report,
+        *("mode=report", "report.table=isoflop", f"report.path={report}"),
+        f"report.runs=[{places}]",
+    )
+    args.output.mkdir(parents=True, exist_ok=True)
+    title, _, rest = (report / "report.md").read_text().partition("\n\n")
+    made = (
+        "Made by `make isoflop-table`: `experiment=toy_isoflop`, one block, one seed."
+    )
+    text = "\n\n".join([title, made, rest.replace("(report.png)", "(isoflop.png)")])
+    (args.output / "isoflop.md").write_text(text.replace(f"{folder}/", ""))
+    shutil.copyfile(report / "report.png", args.output / "isoflop.png")
+
+
+if __name__ == "__main__":
+    main()
