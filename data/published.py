@@ -202,6 +202,7 @@ CORPORA: dict[str, Corpus] = {
     ),
     "scientific_papers_arxiv": _scientific_papers("arxiv", 203_037, 6436, 6440),
     "scientific_papers_pubmed": _scientific_papers("pubmed", 119_924, 6633, 6658),
+    "cerebras/SlimPajama-627B": Corpus(sources=(Source("cerebras/SlimPajama-627B"),)),
     "HuggingFaceFW/fineweb-edu": Corpus(
         sources=(Source("HuggingFaceFW/fineweb-edu", "default"),), valid=None
     ),

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from fsspec.utils import compressions
 from omegaconf import DictConfig, ListConfig
 
 from data.detokenizers import DETOKENIZERS
@@ -407,8 +408,18 @@ def stream_files(data: DictConfig) -> Files:
     paths = _files_of_hub(corpus, data) if local is None else local.files
     for path in paths:
         require(format_of(path), FORMATS, "data.streaming=True: suffix", path)
+    if any(path.endswith(".zst") for path in paths) and not has_zstandard():
+        raise ConfigError(
+            f"data.train={data.train!r} has files of .zst, which the package zstandard "
+            "reads, and it is not installed: pip install zstandard."
+        )
     key = source_key(data, "train") or "data.train"
     return files_of(Local(paths, is_whole=False), corpus, data, key)
+
+
+def has_zstandard() -> bool:
+    """Whether fsspec can decompress .zst: with the package, or Python 3.14."""
+    return "zst" in compressions
 
 
 def _files_of_hub(corpus: Corpus, data: DictConfig) -> list[str]:

@@ -64,7 +64,7 @@ def checkpoint(tmp_path_factory):
 # more documents than the others here.
 ALIKE = ("lm1b-streaming", "openwebtext-streaming", "scientific_papers_pubmed")
 ALIKE += ("wikitext103", "text8-crop", "lm1b-gpt2", "lm1b-wrap", "openwebtext-split")
-ALIKE += ("scientific_papers_arxiv", "lm1b", "ag_news")
+ALIKE += ("scientific_papers_arxiv", "lm1b", "ag_news", "slimpajama-streaming")
 
 
 @pytest.mark.parametrize(

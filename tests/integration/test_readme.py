@@ -115,7 +115,13 @@ def small(line: str) -> list[str]:
         added.append("data.cache_dir=cache")
     if mode in ("train", "ppl_eval", "sample_eval"):
         added += SMALLER
-        added += SHORT if mode == "train" else ["loader.eval_batch_size=16"]
+        if "training.flops" in line or "toy_isoflop" in line:
+            added += [
+                *(x for x in SHORT if "max_steps" not in x),
+                "training.flops=3e-10",
+            ]
+        else:
+            added += SHORT if mode == "train" else ["loader.eval_batch_size=16"]
         if mode == "sample_eval":
             added += ["sampling.num_sample_batches=1"]
             added += [] if "-m" in overrides else ["sampling.steps=2"]
@@ -152,6 +158,8 @@ def test_command_runs(line, workplace):
         assert "summary.png" in done.stdout
     elif "report.table=training" in words:
         assert "8.0 ± 0.5" in done.stdout
+    elif "report.table=isoflop" in words:
+        assert "the best size for a budget" in done.stdout
     elif "report.table=frontier" in words:
         assert "samplers at the same entropy" in done.stdout
     else:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from command_line import ROOT, run
-from evaluated import images, likelihood, samples
+from evaluated import compute, images, likelihood, samples
 from released import SIZES, random_weights, write_released
 from stand_ins import write_documents
 from tokenizers import Tokenizer, models
@@ -133,6 +133,10 @@ def write_workplace(folder: Path) -> Path:
         log.write_text("step,train/nll,val/ppl,val/ppl_stderr\n9,3.0,,\n9,,8.0,0.5\n")
     (folder / "outputs" / "samples").mkdir()
     (folder / "outputs" / "samples" / "samples.json").write_text(json.dumps(samples()))
+    for size in (1, 2, 4):
+        (folder / "outputs" / f"size{size}").mkdir()
+        trained = json.dumps(compute(1e12, 1e5 * size, 2.0 + (size - 2) ** 2))
+        (folder / "outputs" / f"size{size}" / "compute.json").write_text(trained)
     (folder / "outputs" / "images").mkdir()
     (folder / "outputs" / "images" / "fid.json").write_text(json.dumps(images()))
     for name in ("before", "after"):

@@ -160,3 +160,30 @@ def write(path: Path, content: Any) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return str(path)
+
+
+def compute(budget: float, size: float, nll: float, **other) -> dict:
+    """compute.json of a run of mode=train."""
+    tokens = budget / (6 * size)
+    return {
+        "mode": "train",
+        "algo": "mdlm",
+        "loss_type": "elbo",
+        "data": "docstrings",
+        "train_data": "docstrings",
+        "tokenizer": "text8",
+        "length": 64,
+        "global_batch_size": 16,
+        "model": "tiny",
+        "seed": 1,
+        "budget": budget,
+        "flops": budget,
+        "flops_per_token": 6 * size,
+        "parameters": size,
+        "steps": 10,
+        "tokens": tokens,
+        "nll": nll,
+        "nll_stderr": 0.01,
+        "weights": "raw",
+        **other,
+    }

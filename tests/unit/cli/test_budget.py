@@ -9,6 +9,7 @@ from refusals import refused
 from cli.checks import refuse_two_lengths
 from cli.settle import algorithm_class, settle
 from cli.values import check_numbers
+from data.tokenizers import get_tokenizer
 from models.flops import compute_of
 
 SIZES = ("data=text_files", "data.tokenizer_name_or_path=bytes", "model.length=32")
@@ -26,8 +27,6 @@ def test_the_budget_sets_the_steps(compose, name):
     cosine = "lr_scheduler=cosine_decay_warmup"
     config = settled(compose, f"algo={name}", "training.flops=1e-7", cosine)
     algorithm = algorithm_class(config)
-    from data.tokenizers import get_tokenizer
-
     model = algorithm(config, get_tokenizer(config))
     compute = compute_of(config, model.backbone, algorithm.passes(config))
     steps = config.trainer.max_steps

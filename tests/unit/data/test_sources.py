@@ -53,7 +53,10 @@ def test_every_corpus_has_sources_and_counts_of_its_splits(name):
     assert corpus.sources
     assert corpus.train or corpus.valid
     wanted = {corpus.train, corpus.valid} - {None}
-    if "fineweb" not in name:  # it has no fixed number
+    if name not in (
+        "HuggingFaceFW/fineweb-edu",
+        "cerebras/SlimPajama-627B",
+    ):  # no number
         assert wanted <= corpus.num_documents.keys()
     for source in corpus.sources:
         assert source.files is None or source.is_whole or wanted <= source.files.keys()
@@ -308,6 +311,15 @@ def test_streams_are_of_the_same_files(config_of, monkeypatch, documents):
     config = config_of("fineweb-edu")
     assert stream_files(config.data).paths == [path]
     assert asked == [("HuggingFaceFW/fineweb-edu/default", "train")]
+    config = config_of("slimpajama-streaming")
+    assert stream_files(config.data).paths == [path]
+    assert asked.pop() == ("cerebras/SlimPajama-627B", "train")
+    path = "hf://datasets/a/b@sha/train/chunk1/example_train_0.jsonl.zst"
+    monkeypatch.setattr(sources, "has_zstandard", lambda: False)
+    call = lambda: stream_files(config.data)  # noqa: E731
+    refused(call, "data.train='cerebras/SlimPajama-627B'", "pip install zstandard")
+    monkeypatch.setattr(sources, "has_zstandard", lambda: True)
+    assert call().paths == [path]
     config = config_of("fineweb-edu", f"data.source={documents}")
     files = stream_files(config.data)
     assert [path.rsplit("/", 1)[-1] for path in files.paths] == ["train.jsonl"]

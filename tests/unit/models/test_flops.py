@@ -17,6 +17,7 @@ SIZES = sorted(
     (Path(__file__).parents[3] / "configs" / "model").glob("[0-9]*M.yaml"),
     key=lambda path: int(path.stem[:-1]),
 )
+PAGE = (Path(__file__).parents[3] / "docs" / "scaling.md").read_text()
 K = 32_001
 # Width, and blocks in the grid of arXiv:2203.15556, of which 16 D^2 n is the name.
 GRID = {"6M": (256, 6), "170M": (768, 18), "1028M": (1792, 20), "2121M": (2176, 28)}
@@ -61,6 +62,8 @@ def test_a_size_has_about_as_many_parameters_as_its_name_says(path):
     assert {x.device.type for x in found.parameters()} == {"meta"}
     count = num_parameters(found)
     assert abs(count / 1e6 / name - 1) < 0.05
+    row = f"| `{path.stem}` | {width} | {model.n_heads} | {model.n_blocks} | "
+    assert f"{row}{count / 1e6:.1f} |" in PAGE
     block = sum(x.numel() for x in found.blocks[0].parameters())
     assert model.n_blocks == round(name * 1e6 / block)
     every = sum(x.numel() for x in found.parameters())

@@ -6,39 +6,21 @@ import math
 
 import numpy as np
 import pytest
-from evaluated import write
+import torch
+from evaluated import compute, write
 from refusals import refused
 
-from report.isoflop import isoflop, law_of, parabola, read_trained, with_minimum
+from report.isoflop import (
+    Trained,
+    isoflop,
+    law_of,
+    parabola,
+    read_trained,
+    with_minimum,
+)
 from report.mode import report
 
 SIZES = (1e5, 2e5, 4e5, 8e5, 1.6e6)
-
-
-def record(budget, size, nll, **other):
-    tokens = budget / (6 * size)
-    return {
-        "mode": "train",
-        "algo": "mdlm",
-        "loss_type": "elbo",
-        "data": "docstrings",
-        "train_data": "docstrings",
-        "tokenizer": "text8",
-        "length": 64,
-        "global_batch_size": 16,
-        "model": "tiny",
-        "seed": 1,
-        "budget": budget,
-        "flops": budget,
-        "flops_per_token": 6 * size,
-        "parameters": size,
-        "steps": 10,
-        "tokens": tokens,
-        "nll": nll,
-        "nll_stderr": 0.01,
-        "weights": "raw",
-        **other,
-    }
 
 
 def leave(folder, *records) -> str:
@@ -51,7 +33,7 @@ def curve(budget, best, sizes=SIZES, noise=(), depth=0.1, **other):
     """Runs whose losses are a parabola with its minimum, 2, at `best`."""
     noise = noise or [0.0] * len(sizes)
     return [
-        record(budget, x, 2 + depth * math.log(x / best) ** 2 + e, **other)
+        compute(budget, x, 2 + depth * math.log(x / best) ** 2 + e, **other)
         for x, e in zip(sizes, noise, strict=True)
     ]
 
@@ -68,8 +50,6 @@ def test_the_lowest_point_of_a_parabola(tmp_path):
 
 def test_errors_are_those_of_many_studies(generator):
     """The standard error of log N* beside its scatter over 400 draws of the noise."""
-    import torch
-
     found, errors = [], []
     sigma = 0.01
     noise = torch.randn(400, len(SIZES), generator=generator, dtype=torch.float64)
@@ -83,8 +63,6 @@ def test_errors_are_those_of_many_studies(generator):
 
 
 def read_from(one):
-    from report.isoflop import Trained
-
     return Trained(
         *("x", "mdlm", one["budget"], one["parameters"], one["tokens"], one["nll"]),
         *(one["nll_stderr"], one),
@@ -149,10 +127,10 @@ def test_what_is_refused(tmp_path):
     nothing = lambda: read_trained([(None, str(tmp_path / "none"))])  # noqa: E731
     refused(nothing, "no compute.json is there", "training.flops")
     refused(read("few", *curve(1e12, 3e5, SIZES[:2])), "3 sizes or more")
-    other = record(1e12, 1e5, 2.0, data="ptb")
+    other = compute(1e12, 1e5, 2.0, data="ptb")
     refused(read("mixed", *curve(1e12, 3e5), other), "data=ptb", "do not compare")
     for key, value in (("nll", "low"), ("budget", -1), ("seed", None), ("algo", 3)):
-        broken = record(1e12, 1e5, 2.0) | {key: value}
+        broken = compute(1e12, 1e5, 2.0) | {key: value}
         refused(read(key, broken), "is no compute.json", f"{key}={value!r}")
     write(tmp_path / "text" / "compute.json", "[")
     unread = lambda: read_trained([(None, str(tmp_path / "text"))])  # noqa: E731
