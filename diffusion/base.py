@@ -82,8 +82,8 @@ class Diffusion(BlockWise):
     def passes(cls, config: DictConfig) -> Passes:
         if config.algo.get("block_size") is not None:
             raise ConfigError(
-                f"training.flops={config.training.flops}: what algo.block_size takes is "
-                "not counted; give trainer.max_steps instead."
+                f"training.flops={config.training.flops}: what algo.block_size takes "
+                "is not counted; give trainer.max_steps instead."
             )
         return super().passes(config)
 

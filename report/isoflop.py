@@ -128,7 +128,9 @@ def _trained(path: str, name: str | None) -> Trained:
         with open_file(path, "r", encoding="utf-8") as file:
             content = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
-        line = f"report.runs: {path} cannot be read ({first_line(error)}); leave it out."
+        line = (
+            f"report.runs: {path} cannot be read ({first_line(error)}); leave it out."
+        )
         raise ConfigError(line) from None
     content = content if isinstance(content, dict) else {}
     numbers = {key: _number(content, key, path) for key in _NUMBERS}
