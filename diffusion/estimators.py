@@ -78,6 +78,5 @@ def noised_share(config: DictConfig) -> float:
     low = max(low, config.training.sampling_eps)
     u = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
     alpha_t = levels(times_of(u, low, high, config.algo.T)[:, None]).alpha_t
-    return float((1 - alpha_t).mean()) * (
-        1 - config.algo.ignore_bos / config.model.length
-    )
+    noised = 1 - config.algo.ignore_bos / config.model.length  # of the positions
+    return noised * float((1 - alpha_t).mean())
