@@ -66,6 +66,7 @@ def test_a_budget_that_buys_nothing_is_refused(compose):
             *("training.flops=1", "not counted", "trainer.max_steps"),
         )
     blocks = ("algo=mdlm", "algo.block_size=8", "training.flops=1")
+    blocks += ("eval.generate_samples=False",)
     refused(call(*blocks), "algo.block_size", "not counted")
     mamba = ("algo=mdlm", "algo.backbone=dimamba", "model=tiny-dimamba")
     refused(call(*mamba, "training.flops=1"), "algo.backbone=dimamba", "not counted")
