@@ -22,13 +22,14 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.distill_table import run  # noqa: E402
 
+# training.flops -> widths, around the best one, which is smaller for DUO.
+SIZES = {"2.5e-7": "12,16,24,32", "5e-7": "16,24,32,48", "1e-6": "16,24,32,48,64"}
+SMALLER = {"2.5e-7": "8,12,16,24", "5e-7": "8,12,16,24,32,48", "1e-6": "12,16,24,32"}
 CURVES = {
-    "mdlm-low_var": ("algo=mdlm", "algo.loss_type=low_var"),
-    "duo_base": ("algo=duo_base",),
-    "mdlm": ("algo=mdlm",),
+    "mdlm-low_var": (SIZES, ("algo=mdlm", "algo.loss_type=low_var")),
+    "duo_base": (SMALLER, ("algo=duo_base",)),
+    "mdlm": (SIZES, ("algo=mdlm",)),
 }
-# training.flops -> widths, around the best one.
-SIZES = {"5e-7": "16,24,32,48", "1e-6": "24,32,48,64", "2e-6": "24,32,48,64"}
 
 
 def main() -> None:
@@ -48,12 +49,13 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     sweeps = [(name, flops) for flops in SIZES for name in args.curves]
     for name, flops in tqdm(sweeps, "isoflop-table"):
+        sizes, chosen = CURVES[name]
         place = folder / f"{name}-{flops}"
         run(
             place,
             *("-m", f"hydra.sweep.dir={place}", "experiment=toy_isoflop"),
-            *(*CURVES[name], f"training.flops={flops}"),
-            *(f"model.hidden_size={SIZES[flops]}", *args.overrides),
+            *(*chosen, f"training.flops={flops}"),
+            *(f"model.hidden_size={sizes[flops]}", *args.overrides),
         )
     report = folder / "report"
     places = ",".join(str(folder / f"{name}-{flops}") for name, flops in sweeps)
