@@ -24,7 +24,7 @@ from benchmarks.distill_table import run  # noqa: E402
 
 # training.flops -> widths, around the best one, which is smaller for DUO.
 SIZES = {"2.5e-7": "12,16,24,32", "5e-7": "16,24,32,48", "1e-6": "16,24,32,48,64"}
-SMALLER = {"2.5e-7": "8,12,16,24", "5e-7": "8,12,16,24,32,48", "1e-6": "12,16,24,32"}
+SMALLER = {"2.5e-7": "12,16,24", "5e-7": "12,16,24,32,48", "1e-6": "16,24,32"}
 CURVES = {
     "mdlm-low_var": (SIZES, ("algo=mdlm", "algo.loss_type=low_var")),
     "duo_base": (SMALLER, ("algo=duo_base",)),

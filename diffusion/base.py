@@ -18,12 +18,10 @@ from diffusion.blocks import Blocks, BlockWise
 from diffusion.estimators import check_estimator, estimator_of, times_of
 from diffusion.gaussian import SoftTokens
 from models.device import to_device, widened
-from models.flops import Passes
 from models.head import TokenNLL
 from models.noise import build_noise
 from sampling.prompts import Given
 from training.scorable import Stratum, regret
-from utils import ConfigError
 
 GOLDEN = (math.sqrt(5) - 1) / 2  # of whose multiples the fractions lie evenly
 NEG_INFINITY = -1e6  # finite, so that 0 * log 0 stays 0
@@ -77,15 +75,6 @@ class Diffusion(BlockWise):
     def validate_config(cls, config: DictConfig) -> None:
         super().validate_config(config)
         check_estimator(config, build_noise(config.noise))
-
-    @classmethod
-    def passes(cls, config: DictConfig) -> Passes:
-        if config.algo.get("block_size") is not None:
-            raise ConfigError(
-                f"training.flops={config.training.flops}: what algo.block_size takes "
-                "is not counted; give trainer.max_steps instead."
-            )
-        return super().passes(config)
 
     def nll(
         self,

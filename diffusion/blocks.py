@@ -21,6 +21,7 @@ from torch import Tensor
 
 from diffusion.gaussian import SoftTokens
 from models.device import to_device, widened
+from models.flops import Passes
 from models.noise import Noise
 from trainer_base import TrainerBase
 from utils import ConfigError
@@ -83,6 +84,15 @@ class BlockWise(TrainerBase):
             raise ConfigError(
                 f"algo.block_size={size}: no sampler writes block by block{cure}."
             )
+
+    @classmethod
+    def passes(cls, config: DictConfig) -> Passes:
+        if config.algo.get("block_size") is not None:
+            raise ConfigError(
+                f"training.flops={config.training.flops}: what algo.block_size takes "
+                "is not counted; give trainer.max_steps instead."
+            )
+        return super().passes(config)
 
     @property
     def block_size(self) -> int | None:
