@@ -21,6 +21,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from benchmarks import bench, cases, measure, plain  # noqa: E402
 from models.device import keep_freed_memory  # noqa: E402
+from report import style  # noqa: E402
 from utils import register_resolvers  # noqa: E402
 
 
@@ -72,10 +73,37 @@ def operators(profile: torch.profiler.profile, where: str, rows: int = 15) -> Ta
     return table
 
 
+def draw(milliseconds: dict[str, float], title: str, stem: str) -> list[str]:
+    """Where time goes, as STEM.png and STEM.pdf: a bar for each phase.
+
+    Args:
+        milliseconds: Of a step, by phase.
+        title: What was timed.
+        stem: Local or fsspec.
+
+    Returns:
+        The two paths.
+    """
+    with style.drawing() as pyplot:
+        size = (style.WIDTH, 1.2 + 0.32 * len(milliseconds))
+        figure = pyplot.figure(figsize=size, layout="constrained")
+        (axes,) = style.panels(figure, 1)
+        bars = axes.barh(
+            list(milliseconds), list(milliseconds.values()), color=style.COLOURS[0]
+        )
+        axes.bar_label(bars, fmt=" {:.1f}")
+        axes.margins(x=0.1)
+        axes.invert_yaxis()
+        axes.set(xlabel="time of a step (ms), waiting for each phase")
+        style.title(figure, "where the time of a train step goes", title)
+        return style.save(figure, stem)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--algorithm", choices=list(plain.NLL), default="duo_base")
     parser.add_argument("--trace", type=Path, help="where to write the trace")
+    parser.add_argument("--picture", help="write the phases as STEM.png and STEM.pdf")
     chosen, argv = parser.parse_known_args()
     args = bench.parse(argv)
     register_resolvers()
@@ -101,6 +129,10 @@ def main() -> None:
     table.add_row("sum of the phases", f"{1000 * total / args.rounds:.1f}", "")
     table.add_row("a step without waiting", f"{1000 * times['step']:.1f}", "")
     console.print(table)
+    if chosen.picture:
+        spent_of = {k: 1000 * x / args.rounds for k, x in phases.seconds.items()}
+        what = f"{chosen.algorithm}; {args.device}"
+        console.print("picture:", *draw(spent_of, what, chosen.picture))
     console.print(operators(profile, "device" if args.device == "cuda" else "cpu"))
     trace = chosen.trace or Path(tempfile.gettempdir()) / f"{chosen.algorithm}.json"
     profile.export_chrome_trace(str(trace))

@@ -3,7 +3,7 @@ agree with the published numbers, as tables and a picture.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra.utils import to_absolute_path
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -32,7 +32,17 @@ from report.tables import (
 from report.training import read_logs
 from report.training import save as save_training
 from report.verdicts import compare, curves, place
-from utils import ConfigError, RunStopped, choose, files_named, path_exists
+from utils import (
+    ConfigError,
+    RunStopped,
+    choose,
+    files_named,
+    imported,
+    path_exists,
+)
+
+if TYPE_CHECKING:
+    from report.curves import Curves
 
 # ---------------------------------------------------------------- the mode
 
@@ -49,7 +59,7 @@ def report(config: DictConfig) -> dict[str, int]:
     """
     asked = config.report.table
     if asked is not None:
-        choose({**TABLES, **OF_RUNS}, asked, "report.table")
+        choose({**TABLES, **OF_RUNS, **OF_NOTHING}, asked, "report.table")
     if config.report.entropy is not None and asked != "frontier":
         raise ConfigError(
             f"report.entropy={config.report.entropy} is for report.table=frontier, not "
@@ -57,6 +67,8 @@ def report(config: DictConfig) -> dict[str, int]:
         )
     if asked in OF_RUNS:
         return OF_RUNS[asked](config)
+    if asked in OF_NOTHING:
+        return functions(config)
     published = read_published()
     runs = texts(config, "runs")
     folder = here(config.report.path)
@@ -141,8 +153,30 @@ def runs_of(config: DictConfig, what: str) -> list[tuple[str | None, str]]:
     return [named(entry) for entry in runs]
 
 
+def functions(config: DictConfig) -> dict[str, int]:
+    """Curves that need no run.
+
+    Returns:
+        How many there are.
+    """
+    asked = config.report.table
+    for name in ("runs", "checkpoints"):
+        if config.report[name]:
+            raise ConfigError(
+                f"report.{name} is of no use: report.table={asked} needs no run."
+            )
+    shown: Curves = imported(OF_NOTHING[asked])(config)
+    imported("report.curves.save_curves")(shown, here(config.report.path))
+    return {"curves": len(shown.lines)}
+
+
 # Tables of what runs have left, which no paper has: what makes them.
 OF_RUNS = {"training": training, "frontier": frontier, "isoflop": isoflop}
+# Of functions of the configuration.
+OF_NOTHING = {
+    "schedules": "report.curves.schedules",
+    "operator": "integral.picture.operator",
+}
 
 
 def texts(config: DictConfig, name: str) -> list[str]:

@@ -175,11 +175,13 @@ def test_two_processes_are_compared_with_one(tmp_path):
 def test_the_profile_names_the_phases_of_a_step(tmp_path):
     trace = tmp_path / "trace.json"
     args = ("--algorithm", "mdlm", "--trace", str(trace))
+    args += ("--picture", str(tmp_path / "phases"))
     done = bench("profile_step.py", *TINY, *args)
     assert done.returncode == 0, done.stderr
     for phase in ("corrupt", "trunk, forward", "head and loss", "optimiser", "EMA"):
         assert phase in done.stdout
     assert json.loads(trace.read_text())["traceEvents"]
+    assert (tmp_path / "phases.png").stat().st_size > 5_000
 
 
 def test_an_unknown_algorithm_is_one_line(monkeypatch):

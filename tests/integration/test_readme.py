@@ -160,6 +160,8 @@ def test_command_runs(line, workplace):
         assert "8.0 ± 0.5" in done.stdout
     elif "report.table=isoflop" in words:
         assert "the best size for a budget" in done.stdout
+    elif {"report.table=schedules", "report.table=operator"} & set(words):
+        assert "report.png" in done.stdout
     elif "report.table=frontier" in words:
         assert "samplers at the same entropy" in done.stdout
     else:

@@ -11,7 +11,7 @@ from evaluated import images, likelihood, samples, write
 from refusals import refused
 
 from report.formats import markdown
-from report.mode import jobs_of, named, report, texts
+from report.mode import OF_NOTHING, jobs_of, named, report, texts
 from report.output import narrow
 from report.tables import TABLES
 
@@ -116,6 +116,14 @@ def test_a_reason_is_said_once(compose, tmp_path, monkeypatch, capsys):
 MISTAKES = {
     "nothing": ([], ["report.runs=[]", "report.checkpoints"]),
     "table": (["report.table=zeroshot"], ["report.table='zeroshot'", "'zero_shot'"]),
+    "a run too many": (
+        ["report.runs=[a]", "report.table=schedules"],
+        ["report.runs is of no use", "report.table=schedules needs no run"],
+    ),
+    "a checkpoint too many": (
+        ["+report.checkpoints.duo=a.ckpt", "report.table=operator"],
+        ["report.checkpoints is of no use"],
+    ),
     "no run": (["report.runs=[none]"], ["report.runs='", "none", "likelihood.json"]),
     "no text": (["report.runs=[1]"], ["report.runs=[1]"]),
     "broken": (["report.runs=broken.json"], ["broken.json cannot be read"]),
@@ -269,12 +277,12 @@ def test_commands_of_the_documentation_compose(command, compose):
     config = compose(*shlex.split(command), tiny=False)
     jobs = jobs_of(config)
     assert bool(jobs) == ("checkpoints" in command)
-    assert jobs or texts(config, "runs")
+    assert jobs or texts(config, "runs") or config.report.table in OF_NOTHING
 
 
 def test_the_documentation_has_every_table():
-    assert len(COMMANDS) == 9
-    for name in TABLES:
+    assert len(COMMANDS) == 11
+    for name in (*TABLES, *OF_NOTHING):
         assert f"report.table={name}" in DOCS
 
 

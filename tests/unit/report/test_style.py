@@ -178,7 +178,10 @@ def test_every_picture_goes_through_the_style():
     assert drawing == {root / "report" / "style.py"}
 
 
-@pytest.mark.parametrize("name", ["report", "likelihood", "sweep", "training", "demo"])
+FIGURES = ("report", "likelihood", "sweep", "training", "demo", "schedules", "operator")
+
+
+@pytest.mark.parametrize("name", FIGURES)
 def test_pictures_of_the_documentation_fit_a_narrow_page(name):
     """Small files, no wider than 8 inches at the resolution of all."""
     path = Path(__file__).parents[3] / "docs" / "figures" / f"{name}.png"
