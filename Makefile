@@ -11,7 +11,7 @@ INSTALL ?= --requirement requirements.txt
 VENV_ARGS ?=
 DEMO := $(CURDIR)/outputs/demo/$(shell date +%Y-%m-%d-%H%M%S)
 
-.PHONY: help demo test lint format pages test-slow test-wheel test-slurm test-browser distill-table frontier-table isoflop-table scale-table bench bench-gpu check-gpu profile clean
+.PHONY: help demo test lint format pages test-slow test-wheel test-slurm test-browser distill-table frontier-table isoflop-table scale-table devices-table bench bench-gpu check-gpu profile clean
 .DEFAULT_GOAL := demo
 
 # Installs what is asked for and is not there yet.
@@ -73,6 +73,9 @@ scale-table: $(READY)  ## the cost of a step against size, and what it predicts
 
 isoflop-table: $(READY)  ## the best sizes of MDLM and DUO for small budgets of FLOP
 	$(BIN)/python benchmarks/isoflop_table.py $(ARGS)
+
+devices-table: $(READY)  ## every algorithm on 1 and 2 devices and 2 nodes: equal weights
+	$(BIN)/python benchmarks/devices_table.py $(ARGS)
 
 bench: $(READY)  ## training, evaluation, sampling: ours against plain eager code
 	$(BIN)/python benchmarks/bench.py $(ARGS)

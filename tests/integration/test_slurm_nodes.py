@@ -10,9 +10,8 @@ from nodes import TORCHRUN
 from nursery import ENV, HERE, ROOT
 from ports import free_port
 from resumed import Life, check_same, differences, last, with_base
-from slurm import reason_to_skip, running
-from test_slurm_scripts import HERE as NEITHER
-from test_slurm_scripts import TINY
+from slurm import HERE as NEITHER
+from slurm import TINY, reason_to_skip, running
 
 REASON = reason_to_skip()
 pytestmark = [

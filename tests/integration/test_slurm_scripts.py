@@ -9,32 +9,13 @@ import pytest
 import torch
 from command_line import run
 from nursery import ENV, ROOT
-from slurm import reason_to_skip, running
+from slurm import HERE, TINY, reason_to_skip, running
 
 REASON = reason_to_skip()
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.skipif(REASON is not None, reason=str(REASON)),
 ]
-
-TINY = (
-    "data=synthetic",
-    "data.num_train=400",
-    "data.num_valid=16",
-    "model.hidden_size=16",
-    "model.cond_dim=8",
-    "model.n_blocks=1",
-    "model.n_heads=2",
-    "model.length=16",
-    "loader.global_batch_size=16",
-    "loader.batch_size=8",
-    "loader.eval_global_batch_size=16",
-    "loader.eval_batch_size=8",
-    "trainer.accelerator=cpu",
-    "+trainer.enable_progress_bar=False",
-    "eval.generate_samples=False",
-)
-HERE = ("--mem=500", "--gres=none")  # this machine has neither
 
 
 @pytest.fixture(scope="module")

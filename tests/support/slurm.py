@@ -45,6 +45,26 @@ NODE = (
     "RealMemory=1000 State=UNKNOWN"
 )
 
+# For scripts of published runs.
+TINY = (
+    "data=synthetic",
+    "data.num_train=400",
+    "data.num_valid=16",
+    "model.hidden_size=16",
+    "model.cond_dim=8",
+    "model.n_blocks=1",
+    "model.n_heads=2",
+    "model.length=16",
+    "loader.global_batch_size=16",
+    "loader.batch_size=8",
+    "loader.eval_global_batch_size=16",
+    "loader.eval_batch_size=8",
+    "trainer.accelerator=cpu",
+    "+trainer.enable_progress_bar=False",
+    "eval.generate_samples=False",
+)
+HERE = ("--mem=500", "--gres=none")  # this machine has neither
+
 
 def reason_to_skip() -> str | None:
     """Why no Slurm can be started here; None if one can."""
