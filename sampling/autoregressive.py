@@ -129,12 +129,14 @@ class SemiAutoRegressive:
             length = self.length(L)
             given = Given.nothing(num_samples, length, model.device)
         given = given.to(model.device)
+        if recorder is not None:
+            recorder.begin_samples(*given)
         tokens, known = given.tokens.clone(), given.known.clone()
         evaluations = torch.zeros_like(known[:, 0], dtype=torch.long)
         for start in range(0, self.num_strides * S + 1, S):
             window = Given(tokens, known).window(start, L)
             if recorder is not None:
-                recorder.length, recorder.start = tokens.shape[1], start
+                recorder.move(start)
             samples = self.sampler(
                 model, num_samples, given=window, recorder=recorder, **options
             )

@@ -35,47 +35,51 @@ class Recorder:
     """Keeps the trajectories of one call of a sampler, in the memory of the host.
 
     With it a step waits for the device; the tokens of a seed stay as they are. The
-    windows of one sample are recorded one after the other, each from its `start`.
-
-    Args:
-        length: Of the samples; None: of the first window.
+    windows or blocks of one sample are recorded one after the other, each from its
+    `start`, and of those `rows` that are still drawn.
     """
 
-    def __init__(self, length: int | None = None) -> None:
-        self.length = length
-        self.start = 0  # of the window
+    def __init__(self) -> None:
         self._ids = np.zeros((0, 0), np.int64)  # the present ones, (B, length)
         self._steps: list[tuple[np.ndarray, ...]] = []  # row, position, id, code, H
+
+    def begin_samples(self, tokens: Tensor, known: Tensor) -> None:
+        """Whole samples, where windows are drawn: what is given of them.
+
+        Args:
+            tokens: Ids, (B, length).
+            known: Which of them are given, (B, length) bool.
+        """
+        self._given = known.cpu().numpy().copy()
+        self._first = np.where(self._given, tokens.cpu().numpy(), NOTHING)
+        self._ids = self._first.copy()
+        self.move(0)
+
+    def move(self, start: int, rows: Tensor | None = None) -> None:
+        """The next window starts there, in all samples or in some, (b,)."""
+        self._start = start
+        every = np.arange(len(self._ids))
+        self._rows = every if rows is None else rows.cpu().numpy()
 
     def begin(
         self, xt: Tensor, free: Tensor, belief: Callable[[Tokens], Tensor]
     ) -> None:
-        """A window that is drawn from here on.
+        """A window that is drawn from here on, or all of the samples.
 
         Args:
-            xt: What it starts from, (B, L), NOTHING where there is no token yet.
-            free: Positions that may change, (B, L) bool.
+            xt: What it starts from, (b, L), NOTHING where there is no token yet.
+            free: Positions that may change, (b, L) bool.
             belief: From tokens to the model's probabilities of clean ones, (n, K).
         """
+        if not len(self._ids):
+            self.begin_samples(xt, ~free)
         self.belief = belief
-        ids, is_free = xt.cpu().numpy(), free.cpu().numpy()
-        self._drawn = torch.full_like(xt, NOTHING)
-        self._codes = torch.zeros_like(xt, dtype=torch.uint8)
-        self._sums = torch.zeros_like(xt[:, 0], dtype=torch.float32)
-        self._asked = torch.zeros_like(xt[:, 0])
-        is_first = not len(self._ids)
-        if is_first:
-            B, L = ids.shape
-            self._first = np.full((B, self.length or L), NOTHING, np.int64)
-            self._given = np.zeros_like(self._first, dtype=bool)
-            self._ids = self._first.copy()
-        columns = slice(self.start, self.start + ids.shape[1])
-        is_new = self._ids[:, columns] == NOTHING
-        self._given[:, columns] |= ~is_free & is_new
-        if is_first:
-            self._first[:, columns] = self._ids[:, columns] = ids
-        else:
+        self._expect(xt)
+        if self._steps:
             self.note(xt)
+            return
+        where = np.ix_(self._rows, self._start + np.arange(xt.shape[1]))
+        self._first[where] = self._ids[where] = xt.cpu().numpy()
 
     def drew(self, tokens: Tokens, x: Tensor) -> None:
         """Tokens x (n,) were drawn; whether they stay, the next `note` says."""
@@ -96,22 +100,40 @@ class Recorder:
         length = xt.shape[1]
         new = xt.cpu().numpy()
         drawn, codes = (x[:, :length].cpu().numpy() for x in (self._drawn, self._codes))
-        columns = slice(self.start, self.start + length)
-        rows, local = np.nonzero(new != self._ids[:, columns])
-        ids = new[rows, local]
-        is_drawn = drawn[rows, local] == ids
+        local, columns = np.nonzero(new != self._there(length))
+        ids = new[local, columns]
+        is_drawn = drawn[local, columns] == ids
+        code = np.where(is_drawn, codes[local, columns], NO_PROBABILITY)
+        entropy = np.full(len(self._ids), np.nan, np.float32)
         with np.errstate(invalid="ignore"):  # 0 / 0 where nothing was asked
-            entropy = self._sums.cpu().numpy() / self._asked.cpu().numpy()
-        code = np.where(is_drawn, codes[rows, local], NO_PROBABILITY).astype(np.uint8)
-        self._ids[rows, local + self.start] = ids
-        self._steps.append((rows, local + self.start, ids, code, entropy))
+            sums, asked = (x.cpu().numpy() for x in (self._sums, self._asked))
+            entropy[self._rows] = sums / asked
+        rows, positions = self._rows[local], columns + self._start
+        self._ids[rows, positions] = ids
+        self._steps.append((rows, positions, ids, code, entropy))
         self._forget()
 
     def end(self, x0: Tensor) -> None:
         """The window is drawn: whatever was done last is a step if it changed x_t."""
-        columns = slice(self.start, self.start + x0.shape[1])
-        if (x0.cpu().numpy() != self._ids[:, columns]).any():
+        if (x0.cpu().numpy() != self._there(x0.shape[1])).any():
             self.note(x0)
+
+    def end_samples(self, tokens: Tensor) -> None:
+        """All is drawn; what was set behind an end is a step, too, (B, length)."""
+        self.move(0)
+        self._expect(tokens)
+        self.end(tokens)
+
+    def _expect(self, like: Tensor) -> None:
+        """Room for what is drawn in a window."""
+        self._drawn = torch.full_like(like, NOTHING)
+        self._codes = torch.zeros_like(like, dtype=torch.uint8)
+        self._sums = torch.zeros_like(like[:, 0], dtype=torch.float32)
+        self._asked = torch.zeros_like(like[:, 0])
+
+    def _there(self, length: int) -> np.ndarray:
+        """The present ids of the window's first columns, (b, length)."""
+        return self._ids[np.ix_(self._rows, self._start + np.arange(length))]
 
     def _forget(self) -> None:
         """Nothing was drawn since the last note."""

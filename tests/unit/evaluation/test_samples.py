@@ -386,6 +386,15 @@ def test_what_is_only_shown_is_no_setting(compose):
         assert settings_of(compose(override)) == settings
 
 
+def test_a_recording_is_gone_on_with_at_any_path(compose):
+    """Its batches have what others lack; to a report they are the same samples."""
+    one, other = (
+        settings_of(compose(f"sampling.save_trajectory={x}.html")) for x in "ab"
+    )
+    assert one == other != settings_of(compose())
+    assert one["sampling"] == settings_of(compose())["sampling"]
+
+
 def test_every_setting_is_a_key(compose):
     config = compose()
     for key in SETTINGS:

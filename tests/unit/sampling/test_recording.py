@@ -139,11 +139,40 @@ def test_windows_are_recorded_one_after_the_other(make_model):
     drawn = model.generate_samples(B, seeded, given=given, recorder=recorder)
     for row, one in enumerate(recorder.trajectories()):
         states = one.states()
-        assert (one.first[8:] == NOTHING).all()
+        assert (one.first[8:] != NOTHING).nonzero()[0].tolist() == [1]  # is given
         assert one.given.nonzero()[0].tolist() == [1, 9]
         assert states[-1].tolist() == drawn.tokens[row].tolist()
         begun = [int((x != NOTHING).sum()) for x in states]
-        assert sorted(set(begun)) == [8, 12, 16]
+        assert sorted(set(begun)) == [9, 12, 16]
+
+
+def test_some_of_the_samples_may_go_on(make_model):
+    """Block by block, and what is set behind an end."""
+    recorder, free = Recorder(), torch.ones(2, 2, dtype=torch.bool)
+    p = torch.tensor([[0.5, 0.25, 0.25]])
+    recorder.begin_samples(torch.tensor([[1, 0, 0, 0]] * 2), free.new_zeros(2, 4))
+    recorder.move(0)
+    recorder.begin(torch.tensor([[2, 2], [2, 2]]), free, lambda tokens: p)
+    recorder.drew_from(p, *torch.tensor([[0], [1], [0]]))
+    recorder.note(torch.tensor([[0, 2], [0, 2]]))
+    recorder.move(2, torch.tensor([1]))
+    recorder.begin(torch.tensor([[2, 2]]), free[:1], lambda tokens: p)
+    recorder.note(torch.tensor([[1, 1]]))
+    recorder.end(torch.tensor([[1, 1]]))
+    tokens = torch.tensor([[0, 2, 2, 2], [0, 2, 1, 1]])
+    recorder.end_samples(tokens)
+    assert tokens.tolist() == [[0, 2, 2, 2], [0, 2, 1, 1]]
+    one, other = recorder.trajectories()
+    assert [x.tolist() for x in one.states()] == [
+        [2, 2, NOTHING, NOTHING],
+        *[[0, 2, NOTHING, NOTHING]] * 3,
+        [0, 2, 2, 2],
+    ]
+    assert other.states()[2].tolist() == [0, 2, 2, 2]
+    assert other.states()[-1].tolist() == [0, 2, 1, 1]
+    assert one.codes.tolist() == [NO_PROBABILITY] * 3
+    assert other.codes.tolist()[0] == 16
+    assert np.isfinite(other.entropy).tolist() == [True] + [False] * 3
 
 
 def test_noise_again_has_no_probability(make_model):
