@@ -1,6 +1,8 @@
 """Randomness as a pure function of the run's seed and the position in the run."""
 
+import functools
 import random
+from typing import NamedTuple
 
 import lightning
 import numpy as np
@@ -15,6 +17,16 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+class Dealt(NamedTuple):
+    """How rows are dealt out to ranks and batches."""
+
+    num_ranks: int  # W
+    batch_size: int  # b in training
+    eval_batch_size: int  # b in validation
+    accumulate: int  # micro-batches of an update
+    is_published: bool  # whether ranks take rows in turn
 
 
 class Randomness(lightning.LightningModule):
@@ -45,18 +57,25 @@ class Randomness(lightning.LightningModule):
         of `dataloader`: rank r has the r-th b of it. With `algo.compat=reference` it
         has, in training, every W-th row from the r-th on.
         """
+        W, of_training, of_validation, accumulate, is_published = self._dealt
+        rank, b = self.global_rank, of_training if self.training else of_validation
+        micro = batch_idx % accumulate if self.training else batch_idx
+        first = micro * W * b
+        if self.training and is_published:
+            return range(first + rank, first + rank + W * batch_size, W)
+        return range(first + rank * b, first + rank * b + batch_size)
+
+    @functools.cached_property
+    def _dealt(self) -> Dealt:
+        """Read once: a setting that follows from others takes long to look up."""
         loader, trainer = self.config.loader, self.config.trainer
-        rank, W = self.global_rank, trainer.devices * trainer.num_nodes
-        if not self.training:
-            b = loader.eval_batch_size
-            start = (batch_idx * W + rank) * b
-            return range(start, start + batch_size)
-        first = batch_idx % trainer.accumulate_grad_batches * W * loader.batch_size
-        if self.config.algo.compat == "reference":
-            start = first + rank
-            return range(start, start + W * batch_size, W)
-        start = first + rank * loader.batch_size
-        return range(start, start + batch_size)
+        return Dealt(
+            trainer.devices * trainer.num_nodes,
+            loader.batch_size,
+            loader.eval_batch_size,
+            trainer.accumulate_grad_batches,
+            self.config.algo.compat == "reference",
+        )
 
     def row_stream(self, purpose: str, rows: range) -> RowStream:
         """Draws of rows at this update. Those of validation do not depend on the
