@@ -56,9 +56,6 @@ FORWARDED = {
     "lightning.pytorch.strategies.DDPStrategy": (
         "torch.nn.parallel.DistributedDataParallel"
     ),
-    "lightning.pytorch.strategies.FSDPStrategy": (
-        "torch.distributed.fsdp.FullyShardedDataParallel"
-    ),
 }
 TRAINER = "training.trainer.Trainer"
 # The arguments of what takes long to import, which are known without that.

@@ -3,6 +3,7 @@ values that depend on this machine are filled in, and what only the algorithm or
 devices can tell is checked. Afterwards nobody writes to the config.
 """
 
+import logging
 import math
 from typing import Any
 
@@ -20,12 +21,16 @@ from cli.known_keys import refuse_arguments
 from cli.modality import check_removal
 from cli.values import check_kinds, check_values
 from models.device import keep_freed_memory
+from models.registry import is_sharded
 from report.console import report_config
 from sampling.prompts import check_prompts
 from training.lightning_state import share_paths
 from training.loggers import logger_names
 from training.processes import check_processes, check_tasks, is_first
 from utils import CONFIGS, ConfigError, require, uses_cuda
+
+log = logging.getLogger(__name__)
+warn = rank_zero_only(log.warning)
 
 
 def settle(config: DictConfig) -> None:
@@ -146,16 +151,35 @@ def check_devices(config: DictConfig) -> None:
             f"trainer.precision={precision!r} needs CUDA, which is not in use: choose "
             "32 or bf16-mixed."
         )
-    is_sharded = "fsdp" in config.strategy._target_.lower()
-    if is_sharded and config.mode in ("sample_eval", "fid_eval"):
+    if is_sharded(config):
+        check_sharding(config)
+
+
+WIDE = ("32", "32-true", "bf16", "bf16-mixed")  # precisions with float32 weights
+
+
+def check_sharding(config: DictConfig) -> None:
+    """Refuses what `strategy=fsdp` does not do."""
+    trainer = config.trainer
+    if config.mode in ("sample_eval", "fid_eval"):
         raise ConfigError(
-            f"strategy=fsdp shards weights for training; mode={config.mode} splits "
+            f"strategy=fsdp splits weights for training; mode={config.mode} splits "
             "samples over devices: choose strategy=ddp."
         )
-    if is_sharded and not uses_cuda(accelerator):
+    if str(trainer.precision) not in WIDE:
         raise ConfigError(
-            "strategy=fsdp needs CUDA devices, and none is in use; choose strategy=ddp."
+            f"trainer.precision={trainer.precision!r}: strategy=fsdp keeps weights in "
+            "float32 and computes in float32 or bfloat16; choose 32 or bf16-mixed."
         )
+    if trainer.accelerator == "mps" or (
+        torch.backends.mps.is_available() and trainer.accelerator != "cpu"
+    ):
+        raise ConfigError(
+            f"trainer.accelerator={trainer.accelerator!r}: Apple GPUs do not split "
+            "weights; choose strategy=ddp."
+        )
+    if trainer.devices * trainer.num_nodes == 1:
+        warn("strategy=fsdp has one device and splits nothing: strategy=ddp is faster")
 
 
 def check_batches(config: DictConfig) -> None:

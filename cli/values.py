@@ -188,7 +188,7 @@ FLAGS = (
     "print_config",
     "sampling.semi_ar",
     "sampling.use_float64",
-    "strategy.find_unused_parameters",
+    *("strategy.find_unused_parameters", "strategy.reshard_after_forward"),
     "training.activation_checkpointing",
     "training.antithetic_sampling",
     "training.change_of_variables",

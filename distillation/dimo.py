@@ -37,6 +37,7 @@ from metrics.likelihood import Likelihood
 from models.ema import ExponentialMovingAverage
 from models.head import Head, Loss, TokenNLL
 from models.network import Network
+from models.registry import is_sharded
 from training.optimization import total_norm
 from training.scorable import Stratum
 from utils import ConfigError, require
@@ -121,6 +122,11 @@ class DiMO(Student, Generator):
                 )
         for key, names in CHOICES.items():
             require(OmegaConf.select(config, key), names, key)
+        if config.sampling.refine_path and is_sharded(config):
+            raise ConfigError(
+                f"sampling.refine_path={config.sampling.refine_path!r}: strategy=fsdp "
+                "does not split that network, too; choose strategy=ddp."
+            )
         if algo.ratio_min > algo.ratio_max:
             raise ConfigError(
                 f"algo.ratio_min={algo.ratio_min} is above "
@@ -133,6 +139,9 @@ class DiMO(Student, Generator):
             )
 
     # ---- both networks
+
+    def networks(self) -> list[Network]:
+        return [*super().networks(), self.aux]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         aux_lr = self.config.algo.aux_lr

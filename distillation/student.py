@@ -17,6 +17,7 @@ from distillation.teacher import RoundCounter, Teacher
 from metrics.likelihood import Likelihood
 from models.flops import Passes
 from models.head import Loss
+from models.network import Network
 from trainer_base import TrainerBase
 from training.identity import data_marks
 from utils import ConfigError
@@ -46,14 +47,9 @@ class Student(TrainerBase):
         super().__init__(config, tokenizer)
         self.valid_distillation = Likelihood()
 
-    @classmethod
-    def validate_config(cls, config: DictConfig) -> None:
-        super().validate_config(config)
-        if "fsdp" in config.strategy._target_.lower():
-            raise ConfigError(
-                f"strategy=fsdp cannot hold the teacher of algo={config.algo.name}; "
-                "choose strategy=ddp."
-            )
+    def networks(self) -> list[Network]:
+        """The teacher's, too."""
+        return [*super().networks(), self.teacher.prepared()]
 
     @classmethod
     def passes(cls, config: DictConfig) -> Passes:

@@ -19,6 +19,7 @@ from checkpoints.keys import key_report
 from checkpoints.reading import read_checkpoint
 from models.head import Head
 from models.network import Network
+from models.shards import split_as, whole
 from training.resume import KEY, TEACHER_PREFIX
 from utils import ConfigError, copy_file, path_exists, require
 
@@ -127,12 +128,12 @@ class Teacher:
     @property
     def is_there(self) -> bool:
         """Whether it has weights."""
-        return self._network is not None
+        return self._network is not None and self.round is not None
 
     @property
     def network(self) -> Network:
         """The network, in evaluation mode; a RuntimeError if it has no weights yet."""
-        if self._network is None:
+        if self._network is None or self.round is None:
             raise RuntimeError("the teacher has no weights yet")
         return self._network
 
@@ -159,13 +160,24 @@ class Teacher:
 
     def take(self, weights: Mapping[str, Tensor], number: int) -> None:
         """Makes weights of the student's network those of the teacher of a round."""
+        network = self.prepared()
+        own = network.state_dict()
+        network.load_state_dict({k: split_as(x, own[k]) for k, x in weights.items()})
+        self.round, self._sha256 = number, weights_digest(network)
+
+    def prepared(self) -> Network:
+        """Its network, whose weights have no meaning before it is given some.
+
+        Weights may be split over processes: before those of the student are, since
+        it is a copy of the student's network, and a split one cannot be copied.
+        """
         if self._network is None:
             network = copy.deepcopy(self._student)  # draws nothing, unlike a new one
             if self._config.training.compile:
                 network.compile_blocks()
+            network.half_parts &= not self.is_wide
             self._network = network.eval().requires_grad_(False)
-        self._network.load_state_dict(weights)
-        self.round, self._sha256 = number, weights_digest(self._network)
+        return self._network
 
     def take_checkpoint(self, checkpoint: Checkpoint, number: int, where: str) -> None:
         """Makes the weights of a checkpoint those of the teacher of a round.
@@ -269,5 +281,6 @@ def weights_digest(network: nn.Module) -> str:
     total = hashlib.sha256()
     for name, value in network.state_dict().items():
         total.update(name.encode())
-        total.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        data = whole(value).cpu().contiguous()
+        total.update(data.flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()

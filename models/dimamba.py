@@ -138,6 +138,10 @@ class DiMamba(Network):
     def _trunk(self) -> "_Trunk":
         return cast(_Trunk, cast(nn.ModuleDict, self.model["bimamba"])["backbone"])
 
+    def parts(self) -> list[nn.Module]:
+        """The blocks, in float32: bfloat16 would round the rates of their states."""
+        return list(self._trunk.layers)
+
     def compile_blocks(self) -> None:
         """Compiles each block in place, around its scans; names of parameters stay."""
         for block in self._trunk.layers:

@@ -58,6 +58,7 @@ class DIT(Network):
     takes_soft_inputs = True
     can_be_causal = True
     takes_blocks = True
+    half_parts = True
 
     def __init__(
         self,
@@ -259,6 +260,9 @@ class DIT(Network):
         D = self.input_embedding.shape[1]
         return len(self.blocks) * (24 * D**2 + 4 * length * D)
 
+    def parts(self) -> list[nn.Module]:
+        return list(self.blocks)
+
     def compile_blocks(self) -> None:
         """Compiles each block in place; parameter names stay as they are."""
         for block in self.blocks:
@@ -371,7 +375,8 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(torch.promote_types(x.dtype, torch.float32))
-            return F.layer_norm(x, self.weight.shape, self.weight, eps=1e-5)
+            weight = self.weight.to(x.dtype)
+            return F.layer_norm(x, weight.shape, weight, eps=1e-5)
 
 
 def per_token(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.shards import local, split_as
 from utils import ConfigError
 
 
@@ -54,7 +55,7 @@ class ExponentialMovingAverage:
             self.num_updates += 1
             n = self.num_updates - self.counts_before
             decay = min(decay, (1 + n) / (10 + n))
-        torch._foreach_lerp_(self.shadow_params, trained, 1.0 - decay)
+        torch._foreach_lerp_(_local(self.shadow_params), _local(trained), 1.0 - decay)
 
     @contextmanager
     def applied(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
@@ -92,7 +93,18 @@ class ExponentialMovingAverage:
                 "training.ema=0 leaves them out."
             )
         self.num_updates = state["num_updates"]
-        self.shadow_params = [p.detach().clone() for p in state["shadow_params"]]
+        own, theirs = self.shadow_params, state["shadow_params"]
+        self.shadow_params = [
+            split_as(p, like).detach().clone()
+            for p, like in zip(theirs, own, strict=True)
+        ]
+
+    def split(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Splits the shadow over processes where `parameters` have been split."""
+        self.shadow_params = [
+            split_as(shadow, p).clone()
+            for shadow, p in zip(self.shadow_params, self._of(parameters), strict=True)
+        ]
 
     def _of(self, parameters: Iterable[nn.Parameter]) -> list[Tensor]:
         return [p for p in parameters if p.requires_grad or self.has_frozen]
@@ -106,4 +118,8 @@ class ExponentialMovingAverage:
 
 @torch.no_grad()
 def _copy(source: list[Tensor], target: list[Tensor]) -> None:
-    torch._foreach_copy_(target, source)
+    torch._foreach_copy_(_local(target), _local(source))
+
+
+def _local(tensors: list[Tensor]) -> list[Tensor]:
+    return [local(x) for x in tensors]

@@ -5,10 +5,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from models.shards import local
+
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold NaN or an infinite value; waits once for them."""
-    floats = {k: x for k, x in tensors.items() if x.is_floating_point()}
+    """Names of the tensors that hold NaN or an infinite value; waits once for them.
+
+    Of one that is split over processes this one looks at its own part.
+    """
+    floats = {k: local(x) for k, x in tensors.items() if x.is_floating_point()}
     if not floats:
         return []
     are_finite = torch.stack([x.detach().isfinite().all() for x in floats.values()])

@@ -41,6 +41,7 @@ class Network(nn.Module):
     num_classes: int | None = None  # of labels; None: the network takes none
     cond_map: ClassEmbedding  # of a network with classes
     checkpointing = False  # whether backward computes the inside of blocks again
+    half_parts = False  # whether `parts` compute with bfloat16 weights under autocast
 
     @classmethod
     def from_config(cls, config: DictConfig, vocab_size: int) -> Self:
@@ -125,6 +126,12 @@ class Network(nn.Module):
 
         Args:
             length: L of the row.
+        """
+        raise NotImplementedError
+
+    def parts(self) -> list[nn.Module]:
+        """Modules that `trunk` calls, whose weights `strategy=fsdp` gathers one after
+        the other; a network that does not override it is refused there.
         """
         raise NotImplementedError
 

@@ -18,6 +18,7 @@ from utils import CHANNELS, ConfigError, choose, imported, require
 
 if TYPE_CHECKING:  # names can be checked without torch, which takes a second
     from torch import Tensor
+    from torch.nn import Module
 
     from models.attention import KVCache
     from models.head import Head
@@ -88,6 +89,12 @@ class Backbone(Protocol):
     @property
     def head_weight(self) -> Tensor:
         """A tensor of the type and on the device in which the head is computed."""
+        ...
+
+    half_parts: bool  # whether `parts` compute with bfloat16 weights under autocast
+
+    def parts(self) -> list[Module]:
+        """Modules within `trunk`, of which `strategy=fsdp` gathers one at a time."""
         ...
 
     def compile_blocks(self) -> None:
@@ -219,6 +226,11 @@ def validate_backbone(config: DictConfig) -> BackboneSpec:
     return backbone
 
 
+def is_sharded(config: DictConfig) -> bool:
+    """Whether weights are split over devices, by `strategy=fsdp`."""
+    return str(config.strategy._target_).endswith(".FullySharded")
+
+
 def check_abilities(config: DictConfig, needs_soft_inputs: bool) -> None:
     """Refuses a backbone that cannot do what a run needs of it.
 
@@ -252,6 +264,11 @@ def check_abilities(config: DictConfig, needs_soft_inputs: bool) -> None:
         raise ConfigError(
             f"training.compile=True: {name} has no compile_blocks, which says what is "
             "compiled of it; the only value is False."
+        )
+    if is_sharded(config) and network.parts is _base().parts:
+        raise ConfigError(
+            f"strategy=fsdp: {name} has no parts, which says what is gathered at a "
+            "time; choose strategy=ddp."
         )
 
 

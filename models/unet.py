@@ -241,6 +241,14 @@ class UNet(Network):
     def head_weight(self) -> Tensor:
         return self.input_conv.weight
 
+    def parts(self) -> list[nn.Module]:
+        """What the lists of the three stretches hold, in float32 as their norms are."""
+        return [
+            *self.downsampling_modules,
+            *self.middle_modules,
+            *self.upsampling_modules,
+        ]
+
     def compile_blocks(self) -> None:
         """Compiles the body as one graph for each batch size, and no name changes.
 

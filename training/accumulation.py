@@ -7,6 +7,7 @@ from torch import Tensor
 
 from models.device import wide_dtype
 from models.head import Loss
+from models.shards import local
 
 
 class Accumulation(lightning.LightningModule):
@@ -56,7 +57,7 @@ class Accumulation(lightning.LightningModule):
             torch.distributed.all_reduce(tokens)
         full = self._full_tokens() * self._num_batches * world_size
         factor = full / tokens.clamp(min=1)
-        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        grads = [local(p.grad) for p in self.parameters() if p.grad is not None]
         torch._foreach_mul_(grads, factor.to(grads[0].dtype))
         self._num_batches, self._tokens = 0, None
 

@@ -3,6 +3,7 @@
 import lightning
 import torch
 
+from models.shards import whole
 from training.lightning_state import is_logged
 
 # ---------------------------------------------------------------- callbacks
@@ -31,7 +32,7 @@ class GradientInspectionCallback(lightning.Callback):
             for name, parameter in pl_module.named_parameters()
             if parameter.grad is not None
         ]
-        norms = torch.stack([grad.norm() for _, grad in named])
+        norms = torch.stack([whole(grad.norm()) for _, grad in named])
         top = norms.topk(min(self.num_grads_log, len(named)))
         for norm, index in zip(top.values, top.indices.tolist(), strict=True):
             pl_module.log(f"grad_norm/{named[index][0]}", norm)

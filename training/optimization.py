@@ -1,6 +1,5 @@
 """Optimiser, schedule and clipping."""
 
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from models.shards import local, whole
 from training.accumulation import Accumulation
 from training.finite import FiniteTraining
 
@@ -74,23 +74,19 @@ class Optimization(Accumulation, FiniteTraining):
         self.judge_update(optimizer, norm)
 
     def _clip(self, limit: float | None, algorithm: str | None) -> Tensor:
-        """Clips gradients as asked for; their norm before, the same on all ranks.
-
-        Sharded gradients need their own wrapper's method.
-        """
-        sharded = getattr(self.trainer.model, "clip_grad_norm_", None)
+        """Clips gradients as asked for; their norm before, the same on all ranks."""
         parameters = self.clipped_parameters()
         if limit and algorithm != "value":
-            if sharded is not None:
-                return sharded(limit)
-            return torch.nn.utils.clip_grad_norm_(parameters, limit)
-        norm = sharded(math.inf) if sharded is not None else total_norm(parameters)
+            return whole(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        norm = total_norm(parameters)
         if limit:
-            torch.nn.utils.clip_grad_value_(parameters, limit)
+            grads = [local(p.grad) for p in parameters if p.grad is not None]
+            torch._foreach_clamp_min_(grads, -limit)
+            torch._foreach_clamp_max_(grads, limit)
         return norm
 
 
 def total_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Norm of all their gradients together."""
+    """Norm of all their gradients together, over all processes."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    return torch.nn.utils.get_total_norm(grads)
+    return whole(torch.nn.utils.get_total_norm(grads))

@@ -1,21 +1,25 @@
-"""Weights of an algorithm: their EMA, sharded or whole, in and out of checkpoints."""
+"""Weights of an algorithm: their EMA, whole or split over processes, in and out of
+checkpoints.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from checkpoints.about import disagreements, missing_plugins
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.keys import key_report
 from data.marks import tokenizer_mark
 from models.ema import ExponentialMovingAverage
+from models.network import Network
+from models.shards import collected, is_split
+from training.sharding import FullySharded, gathered
 from utils import ConfigError
 
 TOKENIZER = "data.tokenizer_name_or_path"
@@ -27,6 +31,12 @@ class Weights(lightning.LightningModule):
     config: DictConfig
     tokenizer: Any
     ema: ExponentialMovingAverage | None
+    backbone: Network
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._split: tuple[Network, ...] = ()  # over processes
+        self._is_gathered = False
 
     def make_ema(self) -> ExponentialMovingAverage:
         """EMA weights that start at the current ones."""
@@ -50,31 +60,48 @@ class Weights(lightning.LightningModule):
         self.eval()
         try:
             averaged = self.averaged_parameters()
-            with nullcontext() if ema is None else ema.applied(averaged):
+            swapped = nullcontext() if ema is None else ema.applied(averaged)
+            with swapped, self.whole_weights():
                 yield
         finally:
             self.train(was_training)
 
-    # ---- sharded training: the wrapper that owns the weights, if there is one
+    # ---- weights that are split over processes
 
-    def _sharded_model(self) -> FullyShardedDataParallel | None:
-        try:
-            model = self.trainer.model
-        except RuntimeError:  # not attached to a trainer
-            return None
-        return model if isinstance(model, FullyShardedDataParallel) else None
+    def networks(self) -> list[Network]:
+        """What `strategy=fsdp` splits; all weights are in one of them."""
+        return [self.backbone]
+
+    def configure_model(self) -> None:
+        """Splits the weights over processes where the strategy asks for it, once."""
+        strategy = self.trainer.strategy
+        if self._split or not isinstance(strategy, FullySharded):
+            return
+        self._split = tuple(self.networks())
+        for network in self._split:
+            strategy.split(network)
+        rest = [name for name, x in self.named_parameters() if not is_split(x)]
+        if rest:
+            raise ConfigError(
+                f"strategy=fsdp: {rest[0]} of algo={self.config.algo.name} is in none "
+                "of its networks; choose strategy=ddp."
+            )
+        if self.ema is not None:
+            self.ema.split(self.averaged_parameters())
 
     @contextmanager
-    def whole_weights(self, writeback: bool = False) -> Iterator[None]:
-        """Gathers sharded weights for calls from outside of a training step."""
-        sharded = self._sharded_model()
-        if sharded is None:
+    def whole_weights(self) -> Iterator[None]:
+        """Gathers weights that are split, for what is not a step of training."""
+        if not self._split or self._is_gathered:
             yield
-        else:
-            with FullyShardedDataParallel.summon_full_params(
-                sharded, writeback=writeback
-            ):
+            return
+        self._is_gathered = True
+        try:
+            strategy = cast(FullySharded, self.trainer.strategy)
+            with gathered(self._split, strategy.reshard_after_forward):
                 yield
+        finally:
+            self._is_gathered = False
 
     # ---- checkpoints
 
@@ -82,13 +109,9 @@ class Weights(lightning.LightningModule):
         # Plain data, so that the file loads without executing code.
         config = OmegaConf.to_container(self.config, resolve=True)
         checkpoint["hyper_parameters"] = {"config": config}
-        if self.ema is None:
-            return
-        checkpoint["ema"] = self.ema.state_dict()
-        if self._sharded_model() is not None:
-            with self.ema.applied(self.parameters()), self.whole_weights():
-                whole = [p.detach().cpu().clone() for p in self.parameters()]
-            checkpoint["ema"] |= {"shadow_params": whole}
+        if self.ema is not None:
+            is_writer = not self._split or self.trainer.is_global_zero
+            checkpoint["ema"] = collected(self.ema.state_dict(), is_writer)
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         self._load_ema(checkpoint.get("ema"))
@@ -97,16 +120,8 @@ class Weights(lightning.LightningModule):
         """Takes EMA weights over, unless there are none or the run has none."""
         if state is None or self.config.training.ema == 0:
             return
-        with self.whole_weights(writeback=True):  # sharded: raw weights step aside
-            self.ema = self.make_ema()
-            self.ema.load_state_dict(dict(state))
-            if self._sharded_model() is not None:
-                raw = [p.detach().clone() for p in self.parameters()]
-                self._set_weights(self.ema.shadow_params)
-        if self._sharded_model() is not None:
-            self.ema.shadow_params = self.make_ema().shadow_params  # this rank's shards
-            with self.whole_weights(writeback=True):
-                self._set_weights(raw)
+        self.ema = self.make_ema()
+        self.ema.load_state_dict(dict(state))
 
     @torch.no_grad()
     def _set_weights(self, values: list[Tensor]) -> None:

@@ -38,7 +38,10 @@ MISTAKES = {
     ),
     "discrete time": (["algo=sedd", "algo.T=10"], ["algo.T=10", "algo=sedd"]),
     "empty data": (["data.num_train=0"], ["data.train='synthetic'", "empty"]),
-    "fsdp on a cpu": (["strategy=fsdp"], ["strategy=fsdp", "ddp"]),
+    "fsdp on a Mac": (
+        ["strategy=fsdp", "trainer.accelerator=mps"],
+        ["trainer.accelerator='mps'", "strategy=ddp"],
+    ),
     "number": (["model.length=ten"], ["model.length='ten'"]),
     "inert key": (
         ["model.tie_word_embeddings=True"],

@@ -15,7 +15,6 @@ import pytest
 import torch
 from command_line import run
 from image_files import images_of, labels_of, write_both
-from ports import free_port
 from refusals import refused
 from resumed import (
     BASE,
@@ -28,6 +27,7 @@ from resumed import (
     check_same,
     curves,
     differences,
+    end_of_two,
     last,
     train_here,
 )
@@ -171,23 +171,13 @@ def test_killed_twenty_five_times(live, tmp_path):
 
 
 @pytest.fixture
-def live_as_two(live):
-    """Both ranks of a run, as torchrun would start them."""
+def live_as_two():
+    """Both ranks of a run."""
 
     def start(folder: Path, *overrides: str, **env: str) -> list[Life]:
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        place |= {"WORLD_SIZE": "2", "NODE_RANK": "0"}
-        return [
-            live(folder, *TWO, *overrides, **env, **place, LOCAL_RANK=str(rank))
-            for rank in range(2)
-        ]
+        return Life.start_two(folder, *TWO, *overrides, **env)
 
     return start
-
-
-def end_of_two(lives: list[Life], status: int) -> None:
-    found = [life.wait() for life in lives]
-    assert found == [status, status], [life.stderr[-2000:] for life in lives]
 
 
 def check_two(start, folder: Path, stops: list[tuple[str, str]]) -> None:

@@ -16,6 +16,7 @@ import lightning
 import pytest
 import torch
 from nursery import nursery
+from ports import free_port
 from tiny import compose
 
 import main
@@ -91,6 +92,16 @@ class Life:
         folder.mkdir(exist_ok=True, parents=True)
         return cls(folder, with_base(*overrides), env)
 
+    @classmethod
+    def start_two(cls, folder: Path, *overrides: str, **env: str) -> list["Life"]:
+        """Both ranks of a run, as torchrun would start them."""
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        place |= {"WORLD_SIZE": "2", "NODE_RANK": "0"}
+        return [
+            cls.start(folder, *overrides, **env, **place, LOCAL_RANK=str(rank))
+            for rank in range(2)
+        ]
+
     def num_batches(self) -> int:
         return self.log.read_text().count("\n") if self.log.exists() else 0
 
@@ -110,6 +121,12 @@ class Life:
     @property
     def stderr(self) -> str:
         return self.stderr_path.read_text()
+
+
+def end_of_two(lives: list[Life], status: int) -> None:
+    """Both ranks of a run end with a status."""
+    found = [life.wait() for life in lives]
+    assert found == [status, status], [life.stderr[-2000:] for life in lives]
 
 
 def check_end(life: Life, number: int) -> None:

@@ -1,12 +1,15 @@
 """Algorithms that send their own process a signal where a test wants it to end."""
 
 import io
+import json
 import os
+from pathlib import Path
 
 import torch
 
 import algo
 import distillation
+from models.shards import local
 from utils import RunStopped
 
 
@@ -101,6 +104,28 @@ class AR(Stops, algo.AR):
 
 class MDLM(Stops, algo.MDLM):
     pass
+
+
+class Counted(MDLM):
+    """Notes what this process holds for training, in bytes{rank}.json of its folder."""
+
+    def on_before_optimizer_step(self, optimizer):
+        super().on_before_optimizer_step(optimizer)
+        self._gradients = _bytes(p.grad for p in self.parameters())
+
+    def on_train_end(self):
+        super().on_train_end()
+        held = {"gradients": self._gradients, "ema": _bytes(self.ema.shadow_params)}
+        held["parameters"] = _bytes(self.parameters())
+        moments = self.optimizers(use_pl_optimizer=False).state.values()
+        for name in ("exp_avg", "exp_avg_sq"):
+            held[name] = _bytes(state[name] for state in moments)
+        folder = Path(self.config.checkpointing.save_dir)
+        (folder / f"bytes{self.global_rank}.json").write_text(json.dumps(held))
+
+
+def _bytes(tensors):
+    return sum(local(x).nbytes for x in tensors)
 
 
 class Distilled(Stops, distillation.Distillation):

@@ -96,7 +96,6 @@ def test_absent_devices_are_refused(compose, monkeypatch):
         refused(partial(check_devices, gpu), f"trainer.accelerator={name!r}", "cpu")
     gpu.trainer.accelerator = "tpu"
     refused(partial(check_devices, gpu), "trainer.accelerator='tpu'", "auto")
-    refused(partial(check_devices, compose("strategy=fsdp")), "strategy=fsdp", "ddp")
 
 
 def test_evaluation_runs_on_the_configured_device(compose):

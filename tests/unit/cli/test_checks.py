@@ -42,12 +42,31 @@ def test_the_loss_is_compiled_or_not_or_auto(compose, value):
     )
 
 
-def test_samples_are_not_drawn_from_shards(compose, monkeypatch):
-    """Also where fsdp could train."""
+SHARDED = {
+    "mode=sample_eval": ("mode=sample_eval splits samples", "strategy=ddp"),
+    "mode=fid_eval": ("mode=fid_eval splits samples", "strategy=ddp"),
+    "trainer.precision=16": ("trainer.precision=16", "choose 32 or bf16-mixed"),
+    "trainer.precision=bf16-true": ("'bf16-true'", "keeps weights in float32"),
+    "trainer.accelerator=mps": ("Apple GPUs", "strategy=ddp"),
+}
+
+
+@pytest.mark.parametrize("override", SHARDED)
+def test_what_weights_in_shards_do_not_do(compose, monkeypatch, override):
+    """Also where CUDA is there; the rest passes."""
     monkeypatch.setattr("cli.settle.uses_cuda", lambda accelerator: True)
-    check_devices(compose("strategy=fsdp"))
-    sharded = compose("strategy=fsdp", "mode=sample_eval")
-    refused(partial(check_devices, sharded), "strategy=fsdp", "mode=sample_eval", "ddp")
+    two = ("strategy=fsdp", "trainer.devices=2")
+    check_devices(compose(*two))
+    check_devices(compose(*two, "trainer.precision=bf16"))
+    refused(partial(check_devices, compose(*two, override)), *SHARDED[override])
+
+
+def test_one_device_has_nothing_to_split(compose, caplog):
+    check_devices(compose("strategy=fsdp", "trainer.devices=2"))
+    assert not caplog.messages
+    check_devices(compose("strategy=fsdp", "trainer.devices=1"))
+    (line,) = caplog.messages
+    assert "strategy=fsdp has one device and splits nothing" in line
 
 
 def other_than(value):

@@ -47,6 +47,7 @@ VARIANTS = {
     "loggers": ("logger=[csv,tensorboard,wandb]",),
     "curriculum off": ("algo=mdlm", "data=openwebtext"),
     "images": ("data=cifar10", "model=unet", "algo.backbone=unet"),
+    "shards": ("strategy=fsdp",),
 }
 MODES = ("train", "ppl_eval", "sample_eval", "export", "inspect", "prepare_data")
 
@@ -93,7 +94,6 @@ ELSEWHERE = {
     "sampling.labels": "check_labels",
     "algo.curriculum.gamma": "a number or auto: DUO's own check",
     "callbacks": "the class that is built, which raises",
-    "strategy.sharding_strategy": "the class that is built, which raises",
     "strategy.timeout._target_": "Hydra's",
     "lr_scheduler.lr_lambda._target_": "Hydra's",
     "prior": "only one value",

@@ -28,7 +28,6 @@ ALGO = {
     "no growth": ("distillation", ["algo.linear_growth_min=0"], ["(0, 1]"]),
     "teacher": ("distillation", ["algo.teacher_ema=maybe"], ["'maybe'", "True"]),
     "ema": ("distillation", ["algo.teacher_ema=True", "training.ema=0"], ["ema"]),
-    "shards": ("distillation", ["strategy=fsdp"], ["strategy=fsdp", "ddp"]),
 }
 
 

@@ -510,7 +510,6 @@ def test_samples_start_from_what_they_were_trained_with(make_model):
         ("algo.ratio_max=0.01", ("algo.ratio_min=0.02", "algo.ratio_max=0.01")),
         ("algo.r_init_mode=random", ("algo.r_init_mode='random'", "random_A_B")),
         ("algo.noise_emb_perturb=0.1", ("algo.noise_emb_perturb", "fix_S")),
-        ("strategy=fsdp", ("strategy=fsdp", "strategy=ddp")),
         ("sampling.predictor=psi", ("sampling.predictor='psi'", "one_step")),
         ("sampling.noise_removal=greedy", ("sampling.noise_removal='greedy'",)),
         ("sampling.refine_path=a.ckpt", ("sampling.refine_path", "refine_steps=0")),

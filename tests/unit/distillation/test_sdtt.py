@@ -27,7 +27,6 @@ MISTAKES = {
     "algo.T=1000": "no discrete-time form",
     "algo.orig_num_sampling_steps=4": "algo.min_num_sampling_steps=8",
     "training.ema=0 algo.use_ema_on_growth=True": "needs training.ema above 0",
-    "strategy=fsdp": "choose strategy=ddp",
     "algo.loss_type=kl-fwd": "is algo.distill_mode",
     "algo.loss_type=dcd": "elbo",
 }

@@ -67,6 +67,7 @@ def test_a_network_has_what_is_asked_of_one(name):
     for member in (*methods, "from_config", "head_weight", *Backbone.__annotations__):
         assert hasattr(network, member), member
     assert network.compile_blocks is not Network.compile_blocks
+    assert network.parts is not Network.parts
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,7 @@ def test_a_network_has_what_is_asked_of_one(name):
         (["algo=dimo"], "algo=dimo gives its network averages of embeddings"),
         (["algo=ar"], "algo=ar needs a causal network, which algo.backbone=plain is"),
         (["algo=mdlm", "training.compile=True"], "plain has no compile_blocks"),
+        (["algo=mdlm", "strategy=fsdp"], "algo.backbone=plain has no parts"),
     ],
 )
 def test_what_a_network_cannot_is_refused_before_it_is_built(
