@@ -108,7 +108,8 @@ WAYS = {
     "bf16": (*MDLM, "trainer.precision=bf16-mixed"),
     "loss in one": (*MDLM, "training.loss_chunk=null"),
     "kept": (*MDLM, "strategy.reshard_after_forward=False"),
-    "blocks": (*MDLM, "algo.block_size=4"),
+    "blocks": (*MDLM, "algo.block_size=4", "eval.generate_samples=False"),
+    "one block": (*MDLM, "algo.block_size=16", "eval.generate_samples=False"),
     "padded": (*MDLM, "data.wrap=False"),
 }
 ROUNDED = {"bf16": 1e-3, "compile": 1e-5}  # the sum of a bfloat16 gradient is wider
