@@ -13,6 +13,7 @@ from tiny import tiny_model
 
 from checkpoints.checkpoint import Checkpoint
 from training.resume import KEY, Resumed, _check_resumable, check_state
+from training.row_streams import NOISE_VERSION
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -42,6 +43,13 @@ def check(content: dict, model) -> None:
 
 def test_its_own_state_fits(content, model):
     check(copy.deepcopy(content), model)
+
+
+def test_noise_of_a_version_to_come_is_refused(content, model):
+    content = copy.deepcopy(content)
+    content["training"]["noise"] = NOISE_VERSION + 1
+    said = f"noise is of version {NOISE_VERSION + 1}", f"has {NOISE_VERSION}"
+    refused(lambda: check(content, model), KEY, "a.ckpt", *said)
 
 
 DELETE = object()

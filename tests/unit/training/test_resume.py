@@ -21,6 +21,7 @@ from training.resume import (
     newest_valid,
     rows_per_batch,
 )
+from training.row_streams import NOISE_VERSION
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -373,6 +374,20 @@ def test_positions_are_in_batches_of_the_run(saved, make_model, caplog):
     assert (counts["ready"], counts["processed"], counts["completed"]) == (10, 10, 9)
     assert loop["state_dict"]["combined_loader"] == [{"epoch": 0, "rows": 20}]
     assert lines(caplog) == ["batches of 2 rows hold, 4 of the checkpoint do not"]
+
+
+def test_noise_of_an_older_version_is_told(tmp_path, five_updates, caplog):
+    """The run goes on with that of today, and its next checkpoint says so."""
+    older = copy.deepcopy(five_updates)
+    assert older["training"].pop("noise") == NOISE_VERSION
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(older, tmp_path / "checkpoints/last.ckpt")
+    after = trained(tmp_path, "trainer.max_steps=6")
+    assert after["global_step"] == 6
+    assert after["training"]["noise"] == NOISE_VERSION
+    said = [line for line in lines(caplog) if "noise of version" in line]
+    (line,) = said
+    assert f"1 and goes on with that of version {NOISE_VERSION}" in line
 
 
 def test_rows_per_batch():
