@@ -29,8 +29,8 @@ RULE = (
     "Nothing is said beyond the sizes of the runs."
 )
 ERRORS = (
-    "±: one standard error, to first order, from the scatter of the losses around the "
-    "parabolas, pooled over the budgets of a curve: what seeds and the shape of the "
+    "In brackets, and ±: one standard error, of log N* to first order, from the "
+    "scatter of the losses around the parabolas, pooled over the budgets of a curve: what seeds and the shape of the "
     "curve do. What all runs share, as the choice of validation rows, is not in it. "
     "Exponents have the errors of the optima propagated; of few budgets they are rough."
 )
@@ -83,11 +83,25 @@ def optima(families: Sequence[Family]) -> tuple[list[str], list[list[str]]]:
             if one.parameters is None:
                 line += [f"none: {one.why}", "-", "-"]
             else:
-                error = one.log_error and one.parameters * one.log_error
-                nll = measured(one.nll)
-                line += [measured(one.parameters, error), f"{one.tokens:.3g}", nll]
+                line += [size_of(one), f"{one.tokens:.3g}", measured(one.nll)]
             lines.append(line)
     return header, lines
+
+
+def size_of(one: Optimum) -> str:
+    """N*, and from where to where it is within one standard error of its logarithm."""
+    if one.parameters is None:
+        return "-"
+    if one.log_error is None:
+        return f"{one.parameters:.3g}"
+    least, most = ends(one, 1)
+    return f"{one.parameters:.3g} ({least:.3g} to {most:.3g})"
+
+
+def ends(one: Optimum, errors: float) -> tuple[float, float]:
+    """N* less and more some standard errors, of which the logarithm has them."""
+    size, factor = one.parameters or math.nan, math.exp(errors * (one.log_error or 0))
+    return size / factor, size * factor
 
 
 def laws(families: Sequence[Family]) -> tuple[list[str], list[list[str]]]:
@@ -136,7 +150,7 @@ def runs(families: Sequence[Family]) -> tuple[list[str], list[list[str]]]:
 def records(families: Sequence[Family]) -> list[dict[str, Any]]:
     """The lines of the CSV: runs, optima, and exponents."""
     names = (
-        *("row", "curve", "budget", "parameters", "parameters_stderr", "tokens"),
+        *("row", "curve", "budget", "parameters", "log_parameters_stderr", "tokens"),
         *("nll", "nll_stderr", "exponent", "exponent_stderr", "reason", "file"),
     )
     rows: list[dict[str, Any]] = []
@@ -149,8 +163,7 @@ def records(families: Sequence[Family]) -> list[dict[str, Any]]:
                 for x in one.runs
             ]
             found = {"parameters": one.parameters, "tokens": one.tokens, "nll": one.nll}
-            if one.parameters is not None and one.log_error is not None:
-                found["parameters_stderr"] = one.parameters * one.log_error
+            found["log_parameters_stderr"] = one.log_error
             rows.append({"row": "optimum", **head, **found, "reason": one.why})
         for name, law in (("size", family.of_size), ("tokens", family.of_tokens)):
             if law is not None:
@@ -216,10 +229,11 @@ def _draw_budget(axes: Any, one: Optimum, look: style.Look) -> None:
 
 def _draw_law(axes: Any, family: Family, look: style.Look) -> None:
     known = [x for x in family.optima if x.parameters is not None]
-    sizes = [(x.parameters or math.nan) / MILLION for x in known]
-    errors = [y * (x.log_error or 0) for x, y in zip(known, sizes, strict=True)]
     budgets = [x.budget for x in known]
-    style.points(axes, budgets, sizes, look, y_errors=errors, joined=False)
+    sizes = [(x.parameters or math.nan) / MILLION for x in known]
+    style.points(axes, budgets, sizes, look, joined=False)
+    bars = [[x / MILLION for x in ends(one, style.ERRORS)] for one in known]
+    axes.vlines(budgets, *zip(*bars, strict=True), color=look.color, linewidth=1)
     law = family.of_size
     if isinstance(law, Law):
         line = np.geomspace(budgets[0], budgets[-1], 50)
@@ -234,6 +248,9 @@ def _label_laws(axes: Any, families: Sequence[Family]) -> None:
     axes.set_title("optima")
     axes.set_xlabel("budget (FLOP)")
     axes.set_ylabel("best size (millions)")
+    budgets = sorted({x.budget for x in known})
     axes.set_xscale("log")
-    sizes = [(x.parameters or 0) / MILLION for x in known]
+    axes.set_xticks(budgets, [f"{x:.3g}" for x in budgets])
+    axes.set_xticks([], minor=True)
+    sizes = [x / MILLION for one in known for x in ends(one, style.ERRORS)]
     style.numbers_axis(axes, "y", sizes)

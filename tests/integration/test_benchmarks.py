@@ -230,6 +230,22 @@ def test_distillations_side_by_side(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_best_size_for_a_budget(tmp_path):
+    """All curves that are asked for are in the table, and what is finished stays."""
+    sizes = ("training.flops=1e-9", "data.valid_fraction=0.01", "--curves", "duo_base")
+    places = ("--folder", str(tmp_path / "runs"), "--output", str(tmp_path))
+    done = bench("isoflop_table.py", *sizes, *places)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "isoflop.md").read_text()
+    assert text.count("| duo_base | 1e+09 |") == 1 + 3 + 5 + 3  # the optimum, and runs
+    assert (tmp_path / "isoflop.png").read_bytes().startswith(b"\x89PNG")
+    logs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/**/log.txt")}
+    again = bench("isoflop_table.py", *sizes, *places)
+    assert again.returncode == 0, again.stderr
+    assert logs == {path: path.stat().st_mtime_ns for path in logs}
+
+
+@pytest.mark.slow
 def test_samplers_at_the_entropy_of_held_out_text(tmp_path):
     """A checkpoint that is given is not trained; each sampler is in the table."""
     sizes = ("model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2")
