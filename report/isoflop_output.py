@@ -30,8 +30,9 @@ RULE = (
 )
 ERRORS = (
     "In brackets, and ±: one standard error, of log N* to first order, from the "
-    "scatter of the losses around the parabolas, pooled over the budgets of a curve: what seeds and the shape of the "
-    "curve do. What all runs share, as the choice of validation rows, is not in it. "
+    "scatter of the losses around the parabolas, pooled over the budgets of a curve: "
+    "what seeds and the shape of the curve do. What all runs share, as the choice of "
+    "validation rows, is not in it. "
     "Exponents have the errors of the optima propagated; of few budgets they are rough."
 )
 STROKE = "upright stroke: lowest point of a parabola"
