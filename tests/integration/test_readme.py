@@ -57,8 +57,9 @@ EVALUATING = [x for x in COMMANDS if "+report.checkpoints." in x]
 RANKS = [x for x in COMMANDS if "trainer.devices=2" in x]
 # Run by test_fid_eval.py and test_script_runs.py.
 IMAGES = [x for x in COMMANDS if re.search(r"(data=(cifar10|images)|demo_images)\b", x)]
+NODES = [x for x in COMMANDS if "num_nodes=" in x]  # run by test_slurm_nodes.py
 PLUG_INS = [x for x in COMMANDS if "plugins=" in x]  # run by test_plugins.py
-OTHERS = {*RELEASED, *EVALUATING, *RANKS, *IMAGES, *PLUG_INS}
+OTHERS = {*RELEASED, *EVALUATING, *RANKS, *NODES, *IMAGES, *PLUG_INS}
 OTHERS = [x for x in COMMANDS if x not in OTHERS]
 SAYS = {  # what a mode leaves on the screen
     "inspect": "mdlm",

@@ -35,6 +35,7 @@ KINDS = {
     "harness": r"(python -m evaluation\.harness|discrete-diffusion-harness) .",
     "script": r"(\w+=\S+ )*bash scripts/\S+\.sh",
     "sbatch": r"(\w+=\S+ )*sbatch .",
+    "torchrun": r"torchrun .",
     "make": r"make [a-z]",
     "pip": r"pip install .",
     "benchmark": r"python benchmarks/.",
@@ -80,8 +81,8 @@ def commands(kind: str, *pages: str) -> list[str]:
 
 def overrides_of(line: str) -> list[str]:
     """What a command gives to main.py; of `sbatch --wrap` what it wraps."""
-    wrapped = re.search(r'--wrap "srun ([^"]+)"', line)
-    words = shlex.split(wrapped[1] if wrapped else line)
+    wrapped = re.search(r"--wrap[ =](['\"])srun (.+)\1", line)
+    words = shlex.split(wrapped[2] if wrapped else line)
     start = {"main.py", "discrete-diffusion"} & set(words)
     return words[words.index(start.pop()) + 1 :]
 
