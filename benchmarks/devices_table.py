@@ -23,7 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -175,6 +176,8 @@ def become_main(argv: list[str], env: dict[str, str], log: str) -> NoReturn:
         status = 0
     except SystemExit as end:
         status = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -300,8 +303,8 @@ def names_of(asked: str) -> list[str]:
 
 def measure(
     names: Sequence[str], by_command: str, top: Path, more: Sequence[str]
-) -> dict[str, dict[str, Difference]]:
-    """All cells of the table.
+) -> Iterator[dict[str, dict[str, Difference]]]:
+    """The cells of the table, with one more row each time.
 
     Args:
         names: Of algorithms, as `names_of` gives them.
@@ -316,11 +319,12 @@ def measure(
             for column in COLUMNS:
                 bar.set_postfix_str(f"{name}, {column}")
                 own = (*more, *ONE_UPDATE) if column == FIRST else more
-                folders[column] = train(name, column, top, own, name != by_command)
+                is_fork = name != by_command or column == FIRST
+                folders[column] = train(name, column, top, own, is_fork)
                 bar.update()
             one = folders.pop(ONE)
             found[name] = {x: difference(one, y) for x, y in folders.items()}
-    return found
+            yield found
 
 
 def prepare() -> None:
@@ -347,18 +351,16 @@ def run_all() -> None:
         f"trainer.max_steps={args.steps}",
         f"trainer.val_check_interval={args.steps}",
     )
+    describe = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout
+    about = {"commit": commit.strip(), "steps": str(args.steps)}
     with tempfile.TemporaryDirectory(prefix="devices-table-") as folder:
         more = (*last, *args.overrides)
         names = names_of(args.algorithms)
-        found = measure(names, args.by_command, Path(folder), more)
-    describe = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, cwd=ROOT, capture_output=True, text=True).stdout
-    about = {
-        "minutes": f"{(time.monotonic() - begun) / 60:.0f}",
-        "commit": commit.strip(),
-        "steps": str(args.steps),
-    }
-    print(report(found, about, args.output))
+        for found in measure(names, args.by_command, Path(folder), more):
+            about["minutes"] = f"{(time.monotonic() - begun) / 60:.0f}"
+            text = report(found, about, args.output)
+    print(text)
 
 
 if __name__ == "__main__":
