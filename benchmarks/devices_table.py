@@ -69,7 +69,11 @@ OWN = {
     "mdlm, blocks of 4": ("algo=mdlm", "algo.block_size=4"),
     "duo": ("algo.curriculum.start=10", "algo.curriculum.end=20"),
     "distillation": ("algo.T=16", "algo.update_teacher_every=10"),
-    "sdtt": ("algo.orig_num_sampling_steps=64", "algo.grow_dt_every=10"),
+    "sdtt": (
+        "algo.orig_num_sampling_steps=16",
+        "algo.min_num_sampling_steps=4",
+        "algo.grow_dt_every=10",
+    ),
     "dimo": ("algo.aux_lr=1e-3",),
 }
 TEACHERS = {"distillation": "duo_base", "sdtt": "mdlm", "dimo": "mdlm"}
@@ -108,7 +112,7 @@ class Difference(NamedTuple):
     """Of a run from that of one process, the largest ones."""
 
     weights: float
-    numbers: float  # of the last validation: nats, or what else is measured
+    numbers: float  # of the last validation: nats; of those above 1 in parts of them
 
 
 # ---------------------------------------------------------------- runs
@@ -230,14 +234,20 @@ def largest(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
     """The largest difference of two runs' tensors or numbers of the same names."""
     if ours.keys() != theirs.keys():
         raise ValueError(f"only one of two runs has {ours.keys() ^ theirs.keys()}")
-    pairs = ((torch.as_tensor(x), torch.as_tensor(theirs[n])) for n, x in ours.items())
-    return max(float((x.double() - y.double()).abs().max()) for x, y in pairs)
+    pairs = (
+        [torch.as_tensor(x[name], dtype=torch.float64) for x in (ours, theirs)]
+        for name in ours
+    )
+    return max(float((x - y).abs().max()) for x, y in pairs)
 
 
 def difference(one: Path, other: Path) -> Difference:
+    """By how much a run differs from that of one process."""
+    theirs, ours = numbers_of(one), numbers_of(other)
+    sizes = {name: max(1.0, abs(x)) for name, x in theirs.items()}
     return Difference(
-        largest(weights_of(one), weights_of(other)),
-        largest(numbers_of(one), numbers_of(other)),
+        largest(weights_of(other), weights_of(one)),
+        largest(*({k: x / sizes[k] for k, x in of.items()} for of in (ours, theirs))),
     )
 
 
@@ -258,10 +268,8 @@ def report(
         The text.
     """
     columns = [name for name in COLUMNS if name != ONE]
-    parts = {
-        "Final weights and their averages": lambda x: f"{x.weights:.1e}",
-        "Numbers of the last validation, nats": lambda x: f"{x.numbers:.1e}",
-    }
+    numbers = "Numbers of the last validation, those above 1 in parts of themselves"
+    parts = {"Final weights and their averages": "weights", numbers: "numbers"}
     lines = [
         "# One training on any number of devices",
         "",
@@ -274,9 +282,10 @@ def report(
         f"what does not exceed {LIMIT:.0e}. The column `{FIRST}` is the difference "
         "between one process after the first and after the last update.",
     ]
-    for title, cell in parts.items():
+    for title, field in parts.items():
         rows = (
-            [name, *(cell(cells[x]) for x in columns)] for name, cells in found.items()
+            [name, *(f"{getattr(cells[x], field):.1e}" for x in columns)]
+            for name, cells in found.items()
         )
         lines += ["", f"## {title}", "", markdown(["algorithm", *columns], rows)]
     above = [
