@@ -506,7 +506,7 @@ def test_validations_are_those_of_a_run_that_was_not_stopped(train, name):
     epochs, interval = VALIDATIONS[name]
     own = [
         *SHORT,
-        "optim.lr=1e-2",
+        "optim.lr=3e-3",
         "callbacks.checkpoint_monitor.mode=max",  # the best validation is an early one
         "trainer.max_steps=20",
         f"trainer.check_val_every_n_epoch={epochs}",
