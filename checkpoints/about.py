@@ -19,10 +19,12 @@ ALIKE = ({"duo", "duo_base", "distillation"}, {"mdlm", "sdtt", "dimo"})
 DISTILLED = ("distillation", "sdtt", "dimo")
 # By which the network is told another time.
 TOLD = "training.change_of_variables"
+BLOCKS = "algo.block_size"  # of which null is a value, too: whole rows
 # Keys in which a run should be as the one that made its checkpoint.
 COMPARED = (
     "algo.name",
     "algo.time_conditioning",
+    BLOCKS,
     TOLD,
     "data.tokenizer_name_or_path",
     "model.length",
@@ -98,6 +100,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
         "tokenizer": checkpoint.setting("data.tokenizer_name_or_path"),
         "training data": checkpoint.setting("data.train"),
         "length": checkpoint.setting("model.length"),
+        "blocks": blocks_of(checkpoint),
         "vocabulary": shape[0] if len(shape) == 2 else None,
         "parameters": f"{sum(sizes):,}" if sizes else None,
         "step": checkpoint.step,
@@ -116,6 +119,14 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
         for name, value in lines.items()
         if value is not None or name in always
     }
+
+
+def blocks_of(checkpoint: Checkpoint) -> str | None:
+    """The tokens of its blocks, in words; None: it has none, or does not say."""
+    size = checkpoint.setting(BLOCKS)
+    if isinstance(size, (list, tuple)):
+        return f"of {', '.join(map(str, size))} tokens, drawn by row"
+    return None if size is None else f"of {size} tokens"
 
 
 def describe_network(checkpoint: Checkpoint) -> dict[str, str]:

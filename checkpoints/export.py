@@ -23,6 +23,7 @@ from checkpoints.about import (
     TOLD,
     TRANSFORMERS,
     adopt,
+    blocks_of,
     likelihood,
     missing_plugins,
     own_algorithms,
@@ -104,6 +105,12 @@ def export(
         raise ConfigError(
             f"noise.type={config.noise.type!r} is of a plug-in, and the models of a "
             "folder stand alone; mode=sample_eval takes the checkpoint itself."
+        )
+    if (blocks := blocks_of(checkpoint)) is not None:
+        raise ConfigError(
+            f"{CHECKPOINT}={config.eval.checkpoint_path!r} has blocks {blocks}, and "
+            "the models of a folder see whole rows alone; mode=sample_eval and "
+            "mode=ppl_eval take the checkpoint itself."
         )
     if algorithm.is_one_step:
         raise ConfigError(

@@ -101,6 +101,7 @@ FORMATS = {
     "mdlm": Format(VALUES, _BIDIRECTIONAL | {"algo.name": "mdlm"}),
     OWN: Format(VALUES | OWN_VALUES, {}),
 }
+BD3LM = "bd3lm"  # of the published block diffusion (arXiv:2503.09573)
 # Where a format does not tell, but the id does.
 DISTILLED_IDS = ("s-sahoo/duo-distilled",)
 
@@ -134,6 +135,12 @@ def _about(
 ) -> Checkpoint:
     fields = _read_json(folder / CONFIG, key)
     kind = fields.get("model_type")
+    if kind == BD3LM:
+        raise ConfigError(
+            f"{key}={name_or_path!r}: {CONFIG} has model_type={kind!r}, a model of "
+            "blocks whose network is not known to be ours, and it is not read; give a "
+            ".ckpt file of a run with algo.block_size."
+        )
     if not isinstance(kind, str) or kind not in FORMATS:
         choices = ", ".join(FORMATS)
         raise ConfigError(
@@ -142,6 +149,12 @@ def _about(
         )
     where = f"{key}={name_or_path!r}: {CONFIG}"
     form = FORMATS[kind]
+    if fields.get("block_size") is not None:
+        raise ConfigError(
+            f"{where} has block_size={fields['block_size']!r}: folders of models that "
+            "write block by block are not read; give a .ckpt file of a run with "
+            "algo.block_size."
+        )
     sizes = _sizes(fields, where)
     shapes = _shapes(folder, key) if has_weights else None
     if shapes is not None:

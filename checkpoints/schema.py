@@ -101,6 +101,12 @@ def scalar(value: Any, where: str) -> None:
         number(value, where)
 
 
+def sizes(value: Any, where: str) -> None:
+    """A size, or a list of them."""
+    for one in value if isinstance(value, (list, tuple)) and value else (value,):
+        size(one, where)
+
+
 def optional(rule: Rule) -> Rule:
     """None, or what the rule says."""
 
@@ -235,6 +241,7 @@ CONFIG: dict[str, Rule] = {
     "algo.causal_attention": flag,
     "algo.subs_masking": flag,
     "algo.ignore_bos": flag,
+    "algo.block_size": sizes,
     "algo.update_teacher_every": size,
     "algo.grow_dt_every": size,
     "algo.teacher_ema": flag,

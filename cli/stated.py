@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from checkpoints.about import (
     ALIKE,
+    BLOCKS,
     TOLD,
     TRANSFORMERS,
     is_plain,
@@ -50,7 +51,7 @@ LEFT = (
 # Of an algorithm that is chosen in the place of one that is alike.
 OF_ANY_ALGORITHM = (
     *("algo.backbone", "algo.time_conditioning", "algo.subs_masking"),
-    "algo.ignore_bos",
+    *("algo.ignore_bos", BLOCKS),
 )
 # Where a command may not say otherwise without `eval.differing`; a group stands for its
 # keys. What it says of others holds.
@@ -275,8 +276,11 @@ def _stated(about: Checkpoint) -> Iterator[tuple[str, Any]]:
     for key, value in leaves(about.config or {}):
         if key in OF_TRAINING or key.split(".")[0] in GROUPS:
             is_open = value is None and not key.startswith("data.")
-            if key != TOKENIZER and is_plain(value) and not is_open:
+            if key not in (TOKENIZER, BLOCKS) and is_plain(value) and not is_open:
                 yield key, value
+    size = about.setting(BLOCKS)
+    if about.setting("algo.name") is not None and is_plain(size):
+        yield BLOCKS, size
     tokenizer = tokenizer_of(about)
     if tokenizer is not None:
         yield TOKENIZER, tokenizer
@@ -354,6 +358,8 @@ def _is_same(key: str, ours: Any, theirs: Any) -> bool:
     ours = OmegaConf.to_container(ours) if OmegaConf.is_config(ours) else ours
     if ours == theirs:
         return True
+    if key == BLOCKS and isinstance(theirs, list):
+        return ours in theirs  # each row of the training had one of them
     if key == "algo.name":
         return any({ours, theirs} <= names for names in ALIKE)
     if key == "algo.backbone":

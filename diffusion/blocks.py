@@ -58,6 +58,16 @@ class Blocks(NamedTuple):
         return which, which[:, -1:] + 1
 
 
+def block_sizes_of(config: DictConfig) -> list[int]:
+    """`algo.block_size` as a list; empty where a row is one block.
+
+    Of several one is drawn for each row in training; else the first is meant.
+    """
+    given = config.algo.get("block_size")
+    several = given if isinstance(given, ListConfig) else [given]
+    return [x for x in several if x is not None]
+
+
 class BlockWise(TrainerBase):
     """What a diffusion model's network sees with `algo.block_size`."""
 
@@ -69,10 +79,7 @@ class BlockWise(TrainerBase):
 
     def __init__(self, config: DictConfig, tokenizer: Any) -> None:
         super().__init__(config, tokenizer)
-        given = config.algo.get("block_size")
-        several = given if isinstance(given, ListConfig) else [given]
-        # Of a list one is drawn for each row in training; else the first is meant.
-        self.block_sizes: list[int] = [x for x in several if x is not None]
+        self.block_sizes = block_sizes_of(config)
 
     @classmethod
     def validate_config(cls, config: DictConfig) -> None:

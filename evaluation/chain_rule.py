@@ -38,6 +38,13 @@ def check_chain_rule(config: DictConfig, algorithm: type[Any]) -> None:
     """
     if config.eval.likelihood != "chain_rule":
         return
+    size = config.algo.get("block_size")
+    if size is not None:
+        raise ConfigError(
+            "eval.likelihood=chain_rule reveals tokens anywhere in a row, and with "
+            f"algo.block_size={size} blocks follow one another; the only value is "
+            "nelbo."
+        )
     if not issubclass(algorithm, AbsorbingState) or algorithm.is_one_step:
         reason = (
             "its likelihood is exact already"

@@ -69,6 +69,7 @@ FIELDS = {
         "sha256": (("data", "sha256"), _TEXT),
         "expected_sha256": (("data", "expected_sha256"), _TEXT + _NONE),
         "estimator": (("estimator",), _TEXT + _NONE),
+        "block_size": (("block_size",), _WHOLE + _NONE),
         "precision": (("precision",), _TEXT + _NONE),
     },
     "sample_eval": {
@@ -78,6 +79,7 @@ FIELDS = {
         **_CHECKPOINT,
         "tokenizer": (("settings", "data.tokenizer_name_or_path"), _TEXT),
         "length": (("settings", "model", "length"), _WHOLE),
+        "block_size": (("settings", "algo", "block_size"), (int, list, *_NONE)),
         "judge": (("settings", "eval.gen_ppl_eval_model_name_or_path"), _TEXT + _NONE),
         "ngram_order": (("settings", "eval.ngram_order"), _WHOLE + _NONE),
         "sampling": (("settings", "sampling"), (dict,)),  # all of it

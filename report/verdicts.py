@@ -199,7 +199,7 @@ def removal_of(settings: Mapping[str, Any]) -> str:
 def model_of(one: Evaluation) -> str:
     """The published model that an evaluation is of."""
     settings = one.settings
-    name = one.model or MODELS.get(settings["algo"], settings["algo"])
+    name = one.model or of_blocks(settings)
     if one.mode == "ppl_eval" or one.model:
         return name
     if settings["distilled"]:
@@ -207,6 +207,16 @@ def model_of(one: Evaluation) -> str:
         name += f"+{method}" + ", EMA teacher" * bool(settings["teacher_ema"])
     is_greedy = removal_of(settings) == "greedy" and name != "AR"
     return name + ", greedy tail" * is_greedy
+
+
+def of_blocks(settings: Mapping[str, Any]) -> str:
+    """The published name of an algorithm's model, with the tokens of its blocks."""
+    name: str = MODELS.get(settings["algo"], settings["algo"])
+    size = settings.get("block_size")
+    size = size[0] if isinstance(size, list) and size else size
+    if not isinstance(size, int) or size >= settings["length"]:
+        return name
+    return f"{'BD3-LM' if name == 'MDLM' else name} L'={size}"
 
 
 def steps_of(one: Evaluation, model: str) -> int:

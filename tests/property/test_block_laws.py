@@ -10,9 +10,11 @@ import math
 import pytest
 import torch
 from chunking import random_batch
+from refusals import refused
 from tiny import ALGORITHMS
 
 from diffusion.blocks import Blocks
+from evaluation.chain_rule import check_chain_rule
 from training.scorable import Stratum
 from utils import ConfigError
 
@@ -40,6 +42,14 @@ def test_the_algorithms_with_blocks():
 def test_other_networks_are_refused(make):
     with pytest.raises(ConfigError, match=r"algo.block_size=4: .*takes_blocks"):
         make("mdlm", 4, "algo.backbone=dimamba", "model=tiny-dimamba")
+
+
+def test_the_chain_rule_is_refused(compose):
+    config = compose(
+        *("algo=mdlm", "algo.block_size=4", QUIET),
+        *("mode=ppl_eval", "eval.likelihood=chain_rule"),
+    )
+    refused(lambda: check_chain_rule(config, ALGORITHMS["mdlm"]), "algo.block_size=4")
 
 
 # ---------------------------------------------------------------- one block

@@ -350,3 +350,10 @@ def test_fields_out_of_range_are_refused(tmp_path, field, value):
 def test_fields_that_are_none_are_refused(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     refused(lambda: read_about(str(tmp_path), KEY), KEY, "config.json")
+
+
+@pytest.mark.parametrize("fields", [{"model_type": "bd3lm"}, {"block_size": 16}])
+def test_published_models_of_blocks_are_refused(folder, fields):
+    """Their network is not known to be ours."""
+    path = change(folder, **fields)
+    refused(lambda: read_checkpoint(path, KEY), path, "algo.block_size")

@@ -110,6 +110,7 @@ def test_what_the_command_says_of_the_course_holds(files):
         ("model.length=16", "model.length=16", "model.length=24"),
         ("algo.T=100", "algo.T=100", "algo.T=0"),
         ("algo.ignore_bos=True", "algo.ignore_bos=True", "algo.ignore_bos=False"),
+        ("algo.block_size=4", "algo.block_size=4", "algo.block_size=null"),
         ("data.tokenizer_name_or_path=gpt2", "=gpt2 contra", "_path=text8"),
         ("training.sampling_eps=1e-3", "_eps=0.001", "_eps=1e-05"),
         ("data.bos_token=a", "data.bos_token=a", "data.bos_token=null"),
@@ -120,6 +121,24 @@ def test_what_the_command_says_of_the_course_holds(files):
 def test_contradictions_are_refused(files, word, ours, theirs):
     path = files("mdlm")
     refused(lambda: taken(path, word), ours, theirs, KEY, path, "eval.differing=[")
+
+
+def test_blocks_are_those_of_the_file(tmp_path):
+    """One size; of several any that training had."""
+    quiet = "eval.generate_samples=False"
+    path = write(tmp_path / "a.ckpt", "algo=mdlm", "algo.block_size=4", quiet)
+    assert taken(path).algo.block_size == 4
+    assert taken(path, "algo.block_size=4").algo.block_size == 4
+    for ours in ("8", "null"):
+        word = f"algo.block_size={ours}"
+        refused(lambda word=word: taken(path, word), word, "algo.block_size=4", path)
+    meant = taken(path, "algo.block_size=8", "eval.differing=[algo.block_size]")
+    assert meant.algo.block_size == 8
+    several = write(tmp_path / "b.ckpt", "algo=mdlm", "algo.block_size=[4,8]", quiet)
+    assert taken(several).algo.block_size == [4, 8]
+    assert taken(several, "algo.block_size=8").algo.block_size == 8
+    word = "algo.block_size=2"
+    refused(lambda: taken(several, word), word, "algo.block_size=[4, 8]")
 
 
 @pytest.mark.parametrize("word", ["model.hidden_size=64", "model.n_heads=2"])
@@ -294,6 +313,14 @@ def test_inspect_shows_sizes(files, compose, capsys):
     )
     assert whole - rest == 35 * 32
     assert "mode=ppl_eval" in capsys.readouterr().out
+
+
+def test_inspect_shows_blocks(tmp_path, compose):
+    quiet = "eval.generate_samples=False"
+    for size, words in (("4", "of 4 tokens"), ("[8,4]", "of 8, 4 tokens, drawn")):
+        path = write(tmp_path / "a.ckpt", "algo=mdlm", f"algo.block_size={size}", quiet)
+        lines = main.MODES["inspect"](compose("mode=inspect", f"{KEY}={path}"))
+        assert lines["blocks"].startswith(words)
 
 
 def test_inspect_of_a_folder_that_says_little(tmp_path, compose):

@@ -250,6 +250,22 @@ def test_algorithms_have_their_models(algo):
     assert row.published.dataset == "OWT"
 
 
+@pytest.mark.parametrize(
+    ("algo", "size", "model"),
+    [
+        ("mdlm", 16, "BD3-LM L'=16"),
+        ("mdlm", 1024, "MDLM"),
+        ("mdlm", None, "MDLM"),
+        ("duo_base", 4, "Duo L'=4"),
+    ],
+)
+def test_models_of_blocks_have_names_of_their_own(algo, size, model):
+    rows = compared(likelihood(algo=algo, block_size=size))
+    assert {row.cell[0] for row in rows} == {model}
+    if model.startswith("BD3-LM"):
+        assert [row.published.value for row in rows] == ["22.27"]
+
+
 def test_the_user_may_name_the_model():
     """duo_base is also what UDLM is evaluated with."""
     (first, *_) = compared(likelihood(ppl=27.4), model="UDLM")
