@@ -11,7 +11,7 @@ INSTALL ?= --requirement requirements.txt
 VENV_ARGS ?=
 DEMO := $(CURDIR)/outputs/demo/$(shell date +%Y-%m-%d-%H%M%S)
 
-.PHONY: help demo test lint format pages test-slow test-wheel test-slurm test-browser distill-table frontier-table isoflop-table scale-table devices-table bench bench-gpu check-gpu profile clean
+.PHONY: help block-table demo test lint format pages test-slow test-wheel test-slurm test-browser distill-table frontier-table isoflop-table scale-table devices-table bench bench-gpu check-gpu profile clean
 .DEFAULT_GOAL := demo
 
 # Installs what is asked for and is not there yet.
@@ -67,6 +67,9 @@ distill-table: $(READY)  ## SDTT, DI[M]O and DCD beside their teachers, on two c
 
 frontier-table: $(READY)  ## samplers of DUO, MDLM and AR at the entropy of held-out text
 	$(BIN)/python benchmarks/frontier_table.py $(ARGS)
+
+block-table: $(READY)  ## perplexity against the size of blocks, and of AR
+	$(BIN)/python benchmarks/block_table.py $(ARGS)
 
 scale-table: $(READY)  ## the cost of a step against size, and what it predicts
 	$(BIN)/python benchmarks/scale.py $(ARGS)

@@ -263,7 +263,7 @@ def test_models_of_blocks_have_names_of_their_own(algo, size, model):
     rows = compared(likelihood(algo=algo, block_size=size))
     assert {row.cell[0] for row in rows} == {model}
     if model.startswith("BD3-LM"):
-        assert [row.published.value for row in rows] == ["22.27"]
+        assert "22.27" in {row.published.value for row in rows if row.published}
 
 
 def test_the_user_may_name_the_model():
