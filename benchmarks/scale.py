@@ -3,7 +3,7 @@ other numbers of devices, and the published runs.
 
     make scale-table
 
-Writes scale.md and scale.json; `docs/scale.md` explains them. Rates are fitted to the
+Writes scale.md and scale.json. Rates are fitted to the
 phases of a step at some sizes, and predict the step of the others; two gloo processes
 of one thread each check what is said of several devices. Run it on a machine that does
 nothing else.
