@@ -11,7 +11,7 @@ INSTALL ?= --requirement requirements.txt
 VENV_ARGS ?=
 DEMO := $(CURDIR)/outputs/demo/$(shell date +%Y-%m-%d-%H%M%S)
 
-.PHONY: help block-table demo test lint format pages test-slow test-wheel test-slurm test-browser distill-table frontier-table isoflop-table scale-table devices-table bench bench-gpu check-gpu profile clean
+.PHONY: help install block-table demo test lint format pages docs test-slow test-wheel test-slurm test-browser distill-table frontier-table isoflop-table scale-table devices-table bench bench-gpu check-gpu profile clean
 .DEFAULT_GOAL := demo
 
 # Installs what is asked for and is not there yet.
@@ -23,6 +23,8 @@ $(READY): requirements.txt pyproject.toml
 
 help:  ## what can be made
 	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
+
+install: $(READY)  ## the environment .venv, and nothing else
 
 demo: $(READY)  ## the paper in small: train DUO, distil it, sample before and after
 	$(BIN)/python main.py experiment=demo_duo hydra.run.dir=$(DEMO)/duo $(ARGS)
@@ -49,6 +51,9 @@ format: $(READY)  ## mend what lint complains of, as far as ruff can
 # After a change of a key in configs/, of its comment, or of an error message.
 pages: $(READY)  ## write docs/reference.md and docs/errors.md anew
 	$(BIN)/python -m docs.site
+
+docs: $(READY)  ## the documentation site, in build/docs; a broken link fails it
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs/site . build/docs
 
 test-slow: $(READY)  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)

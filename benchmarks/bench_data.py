@@ -182,7 +182,8 @@ def report(rows: list[dict[str, Any]], output: Path) -> None:
         lines.append(" | ".join(cells))
     Console(width=120).print(table)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "data.md").write_text("\n".join(f"| {line} |" for line in lines) + "\n")
+    table = "\n".join(f"| {line} |" for line in lines)
+    (output / "data.md").write_text(f"# Reading and packing data\n\n{table}\n")
     (output / "data.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 

@@ -131,6 +131,8 @@ def updates_per_second(num_updates: int) -> float:
 def report(starts: list[dict], speeds: list[dict], output: Path) -> None:
     """Prints both tables and writes them to machine.md and machine.json."""
     lines = [
+        "# Starting, and sharing a machine",
+        "",
         "## Seconds until a command line is answered",
         "",
         "| command | CPU s, ours | CPU s, plain | s, ours | s, plain |",

@@ -48,9 +48,11 @@ A mistake in a command ends with one line and status 2, before heavy work begins
 run that cannot go on ends with status 1, or after a signal with 128 and its number,
 and the line has the command that goes on, if one can. Notes and warnings are not
 listed: a run goes on after them.
+
+## Lines that end a command
 """
 OTHERS = """\
-# Exceptions of Python calls
+## Exceptions of Python calls
 
 These are of functions and models that are called from Python, such as exported models
 in `transformers`. On the command line most of them stand within one of the lines
@@ -63,7 +65,7 @@ def page() -> str:
     of_commands, of_python = listed(OF_COMMANDS), listed(OF_PYTHON)
     said = {x.text for x in of_commands}
     of_python = [x for x in of_python if x.text not in said]
-    parts = [INTRODUCTION, *sections(of_commands), OTHERS.replace("# ", "## ", 1)]
+    parts = [INTRODUCTION, *sections(of_commands), OTHERS]
     return "\n".join([*parts, *sections(of_python)])
 
 

@@ -207,7 +207,7 @@ def test_packing_is_measured(tmp_path):
         *(("plain", 1), ("ours", 2)),
     ]
     assert len({row["rows"] for row in rows}) == 1
-    assert (tmp_path / "data.md").read_text().count("\n") == 2 + len(rows)
+    assert (tmp_path / "data.md").read_text().count("\n|") == 2 + len(rows)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ their commands are run by `test_readme.py`."""
 import ast
 import pkgutil
 import re
+import subprocess
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 
 from benchmarks import plot_demo
 from cli.known_keys import known_keys
+from cli.mdlm import from_mdlm
 from cli.older_keys import OLDER_KEYS
 from data.published import Corpus, Source
 
@@ -130,6 +132,102 @@ def test_messages_are_those_of_the_code():
     assert len(quoted) >= 25
     code = "\n".join(texts_of_the_code())
     assert {x for x in quoted if x not in code} == set()
+
+
+# ---------------------------------------------------------------- blocks of code
+
+# By language: where the blocks of a page are run; "" stands for all other pages.
+RUN_BY = {
+    "bash": {"": "test_readme.py"},
+    "sh": {"docs/gpu.md": "test_docs.py"},
+    "python": {
+        "README.md": "../support/documented.py",
+        "CONTRIBUTING.md": "test_contributing.py",
+        "docs/data.md": "test_docs.py",
+        "docs/extending.md": "test_plugins.py",
+        **{x: "test_tutorials.py" for x in PAGES if x.startswith("docs/tutorial_")},
+    },
+    "yaml": {"CONTRIBUTING.md": "test_contributing.py", "docs/data.md": "test_docs.py"},
+    "text": {"docs/from_mdlm.md": "test_docs.py"},
+    "bibtex": {"README.md": "test_docs.py"},
+    "": {"": "outputs, which are not code"},
+}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+def test_every_block_of_code_is_run(page):
+    text = (ROOT / page).read_text()
+    fences = re.findall(r"^ *```(\w*)", text, re.M)
+    for language in fences[::2]:  # the others end a block
+        places = RUN_BY[language]
+        assert page in places or "" in places, language
+        file = places.get(page, places.get("", ""))
+        if file.endswith(".py"):
+            name = page.removesuffix(".md").partition("_")[0]
+            known = (ROOT / "tests/integration" / file).read_text()
+            assert name in known or "PAGES" in known, file
+
+
+@pytest.mark.parametrize("page", [x for x in PAGES if "sh\n" in PAGES[x]])
+def test_shell_can_be_parsed(page):
+    for block in (*blocks(PAGES[page], "bash"), *blocks(PAGES[page], "sh")):
+        done = subprocess.run(["bash", "-n"], input=block, text=True, check=False)
+        assert done.returncode == 0, block
+
+
+def test_wheels_for_a_gpu_without_a_network_are_those_of_the_pins():
+    """The download itself needs a network."""
+    (block,) = blocks(PAGES["docs/gpu.md"], "sh")
+    pins = dict(re.findall(r"^([\w-]+)==(\d+\.\d+)", REQUIREMENTS, re.M))
+    for name, version in re.findall(r"'([\w-]+)==([\d.]+)\.(?:\*|\d+)'", block)[:2]:
+        assert pins[name] == version
+
+
+REQUIREMENTS = (ROOT / "requirements.txt").read_text()
+
+
+def test_the_note_on_a_spelling_of_mdlm(caplog):
+    (block,) = blocks(PAGES["docs/from_mdlm.md"], "text")
+    with caplog.at_level("INFO"):
+        from_mdlm(["parameterization=sedd"])
+    assert block.strip() in caplog.text
+
+
+def test_the_papers_to_cite_are_those_of_the_citation():
+    (block,) = blocks(PAGES["README.md"], "bibtex")
+    eprints = re.findall(r"eprint += \{([\d.]+)\}", block)
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert len(eprints) >= 7
+    assert block.count("{") == block.count("}")
+    assert [
+        x for x in eprints if x not in citation and x not in PAGES["README.md"]
+    ] == []
+    assert all(block.count(x) == 1 for x in eprints)
+
+
+# ---------------------------------------------------------------- the map of objectives
+
+
+def test_the_map_leads_from_objective_to_class_and_test():
+    """Every file of configs/algo has a row, with the class that it names and tests
+    that speak of it."""
+    rows = re.findall(r"^\| `(\w+)` \| `([\w.]+)` \|.*\|$", ALGORITHMS, re.M)
+    targets = {
+        path.stem: OmegaConf.load(path)._target_
+        for path in (CONFIGS / "algo").glob("*.yaml")
+    }
+    assert dict(rows) == targets
+    for name, target in rows:
+        (row,) = re.findall(rf"^\| `{name}` \| .*$", ALGORITHMS, re.M)
+        tests = re.findall(r"`(tests/[\w/]+\.py)`", row)
+        assert len(tests) >= 2
+        spoken = "\n".join((ROOT / test).read_text() for test in tests)
+        words = (name, target.rpartition(".")[2], "diffusion_name")
+        assert any(word in spoken for word in words)
+        assert callable(pkgutil.resolve_name(target))
+
+
+ALGORITHMS = PAGES["docs/algorithms.md"]
 
 
 def test_the_example_of_a_data_set():

