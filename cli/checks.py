@@ -17,7 +17,7 @@ from data.files import find_files
 from data.registry import check_splits, packed_splits
 from data.tokenizers import check_tokenizer
 from models.registry import validate_backbone
-from report.trajectory import check_page_path
+from report.page_paths import check_page_path
 from sampling.registry import ALIASES, CORRECTORS, SAMPLERS, check_guidance
 from utils import ConfigError, path_exists, require
 

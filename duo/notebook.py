@@ -138,7 +138,7 @@ class Trained:
             ConfigError: If a setting is unknown or has no meaning for this model.
         """
         from evaluation.trajectories import check_size, save_trajectories
-        from report.trajectory import check_page_path
+        from report.page_paths import check_page_path
         from sampling.recording import Recorder
         from sampling.registry import build_sampler
 

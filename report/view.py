@@ -4,11 +4,11 @@ from omegaconf import DictConfig, ListConfig
 
 from report.formats import print_files, screen
 from report.mode import named
+from report.page_paths import check_page_path
 from report.trajectory import (
     MOST_PAGES,
     MOST_TOKENS,
     Shown,
-    check_page_path,
     read_page,
     write_page,
 )

@@ -367,8 +367,9 @@ class RunEnd(CheckpointCallback):
         if trainer.state.fn == "fit":  # else there is no step that is not saved
             self._save(trainer)
         name, step = signal.Signals(number).name, trainer.global_step
-        if name == "SIGUSR1":  # Slurm answers with a SIGTERM, which comes too late
-            self._handlers[signal.SIGTERM] = signal.SIG_IGN
+        if name == "SIGUSR1":
+            if "SLURM_JOB_ID" in os.environ:  # requeued: its SIGTERM comes too late
+                self._handlers[signal.SIGTERM] = signal.SIG_IGN
             requeue()
         raise RunStopped(
             f"stopped by {name} after step {step}; {KEY}={self.path} is of that step",

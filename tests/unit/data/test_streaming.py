@@ -9,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import refused
@@ -106,6 +107,19 @@ def test_readers_share_an_epoch(files, num_readers):
         found += [text for _, text in first]
     assert len(found) == len(everything(files))
     assert set(found) == everything(files)
+
+
+def test_documents_of_zst(tmp_path):
+    """The format of SlimPajama's files."""
+    lines = "\n".join(json.dumps({"text": document(0, n)}) for n in range(5))
+    compressed = zstandard.ZstdCompressor().compress(lines.encode())
+    (tmp_path / "a.jsonl.zst").write_bytes(compressed)
+    documents = read_documents(
+        Files([f"{tmp_path}/a.jsonl.zst"], "text"), 0, 1, 1, Place()
+    )
+    assert [text for _, text in itertools.islice(documents, 5)] == [
+        document(0, n) for n in range(5)
+    ]
 
 
 @pytest.mark.parametrize("drop_empty", [True, False])

@@ -11,12 +11,12 @@ from tiny import compose
 
 from data.tokenizers import bytes_tokenizer, text8_tokenizer
 from report import trajectory
+from report.page_paths import check_page_path
 from report.trajectory import (
     END,
     START,
     TEMPLATE,
     Shown,
-    check_page_path,
     pieces_of,
     read_page,
     write_page,
