@@ -43,6 +43,8 @@ TEXT_ONLY = {
     "sampling.prompt_file": TextOnly(None, "a text cannot be a part of an image"),
     "sampling.infill": TextOnly(None, "a text cannot be a part of an image"),
     "sampling.semi_ar": TextOnly(False, "an image cannot go on beyond its last pixel"),
+    "sampling.num_blocks": TextOnly(None, "an image has as many as it has pixels for"),
+    "sampling.stop_at_eos": TextOnly(False, "an image ends with its last pixel"),
 }
 NO_DISTILLATION = "distillations are of transformers; choose algo.backbone=dit"
 # Values with which algo.backbone=unet has no meaning, and why.

@@ -106,6 +106,7 @@ NUMBERS: dict[str, tuple[type, float, float]] = {
     "sampling.refine_ratio": (float, 1e-9, 1),
     "sampling.stride_length": (int, 1, MANY),
     "sampling.num_strides": (int, 0, MANY),
+    "sampling.num_blocks": (int, 1, MANY),
     "sampling.psi.high_frac": (float, 0, 1),
     "sampling.psi.middle_frac": (float, 0, 1),
     "sampling.num_sample_batches": (int, 0, MANY),
@@ -142,7 +143,7 @@ NULLABLE = (
     *("trainer.max_epochs", "trainer.min_epochs", "trainer.min_steps"),
     "data.num_classes",
     *("eval.fid_num_images", "report.entropy"),
-    *("sampling.guid_weight", "training.flops"),
+    *("sampling.guid_weight", "sampling.num_blocks", "training.flops"),
 )
 
 # Keys that are a whole number of batches or updates, or a part up to 1: the smallest.
@@ -186,7 +187,7 @@ FLAGS = (
     "model.fix_logistic",
     "model.skip_rescale",
     "print_config",
-    "sampling.semi_ar",
+    *("sampling.block_cache", "sampling.semi_ar", "sampling.stop_at_eos"),
     "sampling.use_float64",
     *("strategy.find_unused_parameters", "strategy.reshard_after_forward"),
     "training.activation_checkpointing",

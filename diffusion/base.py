@@ -17,6 +17,7 @@ from torch import Tensor
 from diffusion.blocks import Blocks, BlockWise
 from diffusion.estimators import check_estimator, estimator_of, times_of
 from diffusion.gaussian import SoftTokens
+from models.attention import KVCache
 from models.device import to_device, widened
 from models.head import TokenNLL
 from models.noise import build_noise
@@ -345,15 +346,19 @@ class Diffusion(BlockWise):
         return -torch.log(alpha_t)
 
     def hidden(
-        self, xt: Tensor | SoftTokens, sigma: Tensor, labels: Tensor | None = None
+        self,
+        xt: Tensor | SoftTokens,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor:
-        """The backbone's hidden states, (B, L), (B, 1) and (B,) -> (B, L, D)."""
-        trunk, condition = self.network.trunk, self.condition(sigma)
-        return (
-            trunk(xt, condition)
-            if labels is None
-            else trunk(xt, condition, labels=labels)
-        )
+        """The backbone's hidden states, (B, L), (B, 1) and (B,) -> (B, L, D).
+
+        With a cache, of clean blocks, xt are the tokens behind them.
+        """
+        told: dict[str, Any] = {"labels": labels, "cache": cache}
+        told = {name: x for name, x in told.items() if x is not None}
+        return self.network.trunk(xt, self.condition(sigma), **told)
 
     def forward(
         self, xt: Tensor, sigma: Tensor, labels: Tensor | None = None
@@ -435,11 +440,8 @@ class Diffusion(BlockWise):
         return torch.ones_like(xt, dtype=torch.bool)
 
     def denoised(self, logits: Tensor, *, xt: Tensor, sigma: Tensor) -> Tensor:
-        """Log-probabilities of clean tokens where `undecided`, (..., K).
-
-        Args:
-            logits, xt, sigma: As for `process_logits`.
-        """
+        """Log-probabilities of clean tokens where `undecided`, (..., K); arguments as
+        for `process_logits`."""
         return self.process_logits(logits, xt=xt, sigma=sigma)
 
     def posterior(

@@ -82,17 +82,6 @@ class BlockWise(TrainerBase):
         self.block_sizes = block_sizes_of(config)
 
     @classmethod
-    def validate_config(cls, config: DictConfig) -> None:
-        super().validate_config(config)
-        size, mode = config.algo.get("block_size"), config.mode
-        is_sampled = mode == "train" and config.eval.generate_samples
-        if size is not None and (is_sampled or mode in ("sample_eval", "fid_eval")):
-            cure = "; add eval.generate_samples=False" if is_sampled else ""
-            raise ConfigError(
-                f"algo.block_size={size}: no sampler writes block by block{cure}."
-            )
-
-    @classmethod
     def passes(cls, config: DictConfig) -> Passes:
         if config.algo.get("block_size") is not None:
             raise ConfigError(
@@ -105,6 +94,11 @@ class BlockWise(TrainerBase):
     def block_size(self) -> int | None:
         """L', the tokens of a block; None: the whole row, whatever its length."""
         return self.block_sizes[0] if self.block_sizes else None
+
+    @property
+    def eos_index(self) -> int:
+        """The id that ends a text."""
+        return int(self.tokenizer.eos_token_id)
 
     def size_for(self, length: int) -> int | None:
         """L' for rows of a length; None where that is one block."""

@@ -171,7 +171,8 @@ class Trained:
                         recorder=recorder,
                     )
                     recorded += recorder.trajectories() if recorder else []
-                    samples += list(self.tokenizer.batch_decode(drawn.tokens.cpu()))
+                    ids = drawn.up_to_end(drawn.tokens.cpu())
+                    samples += list(self.tokenizer.batch_decode(ids))
         finally:
             self.model.sampler = usual
         if page is not None:

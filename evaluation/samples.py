@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import lightning
 import numpy as np
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset
@@ -335,22 +336,24 @@ class Drawing(lightning.LightningModule):
             labels=labels,
             recorder=recorder,
         )
-        x = samples.tokens.cpu()  # waits for the device
+        samples = samples.to_host()  # waits for the device
         seconds = time.perf_counter() - start
-        decoded = model.tokenizer.batch_decode(x)
+        x = samples.tokens
+        rows = samples.up_to_end(x)
+        decoded = model.tokenizer.batch_decode(rows)
         batch = {
             "seconds": seconds,
             "devices": self.trainer.world_size,
             "generated_seqs": x.tolist() if is_image(model.config) else decoded,
             "evaluations": samples.evaluations.tolist(),
-            "entropy": sample_entropy(x).tolist(),
+            "entropy": sample_entropy(rows).tolist(),
             **measure(x, decoded),
         }
         for n in DISTINCT:
-            batch[f"distinct_{n}"] = distinct_n(x, n).tolist()
+            batch[f"distinct_{n}"] = distinct_n(rows, n).tolist()
         if self.ngrams is not None:
-            nll = self.ngrams.nll(x.numpy())
-            batch["ngram_nll"] = nll.mean(axis=1).tolist()
+            nll = samples.up_to_end(torch.from_numpy(self.ngrams.nll(x.numpy())))
+            batch["ngram_nll"] = [float(row.numpy().mean()) for row in nll]
         if recorder is not None:
             batch["trajectories"] = [packed(x) for x in recorder.trajectories()]
         if labels is not None:
@@ -362,6 +365,8 @@ class Drawing(lightning.LightningModule):
             no_end = ends.sum(dim=-1) == 0
             lengths = ends.argmax(dim=-1).masked_fill(no_end, x.shape[1] - 1)
             batch["sequence_lengths"] = lengths.tolist()
+        if samples.lengths is not None:
+            batch["sequence_lengths"] = (samples.lengths - 1).tolist()
         return batch
 
     def _prompts_of(self, index: int) -> Iterator[Prompt]:

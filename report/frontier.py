@@ -29,12 +29,16 @@ _OF_TEXT = (
     "semi_ar",
     "num_strides",
     "stride_length",
+    "num_blocks",
     "prompt",
     "prompt_file",
     "infill",
 )
 SETTING = ("tokenizer", "length", *_OF_TEXT, "complete")
-_UNSAID = ("predictor", "corrector", "num_sample_batches", "labels", *_OF_TEXT)
+_UNSAID = (
+    *("predictor", "corrector", "num_sample_batches", "labels", "block_cache"),
+    *_OF_TEXT,
+)
 # Keys that set how many network evaluations a sampler takes, in words.
 COSTS = {"steps": "{} steps", "gamma": "gamma={}"}
 STEPLESS = ("first_hitting", "entropy_bound", "one_step")  # predictors

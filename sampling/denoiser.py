@@ -130,3 +130,34 @@ class Denoiser(Model, Protocol):
         generator: torch.Generator | None,
     ) -> Tensor:
         """Draws x_s for tokens that `change_bound` let through, (n, K) -> (n,)."""
+
+
+class BlockDenoiser(Denoiser, Protocol):
+    """A diffusion model of which a block sees clean ones before it."""
+
+    @property
+    def eos_index(self) -> int:
+        """The id that ends a text."""
+
+    def clean_sigma(self, batch_size: int) -> Tensor:
+        """Total noise with which clean blocks are seen, (B, 1)."""
+
+    def hidden(
+        self,
+        xt: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        """Hidden states of ids (B, l) behind those of the cache, (B, l, D)."""
+
+    def hidden_of(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        sigma: Tensor,
+        block_size: int,
+        labels: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states of noisy blocks x, each given the clean ones of x0 before it,
+        (B, L, D), without a cache."""

@@ -100,6 +100,8 @@ def read_prompts(config: DictConfig, tokenizer: Any, length: int) -> list[Prompt
         ConfigError: If a text is longer, or holds the mask or an unknown token.
     """
     prompts = []
+    is_longer = config.sampling.num_blocks is not None
+    room = "sampling.num_blocks x algo.block_size" if is_longer else "model.length"
     for text, key, has_gaps in _texts(config):
         if has_gaps:
             _check_gaps(text, key, length)
@@ -107,7 +109,7 @@ def read_prompts(config: DictConfig, tokenizer: Any, length: int) -> list[Prompt
         if len(ids) >= length:
             raise ConfigError(
                 f"{key}={text!r} has {len(ids)} tokens; after bos there is room for "
-                f"{length - 1} (model.length)."
+                f"{length - 1} ({room})."
             )
         if tokenizer.mask_token is not None and (
             tokenizer.mask_token_id in ids

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from utils import ConfigError, choose, imported
 
 if TYPE_CHECKING:
     from sampling.autoregressive import SemiAutoRegressive
+    from sampling.blocks import BlockByBlock
     from sampling.correctors import Corrector
     from sampling.denoiser import Algorithm
     from sampling.sampler import Sampler
@@ -36,6 +37,8 @@ SAMPLERS: dict[str, tuple[str | type[Sampler], ...]] = {
 }
 # By `sampling.corrector`.
 CORRECTORS = {"gibbs": "sampling.correctors.Gibbs"}
+# Keys of `sampling` that a model with blocks alone reads, and what they are for others.
+OF_BLOCKS = {"num_blocks": None, "stop_at_eos": False, "block_cache": True}
 # Names in MDLM's configs.
 ALIASES = {"ddpm": "ancestral", "ddpm_cache": "ancestral_cache"}
 
@@ -78,8 +81,30 @@ def check_sampler(config: DictConfig, algorithm: type[Algorithm]) -> None:
     sampler.validate_config(sampling)
     check_keys_of_others(sampling, sampler)
     check_corrector(config, algorithm, sampler)
+    block_size = block_size_of(config)
+    if block_size is not None:
+        _blocks().validate_config(config, block_size)
+        return
+    check_keys_of_blocks(sampling)
     if sampling.semi_ar:
         _windows().validate_config(config, algorithm)
+
+
+def block_size_of(config: DictConfig) -> int | None:
+    """Tokens of the blocks in which samples are written; None: there are none."""
+    given = config.algo.get("block_size")  # only algorithms with blocks have it
+    return given[0] if isinstance(given, ListConfig) else given
+
+
+def check_keys_of_blocks(sampling: DictConfig) -> None:
+    """Refuses what only a model with blocks reads."""
+    for key, value in OF_BLOCKS.items():
+        if sampling[key] != value:
+            raise ConfigError(
+                f"sampling.{key}={sampling[key]!r} is for models that write block by "
+                "block, algo.block_size=N; without blocks the only value is "
+                f"{'null' if value is None else value}."
+            )
 
 
 def check_keys_of_others(sampling: DictConfig, chosen: type[Sampler]) -> None:
@@ -153,7 +178,7 @@ def check_guidance(config: DictConfig) -> None:
 
 def build_sampler(
     config: DictConfig, algorithm: type[Algorithm]
-) -> Sampler | SemiAutoRegressive:
+) -> Sampler | SemiAutoRegressive | BlockByBlock:
     """The sampler that `sampling` describes for an algorithm.
 
     Raises:
@@ -164,6 +189,10 @@ def build_sampler(
     kind = sampler_class(sampling.predictor, algorithm)
     sampler = kind(sampling, config.algo.compat)
     sampler.corrector = build_corrector(sampling)
+    block_size = block_size_of(config)
+    if block_size is not None:
+        ways = sampling.num_blocks, sampling.block_cache, sampling.stop_at_eos
+        return _blocks()(sampler, block_size, *ways)
     if not sampling.semi_ar:
         return sampler
     return _windows()(sampler, sampling.stride_length, sampling.num_strides)
@@ -179,3 +208,7 @@ def build_corrector(sampling: DictConfig) -> Corrector | None:
 
 def _windows() -> type[SemiAutoRegressive]:
     return imported("sampling.autoregressive.SemiAutoRegressive")
+
+
+def _blocks() -> type[BlockByBlock]:
+    return imported("sampling.blocks.BlockByBlock")

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from sampling.recording import Recorder
 
 T = TypeVar("T")
+# Hidden states of noisy ids (M, L) at levels (M, 1), with labels (M,) or None, of some
+# rows of the batch (M / G,).
+Network = Callable[[Tensor, Tensor, "Tensor | None", Tensor], Tensor]
 
 
 class Samples(NamedTuple):
@@ -28,6 +31,18 @@ class Samples(NamedTuple):
 
     tokens: Tensor  # ids, (B, L)
     evaluations: Tensor  # of the network, for each sequence, (B,)
+    lengths: Tensor | None = None  # tokens before the end, all eos, (B,); None: L
+
+    def up_to_end(self, x: Tensor) -> Tensor | list[Tensor]:
+        """What belongs to each sequence of values of all tokens, (B, L)."""
+        if self.lengths is None:
+            return x
+        ends = self.lengths.tolist()
+        return [row[:end] for row, end in zip(x, ends, strict=True)]
+
+    def to_host(self) -> "Samples":
+        lengths = None if self.lengths is None else self.lengths.cpu()
+        return Samples(self.tokens.cpu(), self.evaluations.cpu(), lengths)
 
 
 class Step(NamedTuple):
@@ -82,6 +97,7 @@ class Chain:
         conditions: Labels (B,) that the network is told, None being no class; of two,
             which are evaluated as one batch, the first is guided by the second.
         recorder: Told of what is drawn and of every step.
+        network: In place of the model's hidden states.
     """
 
     def __init__(
@@ -93,6 +109,7 @@ class Chain:
         show_progress: bool = False,
         conditions: tuple[Tensor | None, ...] = (None,),
         recorder: "Recorder | None" = None,
+        network: Network | None = None,
     ) -> None:
         self.model = model
         self.free = free
@@ -101,6 +118,7 @@ class Chain:
         self.evaluations = torch.zeros_like(free[:, 0], dtype=torch.long)
         self.conditions = conditions
         self.recorder = recorder
+        self.network = network
         size = draw_chunk_size(model.vocab_size, model.device.type)
         self.chunk = max(1, size // len(conditions))
         self._are_finite = torch.ones((), dtype=torch.bool, device=free.device)
@@ -237,7 +255,9 @@ class Chain:
         labels = (
             None if told[0] is None else torch.cat([x for x in told if x is not None])
         )
-        hidden = self.model.hidden(
-            xt[rows].repeat(G, 1), sigma[rows].repeat(G, 1), labels
-        )
+        inputs = xt[rows].repeat(G, 1), sigma[rows].repeat(G, 1), labels
+        if self.network is None:
+            hidden = self.model.hidden(*inputs)
+        else:
+            hidden = self.network(*inputs, rows)
         return hidden.unflatten(0, (G, -1)).transpose(0, 1)

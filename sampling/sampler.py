@@ -152,14 +152,23 @@ class Sampler:
         told = remembers, show_progress, conditions, recorder
         chain = Chain(denoiser, ~given.known, generator, *told)
         xt = given.put(model.prior_sample(num_samples, generator))
+        x0, evaluations = self.denoise(chain, xt, num_steps)
+        return Samples(x0, evaluations)
+
+    def denoise(
+        self, chain: Chain, xt: Tensor, num_steps: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Clean tokens (B, L) from noise, and how often the network was evaluated for
+        each sequence, (B,)."""
+        recorder = chain.recorder
         if recorder is not None:
-            first = xt if self.starts_from_noise else xt.where(given.known, NOTHING)
-            recorder.begin(first, chain.free, partial(self.belief, denoiser))
+            first = xt if self.starts_from_noise else xt.where(~chain.free, NOTHING)
+            recorder.begin(first, chain.free, partial(self.belief, chain.model))
         x0 = self.run(chain, xt, self.num_steps if num_steps is None else num_steps)
         chain.check_finite()
         if recorder is not None:
             recorder.end(x0)
-        return Samples(x0, chain.evaluations)
+        return x0, chain.evaluations
 
     def conditions(
         self, model: Model, labels: Tensor | None

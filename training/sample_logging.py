@@ -122,8 +122,9 @@ class SampleLogging(lightning.Callback):
             x = model.generate_samples(
                 batch_size, model.generator("samples", *position), labels=labels
             )
-            samples += list(model.tokenizer.batch_decode(x.tokens))
-            entropies.append(sample_entropy(x.tokens))
+            rows = x.up_to_end(x.tokens)
+            samples += list(model.tokenizer.batch_decode(rows))
+            entropies.append(sample_entropy(rows))
             measured.append(measure(x.tokens, samples[-batch_size:]))
             told += [] if labels is None else [labels.numpy()]
         results = {"sample_entropy": torch.cat(entropies).mean()}

@@ -68,6 +68,17 @@ def test_start_up_and_a_shared_machine_are_measured(tmp_path):
 
 
 @pytest.mark.slow
+def test_sampling_block_by_block_is_measured(tmp_path):
+    sizes = ("--lengths", "8", "--sizes", "4", "--hidden-size", "16", "--blocks", "1")
+    more = ("--heads", "2", "--vocab-size", "40", "--rounds", "1", "--uncached")
+    done = bench("block_sampling.py", *sizes, *more, "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "block_sampling.json").read_text())["rows"]
+    assert len(rows) == 1 + 2 * 3
+    assert all(row["ms_a_token"] > 0 and row["evaluations"] > 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_scans_are_measured(tmp_path):
     sizes = (
         "--lengths",

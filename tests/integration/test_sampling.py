@@ -229,6 +229,22 @@ def test_lengths_of_windows_are_the_tokens_before_eos(sample):
     assert results["sequence_lengths"] == expected
 
 
+def test_texts_of_blocks_end_at_eos(sample):
+    """What is behind the end is in no number; lengths as of windows."""
+    blocks = ("algo.block_size=4", "sampling.num_blocks=6", "sampling.stop_at_eos=True")
+    results = sample("algo=mdlm", "data=synthetic", *blocks, "sampling.steps=4")
+    texts = [characters(text) for text in results["generated_seqs"]]
+    lengths = [len(text) for text in texts]
+    assert not any("$" in text[1:] for text in texts)
+    assert len(set(lengths)) > 1
+    assert max(lengths) <= 24
+    assert results["sequence_lengths"] == [length - 1 for length in lengths]
+    counts = [[text.count(x) / len(text) for x in set(text)] for text in texts]
+    entropies = [-sum(p * math.log(p) for p in shares) for shares in counts]
+    assert results["entropy"] == pytest.approx(sum(entropies) / 4)
+    assert results["complete"] is True
+
+
 # ---------------------------------------------------------------- prompts and gaps
 
 

@@ -163,7 +163,8 @@ PAIRS = [
 ]
 STEPS = 3
 GIVEN = torch.full((3, 8), 3), torch.arange(24).view(3, 8) % 9 == 2
-LIMITS = {"call": 1, "step": 8 + 1}  # first hitting takes L = 8 of them
+# First hitting takes L = 8 steps; a block is a call of its sampler.
+LIMITS = {"call": 1, "step": 8 + 1, "block": 1}
 
 
 def documented_waits() -> dict[str, str]:
@@ -226,6 +227,19 @@ def test_other_samples_wait_where_the_docs_say(make_model, overrides, options):
 def test_windows_wait_as_often_as_calls(make_model):
     stride = ("sampling.stride_length=4", "sampling.num_strides=1")
     check_samples(make_model, "algo=mdlm", "sampling.semi_ar=True", *stride, calls=2)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("algo=mdlm", "sampling.num_blocks=6", "sampling.stop_at_eos=True"),
+        ("algo=duo_base", "sampling.num_blocks=6"),
+        ("algo=mdlm", "sampling.block_cache=False"),
+    ],
+    ids="-".join,
+)
+def test_blocks_wait_as_often_as_calls(make_model, overrides):
+    check_samples(make_model, *overrides, "algo.block_size=2", calls=6)
 
 
 def test_the_docs_name_waits_that_there_are():

@@ -40,8 +40,7 @@ def test_what_is_of_text_is_refused(images, key):
     """At every other value, with the one that images have."""
     only = TEXT_ONLY[key]
     value = OTHER[type(only.value)]
-    if key == "data.on_bad_row":
-        value = "skip"
+    value = {"data.on_bad_row": "skip", "sampling.num_blocks": 3}.get(key, value)
     config = images()
     OmegaConf.update(config, key, value, force_add=True)
     refused(

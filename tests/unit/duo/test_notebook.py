@@ -101,6 +101,18 @@ def test_prompts_and_gaps_are_kept(model):
     assert "x" in filled
 
 
+def test_texts_of_blocks_are_of_any_length(folder):
+    model = duo.load(folder, "algo.block_size=4", device="cpu")
+    texts = model.sample(4, steps=2, num_blocks=6, stop_at_eos=True)
+    eos = model.tokenizer.eos_token
+    assert not any(eos in text.removeprefix(eos) for text in texts)
+    assert max(map(len, texts)) > 16
+    (text,) = model.sample(prompts=["a" * 18], steps=2, num_blocks=6)
+    assert "a" * 18 in text
+    with pytest.raises(ConfigError, match=r"room for 23 \(sampling.num_blocks"):
+        model.sample(prompts=["a" * 40], num_blocks=6)
+
+
 def test_more_samples_than_a_batch(folder):
     model = duo.load(folder, "loader.eval_batch_size=2", device="cpu")
     assert len(model.sample(5, steps=2)) == 5

@@ -31,7 +31,7 @@ def test_one_pass_makes_a_sample(make_model, stub_tokenizer, overrides):
     own = ("sampling.predictor=one_step", "algo.r_init=0.5", *overrides)
     model = toy(make_model, stub_tokenizer, PAIR, *own).eval()
     torch.nn.init.normal_(model.backbone.rows, generator=generator(3))
-    x, evaluations = model.generate_samples(N, generator(), num_steps=1000)
+    x, evaluations, _ = model.generate_samples(N, generator(), num_steps=1000)
     assert x.shape == (N, 2)
     assert (x < 2).all()
     assert (evaluations == 1).all()
@@ -81,7 +81,7 @@ def test_refining_all_is_sampling_anew(make_model, stub_tokenizer, steps, use_fl
     own = (f"sampling.refine_steps={steps}", "sampling.refine_ratio=1.0")
     own += (f"sampling.use_float64={use_float64}", "loader.global_batch_size=4")
     model = toy(make_model, stub_tokenizer, PAIR, *own).eval()
-    x, evaluations = model.generate_samples(N, generator())
+    x, evaluations, _ = model.generate_samples(N, generator())
     share = float((x[:, 0] == x[:, 1]).double().mean())
     together = 1 / steps  # both are revealed in one step: independent
     expected = together * 0.5 + (1 - together) * 0.8

@@ -71,6 +71,36 @@ def test_every_sampler_is_recorded_and_stays_as_it_is(
         assert noises_again or is_drawn.all() or model.is_one_step
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("algo=mdlm",),
+        ("algo=mdlm", "sampling.predictor=first_hitting", "sampling.num_blocks=6"),
+        ("algo=duo_base", "sampling.predictor=psi", *KAPPA),
+        ("algo=duo_base", "sampling.num_blocks=7", "sampling.stop_at_eos=True"),
+    ],
+    ids="-".join,
+)
+def test_blocks_are_recorded_from_left_to_right(make_model, overrides):
+    """Each changes in its own steps alone; at the end it is the sample."""
+    model = make_model(*overrides, "algo.block_size=2")
+    expected = draw(model)
+    recorder = Recorder()
+    samples = draw(model, recorder)
+    assert torch.equal(samples.tokens, expected.tokens)
+    L = samples.tokens.shape[1]
+    for row, one in enumerate(recorder.trajectories()):
+        end = L if samples.lengths is None else int(samples.lengths[row])
+        states = np.stack(one.states())
+        assert states[-1].tolist() == samples.tokens[row].tolist()
+        changed = [step.nonzero()[0] for step in states[1:] != states[:-1]]
+        blocks = [np.unique(x // 2) for x in changed if len(x) and x.min() < end]
+        assert all(len(x) == 1 for x in blocks)
+        order = [int(x[0]) for x in blocks]
+        assert order == sorted(order)
+        assert set(order) == set(range((end + 1) // 2))
+
+
 @pytest.mark.parametrize("name", ["mdlm", "duo_base"])
 def test_a_recording_is_the_sampler_by_hand(make_model, name):
     model = make_model(f"algo={name}")

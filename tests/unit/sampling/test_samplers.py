@@ -134,7 +134,7 @@ def test_none_leaves_what_is_masked(make_model):
     """After one step to t = 1e-5 a mask stays with probability about 1e-5."""
     model = make_model("algo=mdlm", "sampling.noise_removal=none")
     stands_still(model)
-    x, evaluations = model.generate_samples(2, torch.Generator())
+    x, evaluations, _ = model.generate_samples(2, torch.Generator())
     assert (x == model.mask_index).all()
     assert evaluations.tolist() == [0, 0]
 
@@ -144,7 +144,7 @@ def test_greedy_removal_is_the_denoisers_argmax(make_model, name):
     """At the last time of the grid."""
     model = make_model(f"algo={name}", "sampling.noise_removal=greedy")
     stands_still(model)
-    x, evaluations = model.generate_samples(4, torch.Generator().manual_seed(0))
+    x, evaluations, _ = model.generate_samples(4, torch.Generator().manual_seed(0))
     xt = model.prior_sample(4, torch.Generator().manual_seed(0))
     alpha = model.noise(torch.full((4, 1), 1e-5, dtype=torch.float64)).alpha_t
     log_x_theta = model(xt, model.sigma(alpha))

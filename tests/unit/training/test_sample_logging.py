@@ -9,6 +9,7 @@ import torch
 from tiny import compose
 
 from data.pixels import PixelTokenizer
+from sampling.reverse_process import Samples
 from training.sample_logging import SampleLogging
 
 
@@ -41,7 +42,7 @@ def test_images_are_a_picture(tmp_path, overrides, classes):
 
     def generate_samples(*args, labels):
         asked.append(labels)
-        return SimpleNamespace(tokens=next(batches))
+        return Samples(next(batches), torch.ones(4))
 
     model = SimpleNamespace(
         config=config,
