@@ -11,7 +11,7 @@ INSTALL ?= --requirement requirements.txt
 VENV_ARGS ?=
 DEMO := $(CURDIR)/outputs/demo/$(shell date +%Y-%m-%d-%H%M%S)
 
-.PHONY: help install block-table demo test lint format pages docs test-slow test-wheel test-slurm test-browser distill-table frontier-table isoflop-table scale-table devices-table bench bench-gpu check-gpu profile clean
+.PHONY: help install block-table block-cost demo test lint format pages docs test-slow test-wheel test-slurm test-browser distill-table frontier-table isoflop-table scale-table devices-table bench bench-gpu check-gpu profile clean
 .DEFAULT_GOAL := demo
 
 # Installs what is asked for and is not there yet.
@@ -75,6 +75,9 @@ frontier-table: $(READY)  ## samplers of DUO, MDLM and AR at the entropy of held
 
 block-table: $(READY)  ## perplexity against the size of blocks, and of AR
 	$(BIN)/python benchmarks/block_table.py $(ARGS)
+
+block-cost: $(READY)  ## time and memory of blocks beside whole rows and AR
+	$(BIN)/python benchmarks/block_cost.py --uncached $(ARGS)
 
 scale-table: $(READY)  ## the cost of a step against size, and what it predicts
 	$(BIN)/python benchmarks/scale.py $(ARGS)

@@ -68,14 +68,20 @@ def test_start_up_and_a_shared_machine_are_measured(tmp_path):
 
 
 @pytest.mark.slow
-def test_sampling_block_by_block_is_measured(tmp_path):
+def test_blocks_are_measured(tmp_path):
     sizes = ("--lengths", "8", "--sizes", "4", "--hidden-size", "16", "--blocks", "1")
     more = ("--heads", "2", "--vocab-size", "40", "--rounds", "1", "--uncached")
-    done = bench("block_sampling.py", *sizes, *more, "--output", str(tmp_path))
+    words = (*sizes, *more, "--tokens", "16", "--output", str(tmp_path))
+    done = bench("block_cost.py", *words)
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "block_sampling.json").read_text())["rows"]
-    assert len(rows) == 1 + 2 * 3
-    assert all(row["ms_a_token"] > 0 and row["evaluations"] > 0 for row in rows)
+    numbers = json.loads((tmp_path / "block_cost.json").read_text())
+    rows = numbers["training"], numbers["sampling"]
+    assert [len(x) for x in rows] == [1 + 2 * 2, 1 + 2 * 3]
+    for row in (*rows[0], *rows[1]):
+        assert row["ms_a_token"] > 0
+        assert row["step_mb"] > 0
+        assert (row["ratio"] == 1) == (row["way"] == "whole rows")
+    assert all(row["evaluations"] > 0 for row in rows[1])
 
 
 @pytest.mark.slow
