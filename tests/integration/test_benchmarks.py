@@ -68,6 +68,17 @@ def test_start_up_and_a_shared_machine_are_measured(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_trees_are_compared(tmp_path):
+    sizes = ("--length", "8", "--hidden-size", "16", "--blocks", "1", "--heads", "2")
+    more = ("--vocab-size", "40", "--sampling-steps", "2", "--turns", "2")
+    done = bench("compare.py", str(ROOT), *sizes, *more, "--output", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = [x for x in (tmp_path / "compare.md").read_text().splitlines() if "|" in x]
+    assert len(rows) == 2 + 5 + 5 + 4
+    assert all(float(row.split("|")[-2]) > 0 for row in rows[2:])
+
+
+@pytest.mark.slow
 def test_blocks_are_measured(tmp_path):
     sizes = ("--lengths", "8", "--sizes", "4", "--hidden-size", "16", "--blocks", "1")
     more = ("--heads", "2", "--vocab-size", "40", "--rounds", "1", "--uncached")
