@@ -321,6 +321,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 ALGORITHMS = {
     "ar": ["algo=ar", "algo._target_=stopper.AR"],
     "mdlm": ["algo=mdlm", "algo._target_=stopper.MDLM"],
+    "blocks": [
+        "algo=mdlm",
+        "algo._target_=stopper.MDLM",
+        "algo.block_size=[4,2,8]",
+        "training.time_range=[0.3,0.8]",
+    ],
     "duo": [
         "algo=duo",
         "algo._target_=stopper.Duo",
@@ -352,8 +358,9 @@ SHORT = (
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_algorithms(train, name, tmp_path):
-    """Stopped in the curriculum, and in a validation, with accumulation; of images
-    with classes that are hidden at random, flips and dropout."""
+    """Stopped in the curriculum, and in a validation, with accumulation; of blocks
+    whose size is drawn for each row; of images with classes that are hidden at random,
+    flips and dropout."""
     own = [*ALGORITHMS[name], *SHORT]
     if name == "images":
         sets = [(images_of(n, seed=n), labels_of(n)) for n in (72, 32)]

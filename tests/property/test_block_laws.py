@@ -4,8 +4,10 @@ What holds for each algorithm that has blocks is tested for each; the network's 
 are in `tests/unit/models/test_blocks.py`.
 """
 
+import functools
 import itertools
 import math
+import shutil
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ from tiny import ALGORITHMS
 
 from diffusion.blocks import Blocks
 from evaluation.chain_rule import check_chain_rule
+from models.head import chunked_loss
+from training import losses
 from training.scorable import Stratum
 from utils import ConfigError
 
@@ -58,6 +62,7 @@ def test_the_chain_rule_is_refused(compose):
 def update_of(model):
     """Loss and gradients of a training batch."""
     model.train()
+    torch.manual_seed(0)  # of dropout
     loss = model.loss(random_batch(model)).loss
     return loss, torch.autograd.grad(loss, list(model.parameters()))
 
@@ -294,21 +299,83 @@ def test_a_range_of_times_holds_in_training_alone(make, block_name, size):
 # ---------------------------------------------------------------- other settings
 
 
+def check_updates(one, two):
+    """Losses and gradients are the same to rounding."""
+    (loss, gradients), (expected, others) = one, two
+    torch.testing.assert_close(loss, expected)
+    for x, y in zip(gradients, others, strict=True):
+        limit = 1e-6 * max(float(y.abs().max()), 1)
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=limit)
+
+
 @pytest.mark.parametrize(
     "setting",
     [
         "training.activation_checkpointing=True",
         "training.loss_chunk=null",
+        "training.loss_chunk=3",
         "model.attention=sdpa",
     ],
 )
 def test_settings_of_memory_change_nothing(make, block_name, setting):
-    loss, gradients = update_of(make(block_name, 2, setting))
-    expected, others = update_of(make(block_name, 2))
-    torch.testing.assert_close(loss, expected)
-    for x, y in zip(gradients, others, strict=True):
-        limit = 1e-6 * max(float(y.abs().max()), 1)
-        torch.testing.assert_close(x, y, rtol=1e-4, atol=limit)
+    """With rows of several sizes and dropout."""
+    own = block_name, "[4,2]", "model.dropout=0.3"
+    check_updates(update_of(make(*own, setting)), update_of(make(*own)))
+
+
+@pytest.mark.parametrize("chunk", ["null", "3"])
+def test_the_head_sees_noisy_tokens_alone(make, block_name, chunk, monkeypatch):
+    """Of 2 L positions those of noise; of masked models those that are masked, and for
+    the reconstruction of d3pm all L."""
+    model, seen = make(block_name, 2, f"training.loss_chunk={chunk}"), []
+
+    def watched(heads, *args, **options):
+        seen.extend(heads)
+        return chunked_loss(heads, *args, **options)
+
+    monkeypatch.setattr(losses, "chunked_loss", watched)
+    x0 = random_batch(model)["input_ids"]
+    z = model.corrupt(x0, torch.full((4,), 0.5, dtype=torch.float64))
+    model.nll_at(x0, z._replace(block_size=2))
+    scored = x0.numel() if z.scored is None else len(z.scored)
+    rest = [x0.numel()] if block_name == "d3pm" else []
+    assert [len(head.hidden) for head in seen] == [scored, *rest]
+    assert (scored < x0.numel()) == (z.scored is not None)
+
+
+HAS_COMPILER = any(shutil.which(name) for name in ("g++", "clang++"))
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param(
+            "inductor",
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler"),
+            ],
+        ),
+    ],
+)
+@pytest.mark.parametrize("size", ["2", "[4,2]"])
+def test_compiled_blocks_change_nothing(make, size, backend, monkeypatch):
+    """Traced and run without code generation by default, which would take seconds."""
+    own = "duo_base", size, "algo.time_conditioning=True"
+    expected = update_of(make(*own))
+    compiled = functools.partial(torch.compile, backend=backend)
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", compiled)
+    model = make(
+        *own, "training.compile=True", "training.activation_checkpointing=True"
+    )
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        check_updates(update_of(model), expected)
+        model.eval()
+        model.nll(random_batch(model)["input_ids"])
+    assert all(block._compiled_call_impl for block in model.backbone.blocks)
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize(

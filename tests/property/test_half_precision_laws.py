@@ -20,6 +20,10 @@ SETTINGS = [
     ("algo=duo_base", "training.activation_checkpointing=True"),
     ("algo=sdtt", "algo.distill_mode=mse"),
     ("algo=dimo", "algo.aux_soft_weight=0.5"),
+    ("algo=mdlm", "algo.block_size=2"),
+    ("algo=sedd", "algo.block_size=[4,2]"),
+    ("algo=d3pm", "algo.block_size=4"),
+    ("algo=duo_base", "algo.block_size=[4,2]", "algo.time_conditioning=True"),
 ]
 
 

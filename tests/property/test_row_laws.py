@@ -2,6 +2,7 @@
 a validation are the same however their rows are dealt out to ranks and batches."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,10 @@ def test_an_update_does_not_depend_on_its_cut(
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("algo=mdlm", "algo.block_size=[2,4]", "eval.generate_samples=False"),
+        ("algo=mdlm", "algo.block_size=[2,4]"),
+        ("algo=sedd", "algo.block_size=4"),
+        ("algo=d3pm", "algo.block_size=[1,8]", "training.time_range=[0.3,0.8]"),
+        ("algo=duo_base", "algo.block_size=[2,4]", "algo.time_conditioning=True"),
         ("algo=mdlm", "training.antithetic_sampling=False"),
         ("algo=d3pm", "algo.T=10"),
         ("algo=duo", "algo.curriculum.mode=simple"),
@@ -144,10 +148,19 @@ def validation_of(make_model, algo_name, ranks, size, *overrides) -> Tensor:
     return torch.cat(found)
 
 
-def test_a_validation_does_not_depend_on_its_cut(make_model, algo_name):
-    """Every row counts once, also where a rank has none left."""
-    expected = validation_of(make_model, algo_name, 1, 10)
+def check_validations(*given: Any) -> None:
+    expected = validation_of(*given[:2], 1, 10, *given[2:])
     assert int(expected[5]) == 10
     for ranks, size in ((1, 3), (2, 2), (4, 1)):
-        found = validation_of(make_model, algo_name, ranks, size)
+        found = validation_of(*given[:2], ranks, size, *given[2:])
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+
+
+def test_a_validation_does_not_depend_on_its_cut(make_model, algo_name):
+    """Every row counts once, also where a rank has none left."""
+    check_validations(make_model, algo_name)
+
+
+@pytest.mark.parametrize("name", ["d3pm", "duo_base", "mdlm", "sedd"])
+def test_so_it_is_with_blocks(make_model, name):
+    check_validations(make_model, name, "algo.block_size=[2,4]")
