@@ -13,7 +13,7 @@ import pytest
 import torch
 from command_line import ROOT
 
-from benchmarks import bench_scan, cases, distill_table, scale
+from benchmarks import bench_scan, block_table, cases, distill_table, scale
 from benchmarks.bench import VARIANTS, main, parse
 from data.tokenizers import bytes_tokenizer
 from sampling.registry import SAMPLERS
@@ -256,6 +256,18 @@ def test_distillations_side_by_side(tmp_path):
     again = bench("distill_table.py", *sizes, *places)
     assert again.returncode == 0, again.stderr
     assert logs == {path: path.stat().st_mtime_ns for path in logs}
+
+
+def test_a_bound_that_rises_with_smaller_blocks_is_named():
+    """By more than two standard errors of the difference."""
+    ppl = {"mdlm-64": 30, "mdlm-16": 29, "mdlm-4": 30.4, "mdlm-1": 34, "ar": 33}
+    results = {name: block_table.Result(x, 0.5) for name, x in ppl.items()}
+    said = block_table.verdict("mdlm", results)
+    assert said.endswith("from L' = 64 to 1 and AR: L' = 1 is above L' = 4 by 3.60.")
+    results["mdlm-1"] = block_table.Result(31, 0.5)
+    results["ar"] = block_table.Result(32.9, 0.9)
+    said = block_table.verdict("mdlm", results)
+    assert said.endswith("none rises by more than two standard errors.")
 
 
 @pytest.mark.slow
