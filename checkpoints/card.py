@@ -28,7 +28,7 @@ library_name: transformers
 | likelihood | {likelihood} |
 | tokenizer | {tokenizer} |
 | length | {model_length} tokens |
-| vocabulary | {vocab_size} |
+{blocks}| vocabulary | {vocab_size} |
 | parameters | {parameters} |
 | weights | {weights} |
 | licence | to be filled in by who publishes this model |
@@ -47,7 +47,7 @@ ids = model.generate(num_samples=2, num_steps=128, seed=1)
 print(tokenizer.batch_decode(ids))
 logits = model(ids{timesteps}).logits  # raw, (B, L, K)
 ```
-{about_timesteps}{pipeline}
+{about_timesteps}{about_blocks}{pipeline}
 ## With the code it was trained with
 
 ```bash
@@ -61,6 +61,30 @@ python main.py {settings} data=text_files data.path='corpus/*.txt' training.fine
 ABOUT_TIMESTEPS = """
 `timesteps` is the noise level -log(alpha_t) of each sequence, (B,), where alpha_t is
 the share of tokens that are still clean.
+"""
+
+ABOUT_BLOCKS = """
+Text is written in blocks of {block_size} tokens, each by diffusion given the clean ones
+before it, whose keys and values are kept. There may be any number of blocks, and a text
+may end at its first eos, behind which all is eos:
+
+```python
+ids = model.generate(
+    num_samples=2, num_steps={block_size}, num_blocks={num_blocks}, stop_at_eos=True
+)
+```
+
+A token sees its block and those before it. A pass with `use_cache=True` is over clean
+blocks and is kept; any other leaves the cache as it is:
+
+```python
+from transformers import DynamicCache
+
+cache = DynamicCache()
+model(ids[:, :{block_size}], past_key_values=cache, use_cache=True)
+block = ids[:, {block_size} : {twice}]
+logits = model(block{timesteps}, past_key_values=cache).logits
+```
 """
 
 # The pipeline of `transformers` that these models work in, with its use.
@@ -111,6 +135,9 @@ def card(fields: Mapping[str, Any], num_parameters: int, has_mask: bool) -> str:
     backbone = f"algo={fields['algorithm']} algo.backbone=hf_dit"
     length, tokenizer = fields["model_length"], fields["tokenizer"]
     name = tokenizer or "FOLDER"
+    told = ", timesteps=torch.ones(2)" if timed else ""
+    blocks = _of_blocks(fields.get("block_size"), length, told)
+    settings = f"{backbone}{blocks.pop('setting')}"
     return CARD.format(
         **shown | {"tokenizer": tokenizer or "beside this file"},
         parameters=f"{num_parameters:,}",
@@ -118,7 +145,25 @@ def card(fields: Mapping[str, Any], num_parameters: int, has_mask: bool) -> str:
         pipeline_tag=f"pipeline_tag: {pipeline}\n" if pipeline else "",
         pipeline=PIPELINES[pipeline] if pipeline else "",
         of_validations=", the lowest of its run" if fields["val_ppl"] else "",
-        timesteps=", timesteps=torch.ones(2)" if timed else "",
+        timesteps=told,
         about_timesteps=ABOUT_TIMESTEPS if timed else "",
-        settings=f"{backbone} model.length={length} {TOKENIZER}={name}",
+        settings=f"{settings} model.length={length} {TOKENIZER}={name}",
+        **blocks,
     )
+
+
+def _of_blocks(size: int | None, length: int, told: str) -> dict[str, str]:
+    """What there is to say of blocks: a row of the table, a setting, and the calls."""
+    if size is None:
+        return {"blocks": "", "setting": "", "about_blocks": ""}
+    calls = ABOUT_BLOCKS.format(
+        block_size=size,
+        twice=2 * size,
+        num_blocks=2 * length // size,  # beyond the length
+        timesteps=told,
+    )
+    return {
+        "blocks": f"| blocks | of {size} tokens |\n",
+        "setting": f" algo.block_size={size}",
+        "about_blocks": calls if size < length else "",  # one block has none before it
+    }

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
 from checkpoints.about import (
+    BLOCKS,
     NETWORK,
     TOLD,
     TRANSFORMERS,
     adopt,
-    blocks_of,
+    is_plain,
     likelihood,
     missing_plugins,
     own_algorithms,
@@ -105,12 +106,6 @@ def export(
         raise ConfigError(
             f"noise.type={config.noise.type!r} is of a plug-in, and the models of a "
             "folder stand alone; mode=sample_eval takes the checkpoint itself."
-        )
-    if (blocks := blocks_of(checkpoint)) is not None:
-        raise ConfigError(
-            f"{CHECKPOINT}={config.eval.checkpoint_path!r} has blocks {blocks}, and "
-            "the models of a folder see whole rows alone; mode=sample_eval and "
-            "mode=ppl_eval take the checkpoint itself."
         )
     if algorithm.is_one_step:
         raise ConfigError(
@@ -202,7 +197,8 @@ def _as_stated(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
         )
     elif name != config.algo.name:
         config.algo = _algo_config(name, missing_plugins(checkpoint, config))
-    keys = set(STATED)
+    keys = set(STATED) - {BLOCKS}  # of which null is a value, too
+    _take_blocks(config, checkpoint)
     if checkpoint.setting("noise.type") not in SCHEDULES:
         keys -= {x for x in keys if x.startswith("noise.")}
     tokenizer = checkpoint.setting(TOKENIZER)
@@ -220,6 +216,19 @@ def _as_stated(config: DictConfig, checkpoint: Checkpoint) -> DictConfig:
             "itself."
         )
     return config
+
+
+def _take_blocks(config: DictConfig, checkpoint: Checkpoint) -> None:
+    """Gives `algo.block_size` the checkpoint's value, if that tells its algorithm.
+
+    Of several sizes the command line may choose one.
+    """
+    size, ours = checkpoint.setting(BLOCKS), config.algo.get("block_size")
+    is_chosen = isinstance(size, (list, tuple)) and ours in size
+    if checkpoint.setting("algo.name") is None or is_chosen or not is_plain(size):
+        return
+    if size is not None or ours is not None:
+        OmegaConf.update(config, BLOCKS, size, force_add=True)
 
 
 def _algo_config(name: str, advice: str = "") -> DictConfig:
@@ -319,6 +328,9 @@ def _stated_fields(config: DictConfig, checkpoint: Checkpoint) -> dict[str, Any]
     """Fields that are values of our config."""
     keys = {**SIZES, **VALUES, **OWN_VALUES}
     fields = {name: OmegaConf.select(config, key) for name, key in keys.items() if key}
+    size = fields.pop("block_size")
+    if size is not None:  # of several the first, as everywhere
+        fields["block_size"] = size[0] if isinstance(size, ListConfig) else size
     # Not what a default says; and a path is of no use elsewhere.
     fields["training_data"] = checkpoint.setting("data.train")
     fields["validation_data"] = checkpoint.setting("data.valid")

@@ -60,6 +60,7 @@ OWN_VALUES = {
     "T": "algo.T",
     "subs_masking": "algo.subs_masking",
     "ignore_bos": "algo.ignore_bos",
+    "block_size": "algo.block_size",  # there with blocks only
     "noise": "noise.type",
     "noise_eps": "noise.eps",
     "noise_sigma_min": "noise.sigma_min",
@@ -138,8 +139,8 @@ def _about(
     if kind == BD3LM:
         raise ConfigError(
             f"{key}={name_or_path!r}: {CONFIG} has model_type={kind!r}, a model of "
-            "blocks whose network is not known to be ours, and it is not read; give a "
-            ".ckpt file of a run with algo.block_size."
+            "blocks whose network is not known to be ours, and it is not read; give an "
+            "export of mode=export, or a .ckpt file of a run with algo.block_size."
         )
     if not isinstance(kind, str) or kind not in FORMATS:
         choices = ", ".join(FORMATS)
@@ -149,11 +150,11 @@ def _about(
         )
     where = f"{key}={name_or_path!r}: {CONFIG}"
     form = FORMATS[kind]
-    if fields.get("block_size") is not None:
+    if kind != OWN and fields.get("block_size") is not None:
         raise ConfigError(
-            f"{where} has block_size={fields['block_size']!r}: folders of models that "
-            "write block by block are not read; give a .ckpt file of a run with "
-            "algo.block_size."
+            f"{where} has block_size={fields['block_size']!r} and model_type={kind!r}: "
+            "of models that write block by block, exports of mode=export are read "
+            "alone; give one, or a .ckpt file of a run with algo.block_size."
         )
     sizes = _sizes(fields, where)
     shapes = _shapes(folder, key) if has_weights else None
@@ -235,7 +236,7 @@ def _sizes(fields: dict[str, Any], where: str) -> dict[str, int]:
 _TYPES = {
     "dropout": (int, float),
     **dict.fromkeys(("noise_eps", "noise_sigma_min", "noise_sigma_max"), (int, float)),
-    "T": (int,),
+    **dict.fromkeys(("T", "block_size"), (int,)),
     **dict.fromkeys(
         ("causal", "time_conditioning", "subs_masking", "ignore_bos"), (bool,)
     ),

@@ -27,6 +27,8 @@ class DiscreteDiffusionConfig(PretrainedConfig):
         noise_sigma_min, noise_sigma_max: Total noise -log(alpha_t) at t = 0 and t = 1,
             of the schedules linear and geometric; None for others.
         mask_index: Id of the mask; None without one.
+        block_size: L', tokens of the blocks that a text is written in, each given the
+            clean ones before it; None: whole rows.
         kwargs: As for every config; ids of special tokens among them.
     """
 
@@ -59,6 +61,7 @@ class DiscreteDiffusionConfig(PretrainedConfig):
         noise_sigma_min: float | None = None,
         noise_sigma_max: float | None = None,
         mask_index: int | None = None,
+        block_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.vocab_size = vocab_size
@@ -79,6 +82,7 @@ class DiscreteDiffusionConfig(PretrainedConfig):
         self.noise_sigma_min = noise_sigma_min
         self.noise_sigma_max = noise_sigma_max
         self.mask_index = mask_index
+        self.block_size = block_size
         kwargs.setdefault("tie_word_embeddings", False)
         super().__init__(**kwargs)
 

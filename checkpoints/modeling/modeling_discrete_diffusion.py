@@ -5,9 +5,9 @@
     logits = model(input_ids, timesteps).logits
     ids = model.generate(num_samples=4, num_steps=128, seed=1)
 
-Needs torch and transformers. Shapes: B batch, L length, l tokens in a cache, K
-vocabulary, D hidden size. alpha_t is the probability that a token is still clean at
-time t.
+Needs torch and transformers. Shapes: B batch, L length, l tokens in a cache, L' tokens
+of a block, K vocabulary, D hidden size. alpha_t is the probability that a token is
+still clean at time t.
 """
 
 from collections.abc import Iterator
@@ -25,10 +25,12 @@ from transformers.modeling_outputs import (
 )
 
 from .configuration_discrete_diffusion import DiscreteDiffusionConfig
-from .network_discrete_diffusion import Backbone
+from .network_discrete_diffusion import Backbone, Glance
 from .sampling_discrete_diffusion import (
+    ALPHAS,
     Draw,
     check_options,
+    length_of,
     shape_of,
     template_of,
     without_mask,
@@ -96,7 +98,7 @@ class DiscreteDiffusionModel(PreTrainedModel):
     ) -> BaseModelOutputWithPast | tuple:
         """Hidden states; arguments as for `DiscreteDiffusionForMaskedLM`."""
         past = past_key_values if cache is None else cache
-        cache = self._cache_of(past, use_cache)
+        seen = self._cache_of(past, use_cache)
         if output_attentions:
             raise ValueError("output_attentions=True: the kernel returns no attention.")
         states = self.hidden_states(
@@ -104,21 +106,25 @@ class DiscreteDiffusionModel(PreTrainedModel):
             timesteps,
             inputs_embeds=inputs_embeds,
             mask=_mask_of(attention_mask, token_type_ids),
-            cache=cache,
+            cache=seen,
         )
         if return_dict is None:
             return_dict = getattr(self.config, "return_dict", True)
         out = BaseModelOutputWithPast(
             last_hidden_state=states[-1],
             hidden_states=tuple(states) if output_hidden_states else None,
-            **{CACHE: cache},
+            **{CACHE: seen.whole if isinstance(seen, Glance) else seen},
         )
         return out if return_dict else out.to_tuple()
 
-    def _cache_of(self, past: Any, use_cache: bool | None) -> DynamicCache | None:
-        if past is None and not (use_cache and self.config.causal):
+    def _cache_of(
+        self, past: Any, use_cache: bool | None
+    ) -> DynamicCache | Glance | None:
+        causal = self.config.causal
+        has_cache = causal or self.config.block_size is not None
+        if past is None and not (use_cache and has_cache):
             return None
-        if not self.config.causal:
+        if not has_cache:
             raise ValueError(
                 "past_key_values: a model that sees both sides has no cache."
             )
@@ -127,7 +133,8 @@ class DiscreteDiffusionModel(PreTrainedModel):
                 "past_key_values is a cache of a fixed length; these models take a "
                 "DynamicCache, which is the default of generate."
             )
-        return DynamicCache() if past is None else _as_cache(past)
+        cache = DynamicCache() if past is None else _as_cache(past)
+        return cache if causal or use_cache else Glance(cache)
 
     def hidden_states(
         self,
@@ -136,9 +143,10 @@ class DiscreteDiffusionModel(PreTrainedModel):
         *,
         inputs_embeds: Tensor | None = None,
         mask: Tensor | None = None,
-        cache: DynamicCache | None = None,
+        cache: DynamicCache | Glance | None = None,
     ) -> list[Tensor]:
-        """As `Backbone.forward`; the noise level is dropped where it is not used.
+        """As `Backbone.forward`; the noise level is dropped where it is not used, and
+        that of t = 0 in a pass which a cache of blocks keeps.
 
         Raises:
             ValueError: If shapes do not fit each other, or the noise level is missing.
@@ -161,8 +169,12 @@ class DiscreteDiffusionModel(PreTrainedModel):
             mask = None
         if self.config.causal:
             return self.backbone(h, None, mask, cache)
+        if cache is not None:
+            self._check_blocks(h, sigma, mask, cache)
         if not self.config.time_conditioning:
             sigma = torch.zeros(len(h), device=h.device)
+        elif isinstance(cache, DynamicCache):
+            sigma = self._clean_level().to(h.device).expand(len(h))
         elif sigma is None:
             sigma = self._noise_level(ids, mask)
         if sigma.shape != (len(h),):
@@ -170,7 +182,39 @@ class DiscreteDiffusionModel(PreTrainedModel):
                 f"timesteps has shape {shape_of(sigma)}; give ({len(h)},): "
                 "-log(alpha_t) of each sequence."
             )
-        return self.backbone(h, sigma, mask)
+        return self.backbone(h, sigma, mask, cache)
+
+    def _check_blocks(
+        self,
+        h: Tensor,
+        sigma: Tensor | None,
+        mask: Tensor | None,
+        cache: DynamicCache | Glance,
+    ) -> None:
+        """Refuses what is not behind whole blocks, or not to be kept."""
+        size, past = self.config.block_size, cache.get_seq_length()
+        is_kept = isinstance(cache, DynamicCache)
+        if is_kept and sigma is not None:
+            raise ValueError(
+                "use_cache=True keeps clean tokens, which are seen at t = 0: leave "
+                "timesteps out, or use_cache of a pass over noisy ones."
+            )
+        if past % size or (is_kept and h.shape[1] % size):
+            raise ValueError(
+                f"a cache of this model holds whole blocks of {size} tokens: it has "
+                f"{past}, and {h.shape[1]} are given."
+            )
+        if mask is not None:
+            raise ValueError(
+                "attention_mask has zeros: beside a cache of blocks there is no "
+                "padding."
+            )
+
+    def _clean_level(self) -> Tensor:
+        """-log(alpha_0), with which clean blocks are seen."""
+        t = torch.zeros((), dtype=torch.float64)
+        alpha_0 = ALPHAS[self.config.noise](t, *self.config.noise_settings)
+        return (-torch.log(alpha_0)).float()
 
     def _noise_level(self, ids: Tensor | None, mask: Tensor | None) -> Tensor:
         """-log of the share of tokens that are no masks, (B,)."""
@@ -229,16 +273,20 @@ class DiscreteDiffusionModel(PreTrainedModel):
         temperature: float = 1.0,
         predictor: str = "ancestral",
         noise_removal: str = "ancestral",
+        num_blocks: int | None = None,
+        stop_at_eos: bool = False,
         **others: Any,
     ) -> Tensor:
         """Draws samples: by a sampler of diffusion, or token by token from the left.
 
-        The network is evaluated without dropout, whatever mode the model is in.
+        With `block_size` = L' this is done block by block, each given the clean ones
+        before it, at most L - L' tokens, whose keys and values are kept. The network
+        is evaluated without dropout, whatever mode the model is in.
 
         Args:
             num_samples: B.
-            num_steps: Steps from t = 1 to t = 1e-5; without effect when causal, and
-                for first_hitting.
+            num_steps: Steps from t = 1 to t = 1e-5, of each block if there are such;
+                without effect when causal, and for first_hitting.
             template: Ids that samples hold, -1 where one is to be drawn; (L,) or
                 (B, L). A causal model writes left to right whatever comes later.
             p_nucleus: Mass of the tokens that are kept.
@@ -251,10 +299,14 @@ class DiscreteDiffusionModel(PreTrainedModel):
             predictor: ancestral or, of masked models, first_hitting.
             noise_removal: The end of ancestral: ancestral, or greedy for the most
                 likely tokens.
+            num_blocks: Blocks of a sample, also more than `model_length` has room for;
+                None: as many as that has.
+            stop_at_eos: With blocks, whether a sample ends at its first eos behind the
+                first token and all that is given: the rest is eos.
             others: Not possible; named in the message.
 
         Returns:
-            Token ids, (B, L).
+            Token ids, (B, L); L is num_blocks L' where that is given.
 
         Raises:
             ValueError: If an argument makes no sense for this model.
@@ -268,7 +320,8 @@ class DiscreteDiffusionModel(PreTrainedModel):
             )
         options = temperature, p_nucleus, predictor, noise_removal
         check_options(config, num_samples, num_steps, *options)
-        x = template_of(config, template, prompt, num_samples).to(device)
+        length = length_of(config, num_blocks, stop_at_eos)
+        x = template_of(config, template, prompt, num_samples, length).to(device)
         if seed is not None:
             generator = torch.Generator(device).manual_seed(seed)
         free = x == -1
@@ -276,13 +329,16 @@ class DiscreteDiffusionModel(PreTrainedModel):
         with evaluated(self):
             if config.causal:
                 return draw.left_to_right(x, free)
-            return draw.diffusion(x, free, num_steps, predictor, noise_removal)
+            steps = num_steps, predictor, noise_removal
+            if config.block_size is not None:
+                return draw.by_blocks(x, free, stop_at_eos, *steps)
+            return draw.diffusion(x, free, *steps)
 
 
 # What `generate` of these models takes, and that of `transformers` does not.
 OWN_ARGUMENTS = {
     "num_samples", "num_steps", "template", "p_nucleus", "seed", "generator", "prompt",
-    "predictor", "noise_removal",
+    "predictor", "noise_removal", "num_blocks", "stop_at_eos",
 }  # fmt: skip
 
 
@@ -348,6 +404,13 @@ class _WithLoss(DiscreteDiffusionModel):
     ) -> MaskedLMOutput | CausalLMOutputWithPast | tuple:
         """Raw logits, (B, L, K).
 
+        With `block_size` = L', `input_ids` are the tokens behind those of a cache. A
+        pass with `use_cache=True` is kept: its tokens are clean ones of whole blocks,
+        seen at t = 0, and the cache that is returned holds them. Any other pass leaves
+        the cache as it is, such as one over a noisy block. Several blocks, with a cache
+        or without, see those before them; one block alone is what the network sees as
+        a whole.
+
         Args:
             input_ids: (B, L).
             timesteps: Noise level -log(alpha_t) of each sequence, (B,). Without
@@ -365,8 +428,9 @@ class _WithLoss(DiscreteDiffusionModel):
                 others of each label at its own position. It has no weights of the
                 diffusion bound in it.
             inputs_embeds: (B, L, D) in the place of `input_ids`.
-            past_key_values: Keys and values of the l tokens before, if causal.
-            use_cache: Whether to return such.
+            past_key_values: Keys and values of the l tokens before, if causal or with
+                blocks.
+            use_cache: Whether to return such, with these tokens.
             output_attentions: Not possible.
             cache: Another name of `past_key_values`, that of new transformers.
         """
@@ -387,11 +451,13 @@ class _WithLoss(DiscreteDiffusionModel):
         fields = {"logits": logits, "hidden_states": out.hidden_states}
         if labels is not None:
             fields["loss"] = self._loss(logits, labels)
-        if self.config.causal:
-            fields[CACHE] = getattr(out, CACHE)
+        past = getattr(out, CACHE)
+        has_past = self.config.causal or past is not None
+        if has_past:
+            fields[CACHE] = past
         if return_dict is None:
             return_dict = getattr(self.config, "return_dict", True)
-        kind = CausalLMOutputWithPast if self.config.causal else MaskedLMOutput
+        kind = CausalLMOutputWithPast if has_past else MaskedLMOutput
         return kind(**fields) if return_dict else kind(**fields).to_tuple()
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:

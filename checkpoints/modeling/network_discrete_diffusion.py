@@ -1,8 +1,8 @@
 """The network of `modeling_discrete_diffusion.py`: a transformer that is told the noise
 level, or one that sees the past only.
 
-Shapes: B batch, L length, l tokens in a cache, K vocabulary, D hidden size, H heads, C
-width of the conditioning.
+Shapes: B batch, L length, l tokens in a cache, L' tokens of a block, K vocabulary, D
+hidden size, H heads, C width of the conditioning.
 """
 
 import math
@@ -99,6 +99,33 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale) + shift
 
 
+class Glance:
+    """A cache as a pass sees it that is not kept: it does not grow.
+
+    Args:
+        whole: Keys and values of clean blocks.
+        rows: Which of its sequences these are, (b,); None: all.
+    """
+
+    def __init__(self, whole: DynamicCache, rows: Tensor | None = None) -> None:
+        self.whole, self.rows = whole, rows
+
+    def get_seq_length(self) -> int:
+        return self.whole.get_seq_length()
+
+    def update(self, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens, the new ones, (B, H, L, D / H), at the end."""
+        if not self.get_seq_length():
+            return k, v
+        if hasattr(self.whole, "layers"):
+            past = self.whole.layers[layer].keys, self.whole.layers[layer].values
+        else:  # transformers before 4.54
+            past = self.whole.key_cache[layer], self.whole.value_cache[layer]
+        if self.rows is not None and len(self.rows) < len(past[0]):
+            past = past[0][self.rows], past[1][self.rows]
+        return torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP; with conditioning, adaLN-Zero around both."""
 
@@ -125,7 +152,7 @@ class Block(nn.Module):
         c: Tensor | None,
         rotary: tuple[Tensor, Tensor],
         allowed: Tensor | None = None,
-        cache: DynamicCache | None = None,
+        cache: DynamicCache | Glance | None = None,
     ) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
         seen = rotary, allowed, cache
@@ -144,7 +171,7 @@ class Block(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         allowed: Tensor | None,
-        cache: DynamicCache | None,
+        cache: DynamicCache | Glance | None,
     ) -> Tensor:
         q, k, v = self.attn_qkv(x).unflatten(-1, (3, self.n_heads, -1)).unbind(2)
         q, k = rotate(q, rotary), rotate(k, rotary)
@@ -188,11 +215,13 @@ def zero_linear(in_features: int, out_features: int) -> nn.Linear:
 
 
 class Backbone(nn.Module):
-    """Diffusion transformer; `causal` drops the conditioning and masks the future."""
+    """Diffusion transformer; `causal` drops the conditioning and masks the future, and
+    with `block_size` a token sees its block and those before it."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.causal = config.causal
+        self.block_size = config.block_size
         self.gradient_checkpointing = False  # `transformers` sets it
         self.vocab_embed = Embedding(config.vocab_size, config.hidden_dim)
         self.sigma_map = None if config.causal else NoiseEmbedding(config.cond_dim)
@@ -206,7 +235,7 @@ class Backbone(nn.Module):
         h: Tensor,
         sigma: Tensor | None,
         mask: Tensor | None = None,
-        cache: DynamicCache | None = None,
+        cache: DynamicCache | Glance | None = None,
     ) -> list[Tensor]:
         """Hidden states, (B, L, D) each: embedding, blocks, and what the head sees.
 
@@ -214,7 +243,8 @@ class Backbone(nn.Module):
             h: Embeddings, (B, L, D).
             sigma: Noise level of each sequence, (B,); None if causal.
             mask: Which tokens there are, (B, l + L) bool; None: all.
-            cache: Keys and values of the l tokens before; it grows by these.
+            cache: Keys and values of the l tokens before; it grows by these, but for a
+                `Glance`.
         """
         c = None if self.sigma_map is None else F.silu(self.sigma_map(sigma))
         start = 0 if cache is None else cache.get_seq_length()
@@ -233,14 +263,20 @@ class Backbone(nn.Module):
 
     def _allowed(self, start: int, h: Tensor, mask: Tensor | None) -> Tensor | None:
         """Who sees whom, (B or 1, 1, L, l + L) bool; None where the kernel knows."""
-        L = h.shape[1]
-        if mask is None and not (self.causal and start and L > 1):
+        L, size = h.shape[1], self.block_size
+        together = size or L  # tokens that see each other
+        has_future = start and L > 1 if self.causal else together < L
+        if mask is None and not has_future:
             return None
         key = torch.arange(start + L, device=h.device)
         query = key[start:, None]
-        allowed = key <= query if self.causal else torch.ones_like(key <= query)
-        if (
-            mask is not None
-        ):  # a token that is not there sees itself, for finite numbers
-            allowed = (allowed & mask[:, None, None, :]) | (key == query)
-        return allowed if allowed.ndim == 4 else allowed[None, None]
+        if self.causal:
+            order = key[None]
+        elif size is None:
+            order = torch.zeros_like(key[None])
+        else:  # of the blocks, in which padding does not count
+            order = (key[None] if mask is None else mask.cumsum(dim=-1) - 1) // size
+        allowed = order[:, None] <= order[:, start:, None]  # (B or 1, L, l + L)
+        if mask is not None:  # a token that is not there sees itself: finite numbers
+            allowed = (allowed & mask[:, None]) | (key == query)
+        return allowed[:, None]

@@ -1,8 +1,8 @@
 """How `modeling_discrete_diffusion.py` draws samples.
 
-Shapes: B batch, L length, K vocabulary, D hidden size, n tokens of a chunk. alpha_t is
-the probability that a token is still clean at time t, from 1 at t = 0 down to next to 0
-at t = 1.
+Shapes: B batch, L length, L' tokens of a block, K vocabulary, D hidden size, n tokens
+of a chunk. alpha_t is the probability that a token is still clean at time t, from 1 at
+t = 0 down to next to 0 at t = 1.
 """
 
 import math
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+
+from .network_discrete_diffusion import Glance
 
 NEG_INFINITY = -1e6
 TIME_EPS = 1e-5  # last time of the grid; the last draw goes from there to 0
@@ -144,6 +146,40 @@ class Uniform:
 PROCESSES = {"absorbing": Absorbing, "uniform": Uniform}
 
 
+class Context:
+    """The clean tokens before a block, of which keys and values are kept.
+
+    Args:
+        model: A model with blocks.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.begin, self.cache = model, 0, DynamicCache()
+
+    def see(self, tokens: Tensor) -> None:
+        """Takes in all that there is before the next block, (B, l).
+
+        A block sees at most L - L' tokens. A window that has moved is seen anew: its
+        tokens saw some that are gone.
+        """
+        config = self.model.config
+        begin = max(0, tokens.shape[1] + config.block_size - config.model_length)
+        if begin > self.begin:
+            self.begin, self.cache = begin, DynamicCache()
+        new = tokens[:, begin + self.cache.get_seq_length() :]
+        if new.shape[1]:
+            self.model.hidden_states(new, cache=self.cache)
+
+    def of(self, rows: Tensor) -> Glance:
+        """What a noisy block of some sequences (b,) sees."""
+        return Glance(self.cache, rows)
+
+    def select(self, rows: Tensor) -> None:
+        """Only these sequences (b,) are left."""
+        if self.cache.get_seq_length():
+            self.cache.reorder_cache(rows)
+
+
 class Draw:
     """Tokens from a model's hidden states, a chunk of rows at a time.
 
@@ -164,6 +200,7 @@ class Draw:
         self.model, self.config = model, model.config
         self.temperature, self.p_nucleus = temperature, p_nucleus
         self.generator = generator
+        self.context: Context | None = None  # what is before the tokens, if any
         kind = model.device.type
         self.dtype = torch.float32 if kind == "mps" else torch.float64
         budget = CHUNK_BYTES.get(kind, CHUNK_BYTES["cuda"])
@@ -190,6 +227,44 @@ class Draw:
             )
             new = x[:, position : position + 1]
         return x
+
+    def by_blocks(
+        self, x: Tensor, free: Tensor, stops_at_eos: bool, *options: Any
+    ) -> Tensor:
+        """Fills the free positions of x (B, N L'), a block after the other, each as
+        `diffusion` does with these options, given the clean ones before it.
+
+        With `stops_at_eos` a sequence ends at its first eos behind the first token and
+        all that is given: from there on it is eos, and it leaves the batch.
+        """
+        size, eos = self.config.block_size, self.config.eos_token_id
+        L, device = x.shape[1], x.device
+        position = torch.arange(L, device=device)
+        may_end = position > (~free * position).amax(dim=-1, keepdim=True)
+        ends = torch.full_like(x[:, 0], L)
+        there = torch.arange(len(x), device=device)  # sequences that go on
+        self.context = Context(self.model)
+        are_free = free.unflatten(1, (-1, size)).any(dim=2).any(dim=0)
+        for index in are_free.nonzero().flatten().tolist():
+            start = index * size
+            block = slice(start, start + size)
+            self.context.see(x[there, :start])
+            drawn = self.diffusion(x[there, block], free[there, block], *options)
+            x[there, block] = drawn
+            if not stops_at_eos:
+                continue
+            is_end = (drawn == eos) & may_end[there, block]
+            end, has_end = start + is_end.int().argmax(dim=-1), is_end.any(dim=-1)
+            ends[there] = torch.where(has_end, end, L)
+            stay = (~has_end).nonzero().squeeze(-1)
+            if not len(stay):
+                break
+            if len(stay) < len(there):
+                there = there[stay]
+                self.context.select(stay)
+        if not stops_at_eos:
+            return x
+        return x.masked_fill(position >= ends[:, None], eos)
 
     def diffusion(
         self, x: Tensor, free: Tensor, num_steps: int, predictor: str, removal: str
@@ -264,7 +339,8 @@ class Draw:
         if not len(wanted):
             return xt
         sigma = (-torch.log(alpha_t[wanted, 0])).float()
-        hidden = self.model.hidden_states(xt[wanted], sigma)[-1]
+        seen = None if self.context is None else self.context.of(wanted)
+        hidden = self.model.hidden_states(xt[wanted], sigma, cache=seen)[-1]
         local, columns = where[wanted].nonzero(as_tuple=True)
         xs = xt.clone()
         parts = local.split(self.chunk), columns.split(self.chunk)
@@ -299,11 +375,8 @@ def check_options(
     Raises:
         ValueError: With the name, the value and what is possible.
     """
-    for name, value in ("num_samples", num_samples), ("num_steps", num_steps):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            shown = f"a tensor of shape {shape_of(value)}"
-            shown = shown if isinstance(value, Tensor) else repr(value)
-            raise ValueError(f"{name} is {shown}; give a whole number above 0.")
+    check_number("num_samples", num_samples)
+    check_number("num_steps", num_steps)
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature={temperature}; give a number from 0 up.")
     if not 0 < p_nucleus <= 1:
@@ -321,8 +394,51 @@ def check_options(
             )
 
 
+def check_number(name: str, value: Any) -> None:
+    """Refuses what is no whole number above 0.
+
+    Raises:
+        ValueError: With the name and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        shown = f"a tensor of shape {shape_of(value)}"
+        shown = shown if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{name} is {shown}; give a whole number above 0.")
+
+
+def length_of(config: Any, num_blocks: int | None, stop_at_eos: bool) -> int:
+    """Tokens of a sample of so many blocks; None: as many as a row of the model has.
+
+    Raises:
+        ValueError: If these options make no sense for a model.
+    """
+    size = config.block_size
+    given = ("num_blocks", num_blocks, None), ("stop_at_eos", stop_at_eos, False)
+    for name, value, only in given:
+        if size is None and value is not only:
+            raise ValueError(
+                f"{name}={value!r} is for models that write block by block, and this "
+                f"one has no block_size; the only value is {only}."
+            )
+    if stop_at_eos and config.eos_token_id is None:
+        raise ValueError(
+            "stop_at_eos=True: eos_token_id of config.json is null, so no text ends; "
+            "the only value is False."
+        )
+    if num_blocks is None:
+        return config.model_length
+    check_number("num_blocks", num_blocks)
+    if num_blocks > 1 and size >= config.model_length:
+        raise ValueError(
+            f"num_blocks={num_blocks}: no block of {size} tokens would see the one "
+            f"before it, as model_length={config.model_length} has room for one; the "
+            "only values are None and 1."
+        )
+    return num_blocks * size
+
+
 def template_of(
-    config: Any, template: Tensor | None, prompt: Any, num_samples: int
+    config: Any, template: Tensor | None, prompt: Any, num_samples: int, length: int
 ) -> Tensor:
     """Ids that samples hold, -1 where one is to be drawn, (B, L).
 
@@ -331,11 +447,12 @@ def template_of(
         template: (L,) or (B, L), or None.
         prompt: Ids behind bos that samples begin with, (n,) or (B, n), or None.
         num_samples: B.
+        length: L.
 
     Raises:
         ValueError: If they do not fit the model.
     """
-    shape = (num_samples, config.model_length)
+    shape = (num_samples, length)
     if template is not None and prompt is not None:
         raise ValueError("template and prompt are both given; give one of them.")
     if prompt is not None:

@@ -14,7 +14,12 @@ import uses
 from exported import export, save_tiny
 
 ROOT = Path(__file__).parents[2]
-ALGORITHMS = {"masked": "mdlm", "causal": "ar", "uniform": "duo_base"}
+MODELS = {
+    "masked": ("algo=mdlm",),
+    "causal": ("algo=ar",),
+    "uniform": ("algo=duo_base",),
+    "blocks": ("algo=mdlm", f"algo.block_size={uses.SIZE}"),
+}
 SIZES = ("data.tokenizer_name_or_path=bytes", "model.length=32", "model.dropout=0.1")
 # By column of the table. The old ones are the newest that fit to their transformers.
 VERSIONS = {
@@ -29,10 +34,10 @@ KEPT = "EXPORT_VENVS"
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("uses")
-    for kind, algorithm in ALGORITHMS.items():
-        save_tiny(root / kind / "a.ckpt", f"algo={algorithm}", *SIZES)
+    for kind, settings in MODELS.items():
+        save_tiny(root / kind / "a.ckpt", *settings, *SIZES)
         export(root / kind / "a.ckpt", root / kind / "folder")
-    return {kind: str(root / kind / "folder") for kind in ALGORITHMS}
+    return {kind: str(root / kind / "folder") for kind in MODELS}
 
 
 def results_under(python: str, folders: dict[str, str], cwd: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from tiny import ALGORITHMS
 
 from data.tokenizers import get_tokenizer
+from models.attention import KVCache
 from sampling.prompts import Given
 
 FOREIGN = Path(__file__).parents[1] / "support" / "foreign.py"
@@ -38,6 +40,11 @@ CASES = {
     "first hitting": ("algo=mdlm", "sampling.predictor=first_hitting", *TEXT8),
     "greedy": ("algo=duo_base", "sampling.noise_removal=greedy", *TEXT8),
     "greedy of masks": ("algo=mdlm", "sampling.noise_removal=greedy", *TEXT8),
+    "blocks of masks": ("algo=mdlm", "algo.block_size=4", *TEXT8),
+    "blocks told the time": (
+        *("algo=duo_base", "algo.block_size=2", "sampling.temperature=2"),
+        *("sampling.num_blocks=6", "noise=linear", "noise.sigma_min=0.4", *TEXT8),
+    ),
     # More tokens a step than a chunk of 100 000 logits holds.
     "several chunks": ("algo=duo_base", "data.vocab_size=30_000", "model.length=16"),
     "several chunks of masks": (
@@ -69,7 +76,7 @@ def ours(tmp_path_factory):
         torch.manual_seed(3)
         ids = torch.randint(min(30, model.vocab_size), (2, model.num_tokens))
         sigma = torch.tensor([0.2, 3.0])
-        given = [-1] * model.num_tokens
+        given = [-1] * model.sampler.length(model.num_tokens)
         given[1:3] = [5, 6]
         found[name] = SimpleNamespace(
             model=model, folder=place / "folder", ids=ids, sigma=sigma, given=given
@@ -95,6 +102,7 @@ def load_elsewhere(python: str, ours: dict, cwd: Path) -> dict[str, torch.Tensor
                     name: x.model.config.sampling[name]
                     for name in ("p_nucleus", "predictor", "noise_removal")
                 },
+                **options_of(x),
             },
         }
         for name, x in ours.items()
@@ -114,6 +122,18 @@ def is_causal(x: SimpleNamespace) -> bool:
     return type(x.model).is_autoregressive
 
 
+def options_of(x: SimpleNamespace) -> dict[str, Any]:
+    """Those of a model with blocks."""
+    sampling = x.model.config.sampling
+    names = ("temperature", "num_blocks")
+    return {} if size_of(x) is None else {name: sampling[name] for name in names}
+
+
+def size_of(x: SimpleNamespace) -> int | None:
+    """L' of a model with blocks."""
+    return None if is_causal(x) else x.model.block_size
+
+
 def check(name: str, x: SimpleNamespace, theirs: dict[str, torch.Tensor]) -> None:
     """The same logits and samples of a case."""
     model, found = x.model, {}
@@ -123,7 +143,9 @@ def check(name: str, x: SimpleNamespace, theirs: dict[str, torch.Tensor]) -> Non
             found[what] = value
     with torch.no_grad():
         condition = None if is_causal(x) else model.condition(x.sigma[:, None])
-        logits = model.backbone(x.ids, condition)
+        size = size_of(x)
+        cache = None if size is None else KVCache(x.ids.shape[1], size)
+        logits = model.backbone.head(model.backbone.trunk(x.ids, condition, cache))
     torch.testing.assert_close(found["logits"], logits, rtol=0, atol=1e-6)
     assert not found["same"].any()
     assert int(found["states"]) == model.config.model.n_blocks + 2

@@ -3,9 +3,9 @@
     python -I uses.py FOLDERS.json RESULTS.json
 
 Isolated, so that nothing of this repository can be imported. FOLDERS holds folders of a
-masked model, one from left to right and one of uniform states ("masked", "causal",
-"uniform"), and a folder to write to ("work"). RESULTS holds the versions of packages,
-and for each use "ok", "no PACKAGE", or the error.
+masked model, one from left to right, one of uniform states and one of blocks ("masked",
+"causal", "uniform", "blocks"), and a folder to write to ("work"). RESULTS holds the
+versions of packages, and for each use "ok", "no PACKAGE", or the error.
 """
 
 import copy
@@ -23,11 +23,12 @@ import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 TEXT = "the cat"
-LENGTH = 32
+LENGTH, SIZE = 32, 8
 AUTO = {
     "masked": transformers.AutoModelForMaskedLM,
     "uniform": transformers.AutoModelForMaskedLM,
     "causal": transformers.AutoModelForCausalLM,
+    "blocks": transformers.AutoModelForMaskedLM,
 }
 TRUST = {"trust_remote_code": True}
 folders: dict[str, str] = {}
@@ -384,6 +385,43 @@ def _() -> None:
         refused("template has shape (5,)", model.generate, template=short)
     template = torch.cat([given, template[len(given) :]])
     refused("begins with token", load("causal").generate, template=template)
+
+
+@use("a model with blocks: a cache by hand, of clean blocks alone")
+def _() -> None:
+    model, ids = load("blocks").eval(), ids_of()
+    expected = model(ids).logits  # each block sees those before it
+    cache = transformers.DynamicCache()
+    for begin in range(0, LENGTH, SIZE):
+        block = ids[:, begin : begin + SIZE]
+        for _ in range(2):  # as a noisy block is seen, many times
+            logits = model(block, past_key_values=cache).logits
+        close(logits, expected[:, begin : begin + SIZE])
+        model(block, past_key_values=cache, use_cache=True)
+        assert cache.get_seq_length() == begin + SIZE
+    several = model(ids, use_cache=True)
+    name = "cache" if "cache" in several else "past_key_values"
+    assert several[name].get_seq_length() == LENGTH
+    refused("whole blocks of 8", model, ids[:, :5], use_cache=True)
+
+
+@use("`generate` of a model with blocks: any number of them, up to eos")
+def _() -> None:
+    model, given = load("blocks"), encoded("blocks")["input_ids"][0]
+    eos, options = model.config.eos_token_id, {"seed": 1, "temperature": 3.0}
+    long = {"num_blocks": 7, "prompt": given} | options
+    drawn = model.generate(4, 3, **long)
+    assert drawn.shape == (4, 7 * SIZE)
+    assert torch.equal(drawn, model.generate(4, 3, **long))
+    with torch.no_grad():  # an end is likely
+        model.get_output_embeddings().bias[eos] += 5
+    ended = model.generate(4, 3, stop_at_eos=True, **long)
+    assert (ended[:, 1 : 1 + len(given)] == given).all()
+    rest = ended[:, 1 + len(given) :]
+    is_end = rest == eos
+    assert is_end.any(dim=-1).any()
+    assert torch.equal(is_end, is_end.cummax(dim=-1).values)
+    refused("num_blocks=2 is for models", load("masked").generate, num_blocks=2)
 
 
 # ---------------------------------------------------------------- to train

@@ -435,11 +435,3 @@ def test_a_network_that_is_told_another_time_is_refused(capsys, tmp_path):
     save_tiny(tmp_path / "a.ckpt", "algo=mdlm", *settings, BYTES)
     line = refused(capsys, tmp_path / "a.ckpt", tmp_path / "out")
     assert "training.change_of_variables=True" in line
-
-
-def test_a_model_of_blocks_is_refused(capsys, tmp_path):
-    settings = ("algo.block_size=4", "eval.generate_samples=False")
-    save_tiny(tmp_path / "a.ckpt", "algo=mdlm", *settings, BYTES)
-    line = refused(capsys, tmp_path / "a.ckpt", tmp_path / "out")
-    assert "blocks of 4 tokens" in line
-    assert not (tmp_path / "out").exists()
