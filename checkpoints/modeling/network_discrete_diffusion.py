@@ -122,7 +122,8 @@ class Glance:
         else:  # transformers before 4.54
             past = self.whole.key_cache[layer], self.whole.value_cache[layer]
         if self.rows is not None and len(self.rows) < len(past[0]):
-            past = past[0][self.rows], past[1][self.rows]
+            rows = self.rows.to(k.device)
+            past = past[0][rows], past[1][rows]
         return torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
 
 
