@@ -258,6 +258,28 @@ def test_distillations_side_by_side(tmp_path):
     assert logs == {path: path.stat().st_mtime_ns for path in logs}
 
 
+@pytest.mark.slow
+def test_perplexity_against_the_size_of_blocks(tmp_path):
+    """Rows and columns of the table; what is finished is not done again."""
+    sizes = ("model.hidden_size=16", "model.n_blocks=1", "model.n_heads=2")
+    sizes += ("trainer.max_steps=2", "trainer.val_check_interval=2")
+    sizes += ("data.valid_fraction=0.01",)
+    places = ("--folder", str(tmp_path / "runs"), "--output", str(tmp_path))
+    done = bench("block_table.py", *sizes, *places)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "block.md").read_text()
+    for name in ("MDLM", "DUO_BASE"):
+        (row,) = (x for x in text.splitlines() if x.startswith(f"| {name} |"))
+        assert row.count(" ± ") == len(block_table.SIZES) + 1
+        assert f"- {name}, from L' = 64 to 1 and AR: " in text
+    assert (tmp_path / "block.png").read_bytes().startswith(b"\x89PNG")
+    logs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/**/log.txt")}
+    assert len(logs) == len(block_table.runs())
+    again = bench("block_table.py", *sizes, *places)
+    assert again.returncode == 0, again.stderr
+    assert logs == {path: path.stat().st_mtime_ns for path in logs}
+
+
 def test_a_bound_that_rises_with_smaller_blocks_is_named():
     """By more than two standard errors of the difference."""
     ppl = {"mdlm-64": 30, "mdlm-16": 29, "mdlm-4": 30.4, "mdlm-1": 34, "ar": 33}
