@@ -146,6 +146,7 @@ RUN_BY = {
     "python": {
         "README.md": "../support/documented.py",
         "CONTRIBUTING.md": "test_contributing.py",
+        "docs/block_diffusion.md": "../unit/checkpoints/test_export_blocks.py",
         "docs/data.md": "test_docs.py",
         "docs/extending.md": "test_plugins.py",
         **{x: "test_tutorials.py" for x in PAGES if x.startswith("docs/tutorial_")},

@@ -3,10 +3,12 @@ which writes block by block with a cache."""
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from documented import PAGES, blocks
 from exported import export, files_of, save_tiny
 from refusals import refused
 from tiny import compose
@@ -335,6 +337,18 @@ def test_the_calls_of_the_card(pair):
         assert names["logits"].shape[:2] == (2, SIZE)
     one = of_blocks(pair, "mdlm", L)[1]
     assert "num_blocks" not in (one / "README.md").read_text()
+
+
+def test_the_call_of_the_page(pair, tmp_path, monkeypatch):
+    """That of docs/block_diffusion.md, with fewer blocks."""
+    _, folder, _ = of_blocks(pair, "mdlm")
+    shutil.copytree(folder, tmp_path / "exported")
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(PAGES["docs/block_diffusion.md"], "python")
+    assert "num_blocks=200" in code
+    names = {}
+    exec(code.replace("num_blocks=200", "num_blocks=6"), names)
+    assert names["ids"].shape == (4, 6 * SIZE)
 
 
 def test_whole_rows_have_no_field_of_it(pair):
