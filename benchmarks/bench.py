@@ -385,24 +385,41 @@ def own_largest_batch(
 
 def own_processes(num: int, name: str, args: argparse.Namespace) -> float:
     """Tokens per second of `num` gloo processes together, one thread each."""
+    return sum(spawned(_rank, num, name, args.argv))
+
+
+def spawned(function: Callable[..., None], num: int, *inputs: object) -> list:
+    """What `num` processes append to a list that all of them share.
+
+    Args:
+        function: Called in each with rank, num, the inputs, the address for `meet`,
+            and the list.
+        num: Of processes.
+        inputs: The same for all.
+    """
     context = torch.multiprocessing.get_context("spawn")
     with context.Manager() as manager, tempfile.TemporaryDirectory() as folder:
-        speeds = manager.list()
-        inputs = (num, name, args.argv, f"file://{folder}/meet", speeds)
-        torch.multiprocessing.spawn(_rank, inputs, num)
-        return sum(speeds)
+        found = manager.list()
+        address = f"file://{folder}/meet"
+        torch.multiprocessing.spawn(function, (num, *inputs, address, found), num)
+        return list(found)
 
 
-def _rank(
-    rank: int, num: int, name: str, argv: list[str], meet: str, speeds: list
-) -> None:
-    args = parse(argv)
+def meet(rank: int, num: int, address: str) -> None:
+    """Makes this process, of one thread, one of `num` that gloo connects."""
     register_resolvers()
     keep_freed_memory()
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=meet, rank=rank, world_size=num
+        "gloo", init_method=address, rank=rank, world_size=num
     )
+
+
+def _rank(
+    rank: int, num: int, name: str, argv: list[str], address: str, speeds: list
+) -> None:
+    args = parse(argv)
+    meet(rank, num, address)
     model, x0 = cases.build(name, args)
     step = cases.OurStep(model.train(), DistributedDataParallel)
     torch.distributed.barrier()

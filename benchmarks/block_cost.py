@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from benchmarks import cases, measure  # noqa: E402
+from report.formats import markdown  # noqa: E402
 from utils import register_resolvers  # noqa: E402
 
 # ---------------------------------------------------------------- training
@@ -129,8 +130,23 @@ def drawing(model, batch_size: int, num_steps: int) -> Callable[[], float]:
 # ---------------------------------------------------------------- the table
 
 
-def ratio(row: dict) -> str:
-    return "" if row["ratio"] is None else f"{row['ratio']:.2f}"
+def table(rows: list[dict]) -> str:
+    """Markdown; evaluations are those of samples."""
+    head = ["L", "algorithm", "way", "ms a token", "ratio", "MB"]
+    lines = [
+        [
+            *(str(row["length"]), row["algorithm"], row["way"]),
+            f"{row['ms_a_token']:.3f}",
+            "" if row["ratio"] is None else f"{row['ratio']:.2f}",
+            f"{row['step_mb']:.1f}",
+        ]
+        for row in rows
+    ]
+    if "evaluations" in rows[0]:
+        head.insert(-1, "evaluations")
+        for line, row in zip(lines, rows, strict=True):
+            line.insert(-1, f"{row['evaluations']:.0f}")
+    return markdown(head, lines)
 
 
 def report(
@@ -147,28 +163,13 @@ def report(
         "",
         "## An update",
         "",
-        "| L | algorithm | way | ms a token | ratio | MB |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {row['length']} | {row['algorithm']} | {row['way']} | "
-        f"{row['ms_a_token']:.3f} | {ratio(row)} | {row['step_mb']:.1f} |"
-        for row in training
-    ]
-    lines += [
+        table(training),
         "",
         "## A sample",
         "",
         "Evaluations are of the network, for each sequence.",
         "",
-        "| L | algorithm | way | ms a token | ratio | evaluations | MB |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {row['length']} | {row['algorithm']} | {row['way']} | "
-        f"{row['ms_a_token']:.3f} | {ratio(row)} | {row['evaluations']:.0f} | "
-        f"{row['step_mb']:.1f} |"
-        for row in sampling
+        table(sampling),
     ]
     text = "\n".join(lines) + "\n"
     print(text)

@@ -11,12 +11,9 @@ What is finished stays in --folder, and the same command goes on from there. KEY
 is given to every command.
 """
 
-import argparse
 import csv
 import math
 import os
-import shutil
-import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -28,8 +25,10 @@ from tqdm.auto import tqdm
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.distill_table import run  # noqa: E402
+from benchmarks import measure  # noqa: E402
+from benchmarks.runs import folder_of, run, table_parser  # noqa: E402
 from report import style  # noqa: E402
+from report.formats import markdown  # noqa: E402
 
 LENGTH = 64
 SIZES = (64, 16, 4, 1)
@@ -83,12 +82,7 @@ def verdict(name: str, results: dict[str, Result]) -> str:
 
 def report(results: dict[str, Result], output: Path, overrides: list[str]) -> None:
     """Writes block.md and block.png."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    commit = measure.environment(torch.device("cpu"))["commit"]
     heads = ["L' = 64 (plain)", *(f"L' = {size}" for size in SIZES[1:]), "AR"]
     lines = [
         "# Perplexity against the size of blocks",
@@ -100,14 +94,17 @@ def report(results: dict[str, Result], output: Path, overrides: list[str]) -> No
         "error over rows, by the bound with one draw of times and noise, with EMA",
         "weights; of AR it is exact, and leaves the first token of a row out.",
         "",
-        f"| model | {' | '.join(heads)} |",
-        "| --- " * (len(heads) + 1) + "|",
     ]
+    rows = []
     for name, label in ALGORITHMS.items():
         cells = [results[f"{name}-{size}"] for size in SIZES] + [results[AR]]
-        values = (f"{x.ppl:.2f} ± {x.error:.2f}" for x in cells)
-        lines.append(f"| {label} | {' | '.join(values)} |")
-    lines += ["", *(verdict(name, results) for name in ALGORITHMS), ""]
+        rows.append([label, *(f"{x.ppl:.2f} ± {x.error:.2f}" for x in cells)])
+    lines += [
+        markdown(["model", *heads], rows),
+        "",
+        *(verdict(name, results) for name in ALGORITHMS),
+        "",
+    ]
     lines += ["![perplexity against the size of blocks](block.png)", ""]
     output.mkdir(parents=True, exist_ok=True)
     (output / "block.md").write_text("\n".join(lines))
@@ -135,17 +132,8 @@ def plot(results: dict[str, Result], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument(
-        "--folder", type=Path, default=ROOT / "outputs/block-table", help="of runs"
-    )
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks")
-    parser.add_argument("--anew", action="store_true", help="nothing of before is used")
-    args = parser.parse_args()
-    folder = args.folder.absolute()
-    if args.anew:
-        shutil.rmtree(folder, ignore_errors=True)
+    args = table_parser(__doc__, "block-table").parse_args()
+    folder = folder_of(args)
     results = {}
     for name, words in tqdm(runs().items(), desc="block-table"):
         place = folder / name

@@ -11,6 +11,7 @@ does nothing else.
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,10 @@ from typing import IO, cast
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from report.formats import markdown  # noqa: E402
+
 # What runs in a tree: reads the names of steps, answers with seconds.
 WORKER = """
 import json, sys
@@ -101,14 +106,10 @@ def compared(before: Tree, after: Tree, rounds: int) -> list[dict]:
             times = {tree: tree.seconds(section, name) for tree in order}
             pairs.append((times[before], times[after]))
         old, new = zip(*pairs, strict=True)
-        row = {"step": f"{section}, {name}", "before": median(old)}
-        ratio = median([b / a for a, b in pairs])
-        rows.append(row | {"after": median(new), "ratio": ratio})
+        row = {"step": f"{section}, {name}", "before": statistics.median(old)}
+        ratio = statistics.median(b / a for a, b in pairs)
+        rows.append(row | {"after": statistics.median(new), "ratio": ratio})
     return rows
-
-
-def median(values) -> float:
-    return sorted(values)[len(values) // 2]
 
 
 def table(rows: list[dict], before: Tree, after: Tree, words: list[str]) -> str:
@@ -120,14 +121,16 @@ def table(rows: list[dict], before: Tree, after: Tree, words: list[str]) -> str:
         + ". The ratio is the median over pairs of neighbours in time; below 1 the "
         "later commit is faster.",
         "",
-        "| step | before, ms | after, ms | ratio |",
-        "| --- | --- | --- | --- |",
     ]
-    lines += [
-        f"| {row['step']} | {1000 * row['before']:.0f} | {1000 * row['after']:.0f} | "
-        f"{row['ratio']:.2f} |"
+    cells = (
+        [
+            row["step"],
+            *(f"{1000 * row[x]:.0f}" for x in ("before", "after")),
+            f"{row['ratio']:.2f}",
+        ]
         for row in rows
-    ]
+    )
+    lines.append(markdown(["step", "before, ms", "after, ms", "ratio"], cells))
     return "\n".join(lines) + "\n"
 
 

@@ -10,12 +10,10 @@ What is finished stays in --folder, and the same command goes on from there. KEY
 is given to every command of the table.
 """
 
-import argparse
 import csv
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -31,6 +29,7 @@ from tqdm.auto import tqdm
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.runs import folder_of, run, table_parser  # noqa: E402
 from data.tokenizers import get_tokenizer  # noqa: E402
 from dataloader import DataModule  # noqa: E402
 from metrics.ngrams import NGramModel  # noqa: E402
@@ -134,24 +133,6 @@ class HeldOut(NamedTuple):
 
 
 # ---------------------------------------------------------------- commands
-
-
-def run(folder: Path, *overrides: str) -> None:
-    """main.py, in a folder, unless it has ended there before; its output in log.txt."""
-    done, asked = folder / "done.json", json.dumps(overrides)
-    if done.exists() and done.read_text() == asked:
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(ROOT / "main.py"), *overrides]
-    with open(folder / "log.txt", "w") as log:
-        status = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT
-        ).returncode
-    if status:
-        lines = (folder / "log.txt").read_text().splitlines()
-        errors = [x for x in lines if x.startswith("error: ")] or lines[-20:]
-        sys.exit("\n".join([*errors, f"{folder}/log.txt has all of it."]))
-    done.write_text(asked)
 
 
 def checkpoint(folder: Path, name: str) -> Path:
@@ -323,17 +304,8 @@ def plot(results: list[Result], text: HeldOut, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    parser.add_argument(
-        "--folder", type=Path, default=ROOT / "outputs/distill-table", help="of runs"
-    )
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks")
-    parser.add_argument("--anew", action="store_true", help="nothing of before is used")
-    args = parser.parse_args()
-    folder = args.folder.absolute()
-    if args.anew:
-        shutil.rmtree(folder, ignore_errors=True)
+    args = table_parser(__doc__, "distill-table").parse_args()
+    folder = folder_of(args)
     spent = folder / "seconds"  # of starts before this one
     results: list[Result] = []
     with tqdm(total=2 * len(MODELS), desc="distill-table") as bar:

@@ -11,7 +11,6 @@ What is finished stays in --folder, and the same command goes on from there. KEY
 is given to every command.
 """
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -22,7 +21,8 @@ from tqdm.auto import tqdm
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.distill_table import MODELS, run  # noqa: E402
+from benchmarks.distill_table import MODELS  # noqa: E402
+from benchmarks.runs import folder_of, run, table_parser  # noqa: E402
 
 TRAINING = {
     "duo": MODELS["duo"].training,
@@ -64,8 +64,7 @@ SAMPLERS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser = table_parser(__doc__, "frontier-table")
     parser.add_argument(
         "--checkpoints",
         nargs="*",
@@ -73,18 +72,11 @@ def main() -> None:
         metavar="MODEL=FILE",
         help=f"of {', '.join(TRAINING)}; the others are trained",
     )
-    parser.add_argument(
-        "--folder", type=Path, default=ROOT / "outputs/frontier-table", help="of runs"
-    )
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks")
-    parser.add_argument("--anew", action="store_true", help="nothing of before is used")
     args = parser.parse_args()
-    folder = args.folder.absolute()
     given = dict(pair.partition("=")[::2] for pair in args.checkpoints)
     if unknown := given.keys() - TRAINING.keys():
         parser.error(f"--checkpoints: {', '.join(unknown)} is none of {list(TRAINING)}")
-    if args.anew:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = folder_of(args)
     with tqdm(total=len(SAMPLERS), desc="frontier-table") as bar:
         for name, sampler in SAMPLERS.items():
             bar.set_postfix_str(name)

@@ -10,7 +10,6 @@ What is finished stays in --folder, and the same command goes on from there. KEY
 is given to every run.
 """
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from tqdm.auto import tqdm
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.distill_table import run  # noqa: E402
+from benchmarks.runs import folder_of, run, table_parser  # noqa: E402
 
 # training.flops -> widths, around the best one, which is smaller for DUO.
 SIZES = {"2.5e-7": "12,16,24,32", "5e-7": "16,24,32,48", "1e-6": "16,24,32,48,64"}
@@ -33,20 +32,12 @@ CURVES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    parser = table_parser(__doc__, "isoflop-table")
     parser.add_argument(
         "--curves", nargs="+", choices=list(CURVES), default=list(CURVES)[:2]
     )
-    parser.add_argument(
-        "--folder", type=Path, default=ROOT / "outputs/isoflop-table", help="of runs"
-    )
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks")
-    parser.add_argument("--anew", action="store_true", help="nothing of before is used")
     args = parser.parse_args()
-    folder = args.folder.absolute()
-    if args.anew:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = folder_of(args)
     sweeps = [(name, flops) for flops in SIZES for name in args.curves]
     for name, flops in tqdm(sweeps, "isoflop-table"):
         sizes, chosen = CURVES[name]

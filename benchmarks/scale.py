@@ -13,7 +13,6 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +28,7 @@ from benchmarks import bench, cases, measure  # noqa: E402
 from benchmarks.profile_step import Phases, time_phases  # noqa: E402
 from models.device import keep_freed_memory  # noqa: E402
 from models.flops import train_flops  # noqa: E402
+from report import formats  # noqa: E402
 from utils import register_resolvers  # noqa: E402
 
 # Hidden size, blocks, heads. The rates are fitted to FITTED, the rest is predicted.
@@ -172,16 +172,11 @@ def processes(args: argparse.Namespace) -> list[dict]:
     sum of the gradients after it: gloo sums on the cores that compute, so nothing of it
     is hidden.
     """
-    context = torch.multiprocessing.get_context("spawn")
     rows = []
     for name in tqdm(args.algorithms, "processes"):
         for size in args.process_sizes:
-            with context.Manager() as manager, tempfile.TemporaryDirectory() as folder:
-                found = manager.list()
-                inputs = (name, size, args.argv, f"file://{folder}/meet", found)
-                torch.multiprocessing.spawn(_rank, inputs, 2)
-                times = zip(*found, strict=True)
-                alone, exchange, together = map(statistics.mean, times)
+            times = zip(*bench.spawned(_rank, 2, name, size, args.argv), strict=True)
+            alone, exchange, together = map(statistics.mean, times)
             row = {"algorithm": name, "size": size, "alone_s": alone}
             row |= {"exchange_s": exchange, "together_s": together}
             rows.append(row | {"predicted_s": alone + exchange})
@@ -189,15 +184,16 @@ def processes(args: argparse.Namespace) -> list[dict]:
 
 
 def _rank(
-    rank: int, name: str, size: str, argv: list[str], meet: str, found: list
+    rank: int,
+    num: int,
+    name: str,
+    size: str,
+    argv: list[str],
+    address: str,
+    found: list,
 ) -> None:
     args = parse(argv)
-    register_resolvers()
-    keep_freed_memory()
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=meet, rank=rank, world_size=2
-    )
+    bench.meet(rank, num, address)
     model, x0 = sized(name, size, args, args.batch_size // 2)
     gradients = torch.zeros(sum(p.numel() for p in model.parameters()))
 
@@ -289,14 +285,14 @@ def predicted(rows: list[dict]) -> list[dict]:
 
 def table(rows: list[dict], columns: dict[str, tuple[str, str, float]]) -> list[str]:
     """Markdown: heading -> (key, format, factor)."""
-    lines = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
-    for row in rows:
-        cells = (
+    lines = [
+        [
             form.format(row[key] if isinstance(row[key], str) else row[key] * factor)
             for key, form, factor in columns.values()
-        )
-        lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, ""]
+        ]
+        for row in rows
+    ]
+    return [formats.markdown(list(columns), lines), ""]
 
 
 NAME = {"algorithm": ("algorithm", "{}", 1), "width x blocks": ("size", "{}", 1)}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from checkpoints.about import (
@@ -45,7 +45,7 @@ from checkpoints.locating import is_hub_id
 from checkpoints.reading import read_checkpoint
 from data.tokenizers import PIXELS, get_tokenizer
 from models.noise import SCHEDULES, settings_of
-from models.registry import build_backbone
+from models.registry import block_size_of, build_backbone
 from utils import ADDED, CONFIGS, ConfigError, first_line, hub_answers
 
 log = logging.getLogger(__name__)
@@ -328,9 +328,9 @@ def _stated_fields(config: DictConfig, checkpoint: Checkpoint) -> dict[str, Any]
     """Fields that are values of our config."""
     keys = {**SIZES, **VALUES, **OWN_VALUES}
     fields = {name: OmegaConf.select(config, key) for name, key in keys.items() if key}
-    size = fields.pop("block_size")
-    if size is not None:  # of several the first, as everywhere
-        fields["block_size"] = size[0] if isinstance(size, ListConfig) else size
+    del fields["block_size"]
+    if (size := block_size_of(config)) is not None:
+        fields["block_size"] = size
     # Not what a default says; and a path is of no use elsewhere.
     fields["training_data"] = checkpoint.setting("data.train")
     fields["validation_data"] = checkpoint.setting("data.valid")

@@ -11,12 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from data.tokenizers import vocabulary_with_mask
-from diffusion.base import (
-    Diffusion,
-    Draw,
-    flat_positions,
-    without_mask,
-)
+from diffusion.base import Diffusion, Draw, flat_positions, without_mask
 from diffusion.estimators import noised_share
 from models.flops import Passes
 

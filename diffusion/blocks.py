@@ -16,13 +16,14 @@ arXiv:2606.02241.
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import Tensor
 
 from diffusion.gaussian import SoftTokens
 from models.device import to_device, widened
 from models.flops import Passes
 from models.noise import Noise
+from models.registry import block_sizes_of
 from trainer_base import TrainerBase
 from utils import ConfigError
 
@@ -56,16 +57,6 @@ class Blocks(NamedTuple):
         size = torch.as_tensor(self.size).reshape(-1, 1)
         which = (torch.arange(self.length) // size).expand(len(self.keys), -1)
         return which, which[:, -1:] + 1
-
-
-def block_sizes_of(config: DictConfig) -> list[int]:
-    """`algo.block_size` as a list; empty where a row is one block.
-
-    Of several one is drawn for each row in training; else the first is meant.
-    """
-    given = config.algo.get("block_size")
-    several = given if isinstance(given, ListConfig) else [given]
-    return [x for x in several if x is not None]
 
 
 class BlockWise(TrainerBase):

@@ -17,11 +17,11 @@ from data.published import published_documents
 from data.rows import TokenRows
 from data.tokenizers import get_tokenizer
 from dataloader import DataModule, check_limit
-from diffusion.blocks import block_sizes_of
 from evaluation.chain_rule import ChainRule, check_chain_rule
 from evaluation.records import check_path, likelihood_record, origin
 from metrics.likelihood import unigram_nll
 from metrics.numbers import measured
+from models.registry import block_size_of
 from report.console import report_lines
 from trainer_base import TrainerBase
 from training.loggers import build_loggers
@@ -176,9 +176,9 @@ def estimator_of(model: TrainerBase) -> str:
         return "exact"
     steps = model.config.algo.T
     time = f"discrete time, T={steps}" if steps > 0 else "continuous time"
-    if sizes := block_sizes_of(model.config):
+    if size := block_size_of(model.config):
         return (
-            f"bound (NELBO) in {time}, of blocks of {sizes[0]} tokens, by Monte Carlo "
+            f"bound (NELBO) in {time}, of blocks of {size} tokens, by Monte Carlo "
             "with one time a block"
         )
     return f"bound (NELBO) in {time}, by Monte Carlo with one time a row"

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from checkpoints.about import DISTILLED, likelihood
 from checkpoints.checkpoint import Checkpoint
 from data.fingerprints import Fingerprint
-from diffusion.blocks import block_sizes_of
+from models.registry import block_size_of
 from report.runs import NUMBERS
 from sampling.correctors import Gibbs
 from utils import ConfigError, filesystem_of, first_line
@@ -95,7 +95,7 @@ def likelihood_record(
     return {
         "mode": "ppl_eval",
         "algo": config.algo.name,
-        "block_size": next(iter(block_sizes_of(config)), None),  # tokens
+        "block_size": block_size_of(config),  # tokens
         "seed": config.seed,
         "estimator": results.get("estimator"),
         "precision": str(config.trainer.precision),

@@ -107,6 +107,21 @@ def num_groups(channels: int) -> int:
     return max(1, min(channels // 4, 32))
 
 
+def block_sizes_of(config: DictConfig) -> list[int]:
+    """`algo.block_size` as a list; empty where a row is one block.
+
+    Of several one is drawn for each row in training; else the first is meant.
+    """
+    given = config.algo.get("block_size")  # only algorithms with blocks have it
+    several = given if isinstance(given, ListConfig) else [given]
+    return [x for x in several if x is not None]
+
+
+def block_size_of(config: DictConfig) -> int | None:
+    """L', tokens of the blocks that are meant; None: a row is one block."""
+    return next(iter(block_sizes_of(config)), None)
+
+
 def check_unet(config: DictConfig) -> None:
     """Refuses sizes of `config.model` that make no U-Net."""
     model = config.model

@@ -11,13 +11,13 @@ Units: losses in nats a token, budgets in FLOP, sizes in non-embedding parameter
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from report.compute import FILE
-from utils import ConfigError, filesystem_of, first_line, open_file
+from report.runs import files_called
+from utils import ConfigError, first_line, open_file
 
 LEAST_SIZES = 3  # of a parabola
 # What runs must share for their losses to be compared.
@@ -95,7 +95,7 @@ def read_trained(runs: Sequence[tuple[str | None, str]]) -> list[Trained]:
     """
     found: dict[str, Trained] = {}
     for name, path in runs:
-        files = _files(path)
+        files = files_called(FILE, path)
         if not files:
             raise ConfigError(
                 f"report.runs={path!r}: no {FILE} is there, which a run with "
@@ -112,15 +112,6 @@ def read_trained(runs: Sequence[tuple[str | None, str]]) -> list[Trained]:
                 f"{here.path} {key}={here.settings[key]}: their losses do not compare."
             )
     return every
-
-
-def _files(path: str) -> list[str]:
-    filesystem, inner = filesystem_of(path)
-    if filesystem.isdir(inner):
-        names = [x for x in filesystem.find(inner) if PurePosixPath(x).name == FILE]
-    else:
-        names = [inner] if filesystem.isfile(inner) else filesystem.glob(inner)
-    return [filesystem.unstrip_protocol(x) if "://" in path else x for x in names]
 
 
 def _trained(path: str, name: str | None) -> Trained:

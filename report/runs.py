@@ -7,6 +7,7 @@ A file is data of unknown origin: every field that is used has its type checked.
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
@@ -188,6 +189,16 @@ def _evaluations(path: str, where: str) -> Iterator[tuple[str, Evaluation]]:
                 f"{where}: {full} is neither of mode=ppl_eval nor of mode=sample_eval "
                 "or mode=fid_eval."
             )
+
+
+def files_called(name: str, path: str) -> list[str]:
+    """Those below a folder that have a name; else the file, or those of a glob."""
+    filesystem, inner = filesystem_of(path)
+    if filesystem.isdir(inner):
+        names = [x for x in filesystem.find(inner) if PurePosixPath(x).name == name]
+    else:
+        names = [inner] if filesystem.isfile(inner) else filesystem.glob(inner)
+    return [filesystem.unstrip_protocol(x) if "://" in path else x for x in names]
 
 
 def _names(filesystem: Any, inner: str, is_folder: bool) -> list[str]:

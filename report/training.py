@@ -19,7 +19,8 @@ from report.formats import (
     screen,
     short_paths,
 )
-from utils import ConfigError, filesystem_of, first_line, open_file, whole_file
+from report.runs import files_called
+from utils import ConfigError, first_line, open_file, whole_file
 
 LOG = "metrics.csv"
 # Panels: columns, of which a run has the first that it has logged, and their label.
@@ -70,8 +71,9 @@ def read_logs(runs: Sequence[tuple[str | None, str]]) -> list[Run]:
     found: dict[str, tuple[str | None, list[str]]] = {}
     for name, path in runs:
         by_folder: dict[str, list[str]] = {}
-        for file in _logs(path):
-            by_folder.setdefault(_folder(file), []).append(file)
+        for file in files_called(LOG, path):
+            if file.endswith(".csv"):
+                by_folder.setdefault(_folder(file), []).append(file)
         if not by_folder:
             raise ConfigError(f"report.runs={path!r}: no {LOG} of logger=csv is there.")
         for folder, files in by_folder.items():
@@ -90,16 +92,6 @@ def read_logs(runs: Sequence[tuple[str | None, str]]) -> list[Run]:
         label += f" ({same + 1})" if same else ""
         read.append(Run(label, algo, data, _curves(files)))
     return read
-
-
-def _logs(path: str) -> list[str]:
-    filesystem, inner = filesystem_of(path)
-    if filesystem.isdir(inner):
-        names = [x for x in filesystem.find(inner) if PurePosixPath(x).name == LOG]
-    else:
-        names = [inner] if filesystem.isfile(inner) else filesystem.glob(inner)
-    names = [name for name in names if name.endswith(".csv")]
-    return [filesystem.unstrip_protocol(x) if "://" in path else x for x in names]
 
 
 def _version(file: str) -> int:

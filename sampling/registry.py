@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
+from models.registry import block_size_of
 from utils import ConfigError, choose, imported
 
 if TYPE_CHECKING:
@@ -88,12 +89,6 @@ def check_sampler(config: DictConfig, algorithm: type[Algorithm]) -> None:
     check_keys_of_blocks(sampling)
     if sampling.semi_ar:
         _windows().validate_config(config, algorithm)
-
-
-def block_size_of(config: DictConfig) -> int | None:
-    """Tokens of the blocks in which samples are written; None: there are none."""
-    given = config.algo.get("block_size")  # only algorithms with blocks have it
-    return given[0] if isinstance(given, ListConfig) else given
 
 
 def check_keys_of_blocks(sampling: DictConfig) -> None:

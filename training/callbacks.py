@@ -368,7 +368,7 @@ class RunEnd(CheckpointCallback):
             self._save(trainer)
         name, step = signal.Signals(number).name, trainer.global_step
         if name == "SIGUSR1":
-            if "SLURM_JOB_ID" in os.environ:  # requeued: its SIGTERM comes too late
+            if slurm_job():  # requeued: its SIGTERM comes too late
                 self._handlers[signal.SIGTERM] = signal.SIG_IGN
             requeue()
         raise RunStopped(
@@ -377,12 +377,17 @@ class RunEnd(CheckpointCallback):
         )
 
 
+def slurm_job() -> str:
+    """The Slurm job that this process is of, as scontrol calls it; else nothing."""
+    array = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+    names = array if array[0] in os.environ else ("SLURM_JOB_ID",)
+    return "_".join(os.environ.get(name, "") for name in names)
+
+
 @rank_zero_only
 def requeue() -> None:
     """Puts the Slurm job that this process is of into the queue again."""
-    array = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
-    names = array if array[0] in os.environ else ("SLURM_JOB_ID",)
-    job = "_".join(os.environ.get(name, "") for name in names)
+    job = slurm_job()
     if not job or not shutil.which("scontrol"):
         return
     done = subprocess.run(

@@ -7,12 +7,12 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from refusals import refused
 from tiny import SAMPLING, compose, tiny_model
 
 from cli.settle import algorithm_class
 from sampling.autoregressive import SemiAutoRegressive
 from sampling.prompts import Given
-from utils import ConfigError
 
 DIFFUSION_PAIRS = [pair for pair in SAMPLING if pair[1] != "ar"]
 OF_MDLM = [predictor for predictor, name in SAMPLING if name == "mdlm"]
@@ -163,8 +163,4 @@ def test_what_makes_no_sense_is_refused(overrides, parts):
         lambda: algorithm_class(config).validate_config(config),
         lambda: tiny_model(*overrides),
     ):
-        with pytest.raises(ConfigError) as error:
-            build()
-        assert "\n" not in str(error.value)
-        for part in parts:
-            assert part in str(error.value)
+        refused(build, *parts)

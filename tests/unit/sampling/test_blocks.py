@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from refusals import refused
 from tiny import compose, tiny_model
 
 from cli.settle import algorithm_class
@@ -50,11 +51,7 @@ def test_what_makes_no_sense_is_refused(overrides, parts):
         lambda: algorithm_class(config).validate_config(config),
         lambda: tiny_model(*overrides),
     ):
-        with pytest.raises(ConfigError) as error:
-            build()
-        assert "\n" not in str(error.value)
-        for part in parts:
-            assert part in str(error.value)
+        refused(build, *parts)
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "2.5", "x"])
